@@ -1,0 +1,126 @@
+"""Compose conf/ and params.yaml into one configuration."""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline import paths
+from pipeline.config import parse_config
+from pipeline.errors import PipelineError
+
+HEADER = "# Written by the compose stage from conf/ and params.yaml: edit those, not this.\n"
+
+
+def options(conf: Path) -> dict[str, list[str]]:
+    """The groups under `conf` and the options of each: {'model': ['cnn', 'mlp'], …}."""
+    folders = sorted(folder for folder in conf.iterdir() if folder.is_dir())
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """What params.yaml sets, without the keys that are null. Raises PipelineError if it is no mapping in YAML."""
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise PipelineError(f"{path} is missing: `git checkout {path}` brings it back") from None
+    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+        raise PipelineError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise PipelineError(f"{path} must be a mapping of keys to values, such as `recipe: baseline`")
+    return _without_null(values)
+
+
+def compose_config(conf: Path, params: Path) -> dict[str, Any]:
+    """The checked configuration as plain values, ready to be written.
+
+    Raises PipelineError naming the file, the key, what it holds and what is allowed.
+    """
+    choices, values = split_choices(read_params(params), options(conf), params)
+    try:
+        with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+            composed = compose("config", [f"{group}={option}" for group, option in choices.items()])
+        origin = dict.fromkeys(_keys(values), str(params))
+        for key in origin:
+            check_key(composed, key, params)
+        composed.merge_with(values)
+        if "${oc.env" in OmegaConf.to_yaml(composed):
+            raise PipelineError(f"{conf}/ or {params} uses ${{oc.env:…}}: {paths.COMPOSED} is committed, so it must not depend on one machine's environment")
+        plain = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise PipelineError(f"{conf}/ and {params} do not compose: {' '.join(str(error).split())}") from None
+    parse_config(plain, origin, f"{conf}/")
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def split_choices(
+    given: dict[str, Any], groups: dict[str, list[str]], params: Path
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Divide what params.yaml says into options picked by name and values set on top of them.
+
+    Under a group, a name picks the option, and so does `name` in a mapping.
+    Raises PipelineError for a name that is no option of its group.
+    """
+    choices, values = {}, {}
+    for key, value in given.items():
+        if key not in groups:
+            values[key] = value
+            continue
+        picked = value.get("name") if isinstance(value, dict) else value
+        if picked is not None and picked not in groups[key]:
+            raise PipelineError(
+                f"{params}: {key}: {picked!r} is not one of conf/{key}/: {', '.join(groups[key])}"
+                f"{_suggestion(str(picked), groups[key])}"
+            )
+        if picked is not None:
+            choices[key] = picked
+        if isinstance(value, dict):
+            values[key] = {inner: held for inner, held in value.items() if inner != "name"}
+    return choices, values
+
+
+def check_key(composed: DictConfig, key: str, params: Path) -> None:
+    """Raise PipelineError if `key`, dotted, is none that the composed configuration has."""
+    *parents, last = key.split(".")
+    node: Any = composed
+    for depth, part in enumerate([*parents, last]):
+        if not isinstance(node, DictConfig):
+            return
+        if part not in node:
+            known = [str(name) for name in node]
+            inside = ".".join(key.split(".")[:depth]) or "the top level"
+            raise PipelineError(
+                f"{params}: {key}: unknown key {part!r}; {inside} has {', '.join(known)}{_suggestion(part, known)}"
+            )
+        with open_dict(node):
+            node = node[part]
+
+
+def to_yaml(config: dict[str, Any]) -> str:
+    """The text of composed.yaml."""
+    return HEADER + yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _without_null(values: dict[Any, Any]) -> dict[str, Any]:
+    cleaned = {str(key): _without_null(v) if isinstance(v, dict) else v for key, v in values.items()}
+    return {key: value for key, value in cleaned.items() if value is not None and value != {}}
+
+
+def _keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f". Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,209 @@
+"""The typed configuration: what composed.yaml may hold, and how a stage reads it."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from pipeline import paths
+from pipeline.errors import PipelineError
+
+TARGET_KEY = "_target_"
+ALLOWED_TARGET = re.compile(r"(keras\.(?!src\.)|pipeline\.)\w+(\.\w+)*")
+
+
+def check_targets(node: Any) -> Any:
+    """Return `node` unchanged if every `_target_` in it, at any depth, lies below `keras.` or `pipeline.`."""
+    if isinstance(node, dict):
+        target = node.get(TARGET_KEY)
+        if target is not None and not (isinstance(target, str) and ALLOWED_TARGET.fullmatch(target)):
+            raise ValueError(f"{TARGET_KEY} {target!r} is not allowed: it must name something below keras. or pipeline.")
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        check_targets(child)
+    return node
+
+
+def check_learning_rate(value: float | dict[str, Any]) -> float | dict[str, Any]:
+    """Return a learning rate that is above zero, or a schedule that does not start below it."""
+    start = value.get("initial_learning_rate", 0) if isinstance(value, dict) else value
+    if start < 0 or start == 0 and not isinstance(value, dict):
+        raise ValueError("a learning rate must be greater than 0")
+    return value
+
+
+Component = Annotated[dict[str, Any], AfterValidator(check_targets)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys and values of another type are errors, and nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RemoteFile(Section):
+    """A file by its name at the source and the SHA-256 of its bytes."""
+
+    name: str
+    sha256: Sha256
+
+
+class IdxFiles(Section):
+    """The four files of a dataset in MNIST's format."""
+
+    train_images: RemoteFile
+    train_labels: RemoteFile
+    test_images: RemoteFile
+    test_labels: RemoteFile
+
+
+class IdxDataset(Section):
+    """A dataset that is published as four gzipped IDX files."""
+
+    source: Literal["idx"]
+    name: str
+    classes: PositiveInt
+    files: IdxFiles
+    mirrors: list[Annotated[str, Field(pattern=r"^https?://")]]
+
+
+class PackagedFiles(Section):
+    """The one file of a dataset inside scikit-learn."""
+
+    package: RemoteFile
+
+
+class PackagedDataset(Section):
+    """A dataset that ships inside scikit-learn: its last `test_count` images are the test set."""
+
+    source: Literal["scikit-learn"]
+    name: str
+    classes: PositiveInt
+    test_count: PositiveInt
+    files: PackagedFiles
+
+
+class Model(Section):
+    """A network: layers in a row, or a builder that returns layers. Other keys are knobs that these refer to."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    layers: list[Component] = []
+    builder: Component | None = None
+    expected_parameters: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def check_body(self) -> "Model":
+        if bool(self.layers) == bool(self.builder):
+            raise ValueError("a model needs either layers or a builder")
+        check_targets(self.model_extra)
+        return self
+
+
+class Optimizer(Section):
+    """A Keras optimizer; other keys are its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    target: str = Field(alias=TARGET_KEY)
+    learning_rate: Annotated[float | Component, AfterValidator(check_learning_rate)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def check_target(cls, values: Any) -> Any:
+        return check_targets(values)
+
+
+class Training(Section):
+    """How the network learns, and what is watched while it does."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)]
+    validate_on: Literal["validation", "test", "none"]
+    early_stopping: PositiveInt | None
+    keep_best_epoch: bool
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"]
+    xla: Literal["auto"] | bool
+    steps_per_execution: PositiveInt
+    deterministic: bool
+
+    @model_validator(mode="after")
+    def check_honesty(self) -> "Training":
+        """Refuse to select anything on the test images, and to watch images that are not held out."""
+        selects = [name for name in ("early_stopping", "keep_best_epoch") if getattr(self, name)]
+        if selects and self.validate_on != "validation":
+            raise ValueError(
+                f"{' and '.join(selects)} would select on "
+                f"{'the test images' if self.validate_on == 'test' else 'nothing'}: "
+                "set training.validate_on=validation and training.validation_fraction above 0"
+            )
+        if self.validate_on == "validation" and not self.validation_fraction:
+            raise ValueError(
+                "validation_fraction is 0, so there is nothing to watch: "
+                "set training.validation_fraction above 0, or training.validate_on=none"
+            )
+        return self
+
+
+class Config(Section):
+    """Everything that a run is configured to be: the content of composed.yaml."""
+
+    recipe: str
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    dataset: Annotated[IdxDataset | PackagedDataset, Field(discriminator="source")]
+    model: Model
+    optimizer: Optimizer
+    training: Training
+
+
+def describe(error: ValidationError) -> list[tuple[str, str]]:
+    """The key and the complaint of each thing that is wrong, such as ('training.epochs', "holds 'a'; input …")."""
+    complaints = {}
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"] if part not in ("idx", "scikit-learn"))
+        message = item["msg"].removeprefix("Value error, ")
+        held = item["input"]
+        if item["type"] == "missing":
+            message = "is missing"
+        elif item["type"] == "extra_forbidden":
+            message = "is not a known key"
+        elif not isinstance(held, dict | BaseModel):
+            message = f"holds {held!r}; {message[0].lower()}{message[1:]}"
+        complaints[key] = message
+    return list(complaints.items())
+
+
+def parse_config(values: Any, origin: dict[str, str], fallback: str) -> Config:
+    """Check composed values once; `origin` names, per dotted key, the file that set it.
+
+    Raises PipelineError with one line per value that is wrong: its file, its key, what it holds and what is allowed.
+    """
+
+    def file_of(key: str) -> str:
+        return next((file for name, file in origin.items() if f"{name}.".startswith(f"{key}.")), fallback)
+
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{file_of(key)}: {key or 'the file'}: {message}" for key, message in describe(error)]
+        raise PipelineError("\n".join(lines)) from None
+
+
+def load_config(path: Path = paths.COMPOSED) -> Config:
+    """Read composed.yaml. Raises PipelineError if it is missing, or if it was edited into something invalid."""
+    remedy = f"{path} is written from conf/ and {paths.PARAMS}: run `dvc repro compose` to have it back"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PipelineError(f"{path} is missing. {remedy}.") from None
+    except yaml.YAMLError as error:
+        raise PipelineError(f"{path} is not YAML ({str(error).splitlines()[0]}). {remedy}.") from None
+    try:
+        return parse_config(values, {}, str(path))
+    except PipelineError as error:
+        raise PipelineError(f"{error}. {remedy}.") from None

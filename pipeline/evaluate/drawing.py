@@ -1,0 +1,76 @@
+"""The pictures of a training and its test."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pipeline.evaluate.scoring import BINS, Mistake, Reliability
+
+ROWS, COLUMNS = 4, 8  # of the worst mistakes
+BLUE, ORANGE = "#2563eb", "#ea580c"
+
+History = dict[str, list[float]]
+
+
+def draw_curves(history: History, watched: str) -> Figure:
+    """Loss and accuracy after each epoch, on the training images and on the watched ones."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        axes.plot(history["epoch"], history[name], color=BLUE, marker=".", label="training")
+        if f"val_{name}" in history:
+            axes.plot(history["epoch"], history[f"val_{name}"], color=ORANGE, marker=".", label=watched)
+        axes.set(xlabel="epoch", title=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def draw_confusion(matrix: NDArray[np.int64]) -> Figure:
+    """How often each class was read as each; coloured by the share of the class, so that rare mistakes show."""
+    figure = Figure(figsize=(6, 5.6), layout="constrained")
+    axes = figure.add_subplot()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    mistakes = np.where(np.eye(len(matrix), dtype=bool), np.nan, shares)
+    axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(float(np.nanmax(mistakes)), 1e-9))
+    for label, row in enumerate(matrix):
+        for prediction, count in enumerate(row):
+            colour = "black" if label != prediction else BLUE
+            axes.text(prediction, label, str(count) if count else "·", ha="center", va="center", color=colour, fontsize=9)
+    axes.set(xlabel="read as", ylabel="is", xticks=range(len(matrix)), yticks=range(len(matrix)))
+    axes.set_title(f"{int(matrix.sum() - matrix.trace())} mistakes in {int(matrix.sum()):,} images")
+    return figure
+
+
+def draw_mistakes(images: NDArray[np.uint8], wrong: list[Mistake]) -> Figure:
+    """The mistakes of which the network was surest: what each is, what it was read as, and with which probability."""
+    figure = Figure(figsize=(COLUMNS * 1.15, ROWS * 1.45), layout="constrained")
+    worst = sorted(wrong, key=lambda mistake: -mistake.probability)[: ROWS * COLUMNS]
+    grid = figure.subplots(ROWS, COLUMNS).flat
+    for axes in grid:
+        axes.axis("off")
+    for axes, mistake in zip(figure.axes, worst, strict=False):
+        axes.imshow(images[mistake.index], cmap="gray")
+        axes.set_title(f"{mistake.label} read as {mistake.prediction}\n{mistake.probability:.0%}", fontsize=8)
+    figure.suptitle("The surest mistakes" if worst else "No mistakes")
+    return figure
+
+
+def draw_reliability(bins: Reliability, error: float) -> Figure:
+    """Accuracy against confidence, and how many images are in each bin."""
+    figure = Figure(figsize=(5, 5.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    centres = (np.arange(BINS) + 0.5) / BINS
+    upper.bar(centres, np.nan_to_num(bins.accuracy), 0.9 / BINS, color=BLUE, alpha=0.7, label="accuracy")
+    upper.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="as sure as right")
+    upper.plot(bins.confidence, bins.accuracy, ".", color=ORANGE, label="mean confidence")
+    upper.set(ylabel="accuracy", ylim=(0, 1.02), title=f"expected calibration error {error:.4f} ({BINS} bins)")
+    upper.legend()
+    _counts(lower, centres, bins.count)
+    return figure
+
+
+def _counts(axes: Axes, centres: NDArray[np.float64], count: NDArray[np.int64]) -> None:
+    axes.bar(centres, count, 0.9 / BINS, color="grey")
+    axes.set(xlabel="confidence", ylabel="images", yscale="symlog", xlim=(0, 1))

@@ -1,0 +1,96 @@
+"""How good a network's probabilities are."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+BINS = 15
+CONFIDENCE = 0.95
+SMALLEST = 1e-7  # Keras's epsilon: the loss of a probability of zero stays finite, and the same as in training
+DIGITS = 6
+
+Probabilities = NDArray[np.float32]
+Labels = NDArray[np.uint8]
+
+
+class Reliability(NamedTuple):
+    """Per bin of confidence: mean confidence, accuracy (both NaN in an empty bin) and number of images."""
+
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    count: NDArray[np.int64]
+
+
+class Mistake(NamedTuple):
+    """One image that the network gets wrong: its index, its label, what was read, and with which probability."""
+
+    index: int
+    label: int
+    prediction: int
+    probability: float
+
+
+def score(probabilities: Probabilities, labels: Labels) -> dict[str, Any]:
+    """All figures of the test: probabilities (N, classes) against labels (N,)."""
+    predictions = probabilities.argmax(axis=1)
+    right = int((predictions == labels).sum())
+    interval = binomtest(right, len(labels)).proportion_ci(CONFIDENCE, method="wilson")
+    classes = range(probabilities.shape[1])
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predictions, labels=list(classes), zero_division=0
+    )
+    return {
+        "accuracy": round(right / len(labels), DIGITS),
+        "accuracy_low": round(float(interval.low), DIGITS),
+        "accuracy_high": round(float(interval.high), DIGITS),
+        "loss": round(log_loss(probabilities, labels), DIGITS),
+        "errors": len(labels) - right,
+        "images": len(labels),
+        "calibration_error": round(calibration_error(reliability(probabilities, labels)), DIGITS),
+        "per_class": {
+            "precision": np.round(precision, DIGITS).tolist(),
+            "recall": np.round(recall, DIGITS).tolist(),
+            "f1": np.round(f1, DIGITS).tolist(),
+            "images": support.tolist(),
+        },
+        "confusion_matrix": confusion_matrix(labels, predictions, labels=list(classes)).tolist(),
+    }
+
+
+def log_loss(probabilities: Probabilities, labels: Labels) -> float:
+    """The mean cross-entropy in nats, with probabilities bounded as Keras's own loss bounds them."""
+    of_the_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.clip(of_the_label, SMALLEST, 1 - SMALLEST)).mean())
+
+
+def reliability(probabilities: Probabilities, labels: Labels) -> Reliability:
+    """Confidence (the highest probability) against accuracy in 15 bins of equal width, the upper edge inclusive."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    count = np.bincount(bins, minlength=BINS)
+    with np.errstate(invalid="ignore"):
+        return Reliability(
+            np.bincount(bins, confidence, BINS) / count, np.bincount(bins, right, BINS) / count, count
+        )
+
+
+def calibration_error(bins: Reliability) -> float:
+    """The expected calibration error: the mean gap between confidence and accuracy, weighted by images.
+
+    Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3.
+    """
+    gaps = np.nan_to_num(np.abs(bins.accuracy - bins.confidence))
+    return float(gaps @ bins.count / bins.count.sum())
+
+
+def mistakes(probabilities: Probabilities, labels: Labels) -> list[Mistake]:
+    """The images that are read wrongly, by index."""
+    predictions = probabilities.argmax(axis=1)
+    return [
+        Mistake(int(index), int(labels[index]), int(predictions[index]), round(float(probabilities[index].max()), 4))
+        for index in np.flatnonzero(predictions != labels)
+    ]

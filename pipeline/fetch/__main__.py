@@ -1,0 +1,32 @@
+"""Bring the dataset's four files to data/raw, each checked against its SHA-256.
+
+Asked in this order: DATASET_MIRROR (a folder or an address), ../shared/NAME beside the project, the public mirrors.
+"""
+
+import os
+
+from pipeline import paths
+from pipeline.config import PackagedDataset, load_config
+from pipeline.fetch.packaged import packaged_files
+from pipeline.fetch.sources import fetch_file, places
+from pipeline.files import replacing
+from pipeline.stage import run_stage
+
+
+def run() -> None:
+    """Put the dataset's files into data/raw."""
+    dataset = load_config().dataset
+    if isinstance(dataset, PackagedDataset):
+        for role, content in packaged_files(dataset).items():
+            with replacing(paths.RAW_FILES[role]) as temporary:
+                temporary.write_bytes(content)
+        print(f"fetched {dataset.name} out of scikit-learn's package")
+        return
+    sources = places(dataset, paths.project_root(), os.environ.get("DATASET_MIRROR"))
+    for role, destination in paths.RAW_FILES.items():
+        file = getattr(dataset.files, role)
+        print(f"fetched {file.name}: {fetch_file(file, destination, sources)}")
+
+
+if __name__ == "__main__":
+    run_stage("fetch", __doc__, run)

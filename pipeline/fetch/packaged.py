@@ -1,0 +1,56 @@
+"""The 8×8 digits inside scikit-learn's package, as the four files of MNIST's format."""
+
+import gzip
+import importlib.util
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import PackagedDataset
+from pipeline.errors import PipelineError
+from pipeline.fetch.sources import sha256
+
+SIDE = 8
+WHITE = 16  # the package's grey levels run from 0 to 16
+
+
+def read_package(dataset: PackagedDataset) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Images (N, 8, 8) with grey levels from 0 to 255, and labels (N,), in the package's order.
+
+    The file is read directly: importing scikit-learn's loader takes longer than everything else here.
+    Raises PipelineError if the package is missing or its file is another than the pinned one.
+    """
+    file = dataset.files.package
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise PipelineError("the dataset digits is inside scikit-learn, which is not installed: run `make repro`")
+    path = Path(package.origin).parent / "datasets" / "data" / file.name
+    if not path.is_file() or sha256(path) != file.sha256:
+        raise PipelineError(
+            f"{path} is not the file that conf/dataset/{dataset.name}.yaml pins: install the pinned scikit-learn"
+        )
+    table = np.loadtxt(path, delimiter=",", dtype=np.int64)
+    images = (table[:, :-1] * 255 // WHITE).astype(np.uint8).reshape(-1, SIDE, SIDE)
+    return images, table[:, -1].astype(np.uint8)
+
+
+def idx_bytes(array: NDArray[np.uint8]) -> bytes:
+    """An array of bytes in the gzipped IDX format (http://yann.lecun.com/exdb/mnist/, "The IDX file format")."""
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 0x08, array.ndim, *array.shape)
+    return gzip.compress(header + array.tobytes(), mtime=0)
+
+
+def packaged_files(dataset: PackagedDataset) -> dict[str, bytes]:
+    """The content of the four files, by the names that `IdxFiles` gives them."""
+    images, labels = read_package(dataset)
+    split = len(images) - dataset.test_count
+    if split < dataset.classes:
+        raise PipelineError(f"dataset.test_count: holds {dataset.test_count}, which leaves no training images")
+    return {
+        "train_images": idx_bytes(images[:split]),
+        "train_labels": idx_bytes(labels[:split]),
+        "test_images": idx_bytes(images[split:]),
+        "test_labels": idx_bytes(labels[split:]),
+    }

@@ -1,0 +1,46 @@
+"""Every path that passes between stages, relative to the folder of dvc.yaml, and the real root of the project."""
+
+import os
+from pathlib import Path
+
+CONF = Path("conf")
+PARAMS = Path("params.yaml")
+COMPOSED = Path("composed.yaml")
+
+RAW = Path("data/raw")
+RAW_FILES = {
+    "train_images": RAW / "train-images-idx3-ubyte.gz",
+    "train_labels": RAW / "train-labels-idx1-ubyte.gz",
+    "test_images": RAW / "t10k-images-idx3-ubyte.gz",
+    "test_labels": RAW / "t10k-labels-idx1-ubyte.gz",
+}
+
+TRAIN = Path("data/prepared/train.npz")
+VALIDATION = Path("data/prepared/validation.npz")
+TEST = Path("data/prepared/test.npz")
+
+MODEL = Path("models/model.keras")
+RUN = Path("models/run.json")
+HISTORY = Path("models/history.csv")
+
+DATA_REPORT = Path("reports/data.json")
+TRAINING_REPORT = Path("reports/training.json")
+METRICS = Path("reports/metrics.json")
+ERRORS = Path("reports/errors.csv")
+
+SAMPLES_PICTURE = Path("reports/pictures/samples.png")
+CURVES_PICTURE = Path("reports/pictures/curves.png")
+CONFUSION_PICTURE = Path("reports/pictures/confusion_matrix.png")
+MISTAKES_PICTURE = Path("reports/pictures/worst_mistakes.png")
+RELIABILITY_PICTURE = Path("reports/pictures/reliability.png")
+PICTURES = (CURVES_PICTURE, CONFUSION_PICTURE, MISTAKES_PICTURE, RELIABILITY_PICTURE)
+
+CHECKPOINTS = Path(".resume")  # below the real root: DVC empties the folders of its outputs before a stage runs
+
+
+def project_root() -> Path:
+    """The folder that the user cloned, also inside the temporary folders of `dvc exp run --temp` and `--queue`.
+
+    DVC sets DVC_ROOT for the commands that it runs.
+    """
+    return Path(os.environ.get("DVC_ROOT") or Path(__file__).parent.parent).resolve()

@@ -1,0 +1,38 @@
+"""What is in the data: counts, grey levels, duplicates."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from pipeline.dataset import Split
+
+GREY_LEVELS = 256
+
+
+def describe_split(split: Split, classes: int) -> dict[str, Any]:
+    """Number of images, in all and per class, and mean and standard deviation of the grey levels scaled to [0, 1]."""
+    # In parts, because bincount widens its input to eight bytes a pixel.
+    parts = np.array_split(split.images.reshape(-1), len(split.images) // 500 + 1)
+    counts = np.sum([np.bincount(part, minlength=GREY_LEVELS) for part in parts], axis=0)
+    levels = np.arange(GREY_LEVELS) / (GREY_LEVELS - 1)
+    total = max(counts.sum(), 1)
+    mean = float(counts @ levels / total)
+    variance = float(counts @ (levels - mean) ** 2 / total)
+    per_class = np.bincount(split.labels, minlength=classes)
+    return {
+        "images": len(split.images),
+        "mean": round(mean, 6),
+        "std": round(variance**0.5, 6),
+        "per_class": {str(label): int(count) for label, count in enumerate(per_class)},
+    }
+
+
+def count_duplicates(train: Split, test: Split) -> dict[str, int]:
+    """Exact repetitions: images that came before within train, within test, and test images that are in train."""
+    seen_train, seen_test = (Counter(image.tobytes() for image in split.images) for split in (train, test))
+    return {
+        "within_train": len(train.images) - len(seen_train),
+        "within_test": len(test.images) - len(seen_test),
+        "test_in_train": sum(count for image, count in seen_test.items() if image in seen_train),
+    }

@@ -1,0 +1,49 @@
+"""How every stage starts and ends: `--help`, and one clear line instead of a traceback for what the user can mend."""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pipeline.errors import PipelineError
+
+
+def run_stage(name: str, description: str | None, run: Callable[[], None]) -> None:
+    """Run one stage as a command.
+
+    Exits with status 1 and the message on standard error when `run` raises PipelineError or an OSError
+    (a full disk, a file without permission); any other exception is a bug and keeps its traceback.
+    """
+    argparse.ArgumentParser(prog=f"python -m pipeline.{name}", description=description).parse_args()
+    try:
+        run()
+    except PipelineError as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"\n{name}: interrupted; `dvc repro` goes on from here")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"{name}: {where}{error.strerror or error}. Mend that and run `dvc repro` again; nothing is lost.")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Hold back what is written to standard error, also by libraries in C++, and show it only if the block fails.
+
+    TensorFlow greets every process with a dozen lines that no setting silences.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,0 +1,38 @@
+"""`send` what earlier runs could not record; `ui` opens the MLflow UI on the list of runs."""
+
+import argparse
+import sys
+
+from pipeline import paths
+from pipeline.errors import PipelineError
+from pipeline.tracking.store import open_store
+from pipeline.tracking.ui import serve
+
+
+def send() -> None:
+    """Send the outbox and say how it went. Exits with status 1 while something is left."""
+    from pipeline.tracking.recorder import send_unsent
+
+    open_store(paths.project_root())
+    sent, problems = send_unsent(paths.project_root())
+    print(f"tracking: {sent} runs completed" if sent or problems else "tracking: nothing was waiting")
+    if problems:
+        sys.exit("\n".join(f"tracking: {problem}" for problem in problems))
+
+
+def main() -> None:
+    """Parse the command line and act on it."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.tracking", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("send", help="send to MLflow what earlier runs could not")
+    ui = commands.add_parser("ui", help="serve the MLflow UI and print the address that shows the runs")
+    ui.add_argument("--port", type=int, default=5000, help="the first port to try (default: %(default)s)")
+    arguments = parser.parse_args()
+    try:
+        send() if arguments.command == "send" else serve(paths.project_root(), arguments.port)
+    except PipelineError as error:
+        sys.exit(f"tracking: {error}")
+
+
+if __name__ == "__main__":
+    main()

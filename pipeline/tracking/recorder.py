@@ -1,0 +1,163 @@
+"""Writing one MLflow run, without ever losing what the store did not take.
+
+Everything that is recorded is an event: a small JSON object, with a file for pictures and models. An event that the
+store does not take is kept in .unsent/RUN_ID/ with all that come after it, and sent, in order, by the next command.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+from pipeline.tracking.keras_model import log_network
+
+OUTBOX = ".unsent"
+EVENTS = "events.jsonl"
+BATCH = 100  # params and tags that MLflow takes at once
+
+Event = dict[str, Any]
+
+
+class Recorder:
+    """One run that is being written to. No method raises when the store fails: what it missed is kept."""
+
+    def __init__(self, uri: str, run_id: str, root: Path) -> None:
+        self.uri = uri
+        self.run_id = run_id
+        self.outbox = root / OUTBOX / run_id
+        self._client = MlflowClient(uri)
+
+    @property
+    def experiment_id(self) -> str | None:
+        """The experiment that the run belongs to; None while the store does not answer."""
+        try:
+            return str(self._client.get_run(self.run_id).info.experiment_id)
+        except Exception:  # it is for an address on the screen only
+            return None
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Record the configuration, flat: {'training.epochs': 20}."""
+        self._record({"kind": "params", "values": {key: str(value) for key, value in values.items()}})
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Record facts to search by."""
+        self._record({"kind": "tags", "values": {key: str(value) for key, value in values.items()}})
+
+    def metrics(self, values: Mapping[str, float], step: int, timestamp: float | None = None) -> None:
+        """Record figures after `step` epochs; the same figures with the same time stamp are recorded once."""
+        stamp = int(1000 * (timestamp or time.time()))
+        self._record({"kind": "metrics", "values": dict(values), "step": step, "timestamp": stamp})
+
+    def text(self, name: str, content: str) -> None:
+        """Record a text as an artifact."""
+        self._record({"kind": "text", "name": name, "content": content})
+
+    def artifact(self, path: Path, folder: str) -> None:
+        """Record a file as an artifact in a folder of the run's."""
+        self._record({"kind": "artifact", "folder": folder}, path)
+
+    def dataset(self, name: str, context: str, digest: str, images: int, shape: list[int]) -> None:
+        """Record which data was used, and for what."""
+        profile = {"images": images, "shape": shape}
+        self._record({"kind": "dataset", "name": name, "context": context, "digest": digest, "profile": profile})
+
+    def model(self, path: Path) -> None:
+        """Record the network in a `.keras` file as the run's model."""
+        self._record({"kind": "model"}, path)
+
+    def status(self, status: str) -> None:
+        """Say how the run stands: RUNNING, FINISHED, FAILED or KILLED."""
+        self._record({"kind": "status", "status": status, "time": int(1000 * time.time())})
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether the store has not got everything."""
+        return self.outbox.exists()
+
+    def _record(self, event: Event, path: Path | None = None) -> None:
+        if not self.incomplete:
+            try:
+                return send_event(self._client, self.run_id, event, path)
+            except Exception as error:  # whatever ails the store, it must not cost a training
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                print(
+                    f"tracking: {self.uri} does not take this run's {event['kind']} ({reason[:200]}). What it misses "
+                    f"is kept in {OUTBOX}/ and sent by the next training, or by `python -m pipeline.tracking send`",
+                    flush=True,
+                )
+        self._keep(event, path)
+
+    def _keep(self, event: Event, path: Path | None) -> None:
+        self.outbox.mkdir(parents=True, exist_ok=True)
+        (self.outbox / "uri").write_text(self.uri, encoding="utf-8")
+        if path is not None:  # the file may be replaced before it is sent
+            folder = self.outbox / f"file-{len(list(self.outbox.iterdir()))}"
+            folder.mkdir()
+            event = event | {"file": str(shutil.copy(path, folder / path.name).relative_to(self.outbox))}
+        with (self.outbox / EVENTS).open("a", encoding="utf-8") as events:
+            events.write(json.dumps(event) + "\n")
+
+
+def send_event(client: MlflowClient, run_id: str, event: Event, path: Path | None) -> None:
+    """Write one event to the store. Raises whatever MLflow raises."""
+    match event:
+        case {"kind": "params", "values": values}:
+            params = [Param(key, value) for key, value in values.items()]
+            for start in range(0, len(params), BATCH):
+                client.log_batch(run_id, params=params[start : start + BATCH])
+        case {"kind": "tags", "values": values}:
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()])
+        case {"kind": "metrics", "values": values, "step": step, "timestamp": stamp}:
+            client.log_batch(run_id, metrics=[Metric(key, value, stamp, step) for key, value in values.items()])
+        case {"kind": "text", "name": name, "content": content}:
+            client.log_text(run_id, content, name)
+        case {"kind": "artifact", "folder": folder}:
+            client.log_artifact(run_id, str(path), folder)
+        case {"kind": "dataset", "name": name, "context": context, "digest": digest, "profile": profile}:
+            source = json.dumps({"uri": f"data/prepared/{context}.npz"})
+            dataset = Dataset(name, digest, "local", source, profile=json.dumps(profile))
+            client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+        case {"kind": "model"}:
+            assert path is not None
+            log_network(run_id, path)
+        case {"kind": "status", "status": "RUNNING"}:
+            client.update_run(run_id, "RUNNING")
+        case {"kind": "status", "status": status, "time": stamp}:
+            client.set_terminated(run_id, status, stamp)
+        case _:
+            raise ValueError(f"unknown event {event}")
+
+
+def send_unsent(root: Path) -> tuple[int, list[str]]:
+    """Send what earlier commands could not. Returns how many runs are complete now, and a line for each that is not.
+
+    An event that was sent just before a failure may be sent twice; MLflow keeps one of two equal ones.
+    """
+    sent, problems = 0, []
+    for outbox in sorted((root / OUTBOX).glob("*/")):
+        with FileLock(root / OUTBOX / f"{outbox.name}.lock"):
+            try:
+                _send_outbox(outbox)
+                sent += 1
+            except Exception as error:  # as above: reported, never in the way
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                problems.append(f"run {outbox.name} is still incomplete: {reason[:200]}")
+    return sent, problems
+
+
+def _send_outbox(outbox: Path) -> None:
+    client = MlflowClient((outbox / "uri").read_text(encoding="utf-8"))
+    events = outbox / EVENTS
+    waiting = events.read_text(encoding="utf-8").splitlines()
+    while waiting:
+        event = json.loads(waiting[0])
+        send_event(client, outbox.name, event, outbox / event["file"] if "file" in event else None)
+        waiting = waiting[1:]
+        events.write_text("".join(line + "\n" for line in waiting), encoding="utf-8")
+    shutil.rmtree(outbox)

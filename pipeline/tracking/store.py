@@ -1,0 +1,136 @@
+"""Where runs are recorded, and making sure of it before anything depends on it."""
+
+import logging
+import os
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import requests
+from filelock import FileLock
+
+from pipeline.errors import PipelineError
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
+TIMEOUT = 5.0  # seconds within which a server must answer at the start
+# MLflow's own patience is seven retries of two minutes each, which a training would have to sit through.
+PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+UNSUPPORTED = "MLflow 3 no longer keeps runs in folders such as mlruns/"
+
+
+class Store(NamedTuple):
+    """The address of an MLflow store, and where its artifacts go unless a server decides that."""
+
+    uri: str
+    artifacts: Path
+
+    @property
+    def remote(self) -> bool:
+        """Whether a server stands between this process and the store."""
+        return is_http(self.uri)
+
+
+def is_http(uri: str) -> bool:
+    """Whether an address is one of a server."""
+    return uri.startswith(("http://", "https://"))
+
+
+def locate_store(root: Path) -> Store:
+    """The store that MLFLOW_TRACKING_URI names, else mlflow.db in the project's real root; artifacts in mlartifacts/.
+
+    Anchored to the root because DVC deletes the temporary folders in which it runs experiments.
+    Raises PipelineError if the address is one of a folder, which MLflow 3 refuses.
+    """
+    uri = os.environ.get(URI_VARIABLE) or f"sqlite:///{root / 'mlflow.db'}"
+    if urlsplit(uri).scheme in ("", "file") and uri != "databricks":
+        raise PipelineError(
+            f"{URI_VARIABLE}={uri}: {UNSUPPORTED}. Unset it to record to {root.name}/mlflow.db, or name a server or a "
+            "database; `mlflow migrate-filestore` brings the old runs along"
+        )
+    return Store(uri, root / "mlartifacts")
+
+
+def open_store(root: Path, required: bool = True) -> Store:
+    """Make sure that the store answers, and that its tables exist, and make it MLflow's current one.
+
+    Raises PipelineError within seconds if it cannot be reached; says so and goes on where it is not `required`.
+    """
+    store = locate_store(root)
+    try:
+        _prepare(store, root)
+    except PipelineError as error:
+        if required:
+            raise
+        print(f"tracking: {error}")
+    return store
+
+
+def _prepare(store: Store, root: Path) -> None:
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    os.environ[URI_VARIABLE] = store.uri
+    if store.remote:
+        _ask_server(store.uri)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    try:
+        with FileLock(root / "mlflow.db.lock"):  # processes that create the tables together leave them broken
+            mlflow.MlflowClient(store.uri).search_experiments(max_results=1)
+    except (MlflowException, OSError) as error:
+        raise PipelineError(f"the MLflow store {store.uri} cannot be used: {_first_line(error)}. Is it what {URI_VARIABLE} should name, and writable?") from None
+
+
+def experiment_id(store: Store, name: str) -> str:
+    """The experiment called MLFLOW_EXPERIMENT_NAME, else `name`; created, with a place for artifacts, if it is new."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client, name = MlflowClient(store.uri), os.environ.get(EXPERIMENT_VARIABLE) or name
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            place = None if store.remote else store.artifacts.as_uri()
+            return client.create_experiment(name, place, {"mlflow.experimentKind": "custom_model_development"})
+        except MlflowException:  # another process was faster
+            found = client.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        raise PipelineError(
+            f"the MLflow experiment {name!r} was deleted. Bring it back (mlflow experiments restore --experiment-id "
+            f"{found.experiment_id if found else '…'}) or set {EXPERIMENT_VARIABLE} to another name"
+        )
+    return str(found.experiment_id)
+
+
+def page(store: Store, path: str, port: int = 5000) -> str:
+    """The address of a page in the MLflow UI; for a local store the one that `make ui` serves."""
+    base = store.uri.rstrip("/") if store.remote else f"http://127.0.0.1:{port}"
+    return f"{base}/#/{path}"
+
+
+def _ask_server(uri: str) -> None:
+    remedy = f"Start it, or unset {URI_VARIABLE} to record to mlflow.db"
+    try:
+        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=TIMEOUT)
+    except requests.RequestException as error:
+        reason = "timed out" if isinstance(error, requests.Timeout) else "cannot be reached"
+        raise PipelineError(f"{URI_VARIABLE}={uri}: the tracking server {reason}. {remedy}") from None
+    if answer.status_code == 403:
+        raise PipelineError(
+            f"{URI_VARIABLE}={uri}: the server answers 403 to this host name; start it with "
+            f"--allowed-hosts {urlsplit(uri).netloc}"
+        )
+    if not answer.ok:
+        raise PipelineError(f"{URI_VARIABLE}={uri}: the server answers {answer.status_code}. {remedy}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

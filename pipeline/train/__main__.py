@@ -1,0 +1,33 @@
+"""Train the network, record the run in MLflow, and write models/.
+
+A training that was killed goes on from its last finished epoch when the stage runs again.
+Read when it runs: DEVICE (auto, cpu or gpu), MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, KERAS_BACKEND.
+"""
+
+import psutil
+
+from pipeline import paths
+from pipeline.config import load_config
+from pipeline.dataset import load_split
+from pipeline.stage import quietly, run_stage
+from pipeline.stopwatch import Stopwatch
+from pipeline.tracking.store import open_store
+
+
+def run() -> None:
+    """Train as composed.yaml says."""
+    watch = Stopwatch(psutil.Process().create_time())
+    config = load_config()
+    watch.lap("import")
+    train, validation = load_split(paths.TRAIN), load_split(paths.VALIDATION)
+    watch.lap("load")
+    store = open_store(paths.project_root())  # nothing is trained that could not be recorded
+    with quietly():
+        from pipeline.train.training import train_and_record  # takes seconds: not before it is known to be of use
+
+    watch.lap("import")
+    train_and_record(config, train, validation, store, watch)
+
+
+if __name__ == "__main__":
+    run_stage("train", __doc__, run)

@@ -1,0 +1,139 @@
+"""Fitting a network, one epoch at a time."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from pipeline.config import Config, Training
+from pipeline.dataset import Split
+from pipeline.errors import PipelineError
+from pipeline.train.checkpoint import Checkpoint, Epoch
+
+VALIDATION_BATCH = 1000
+
+
+class ProgressBar(keras.callbacks.ProgbarLogger):
+    """Keras's progress bar for one of `epochs` epochs that are fitted one by one."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self._epochs = epochs
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        """Take what `fit` says, but count all epochs."""
+        super().set_params(params | {"epochs": self._epochs, "verbose": 1})
+
+
+def prepare(network: keras.Model, optimizer: keras.optimizers.Optimizer, training: Training) -> keras.Model:
+    """A model that shares the network's weights and is ready to fit; the network itself stays free of training state."""
+    learner = keras.Model(network.inputs, network.outputs)
+    learner.compile(
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(),
+        metrics=["accuracy"],
+        jit_compile=training.xla,
+        steps_per_execution=training.steps_per_execution,
+    )
+    return learner
+
+
+def fit(
+    learner: keras.Model,
+    train: Split,
+    validation: Split,
+    config: Config,
+    checkpoint: Checkpoint,
+    report: Callable[[Epoch], None],
+) -> list[Epoch]:
+    """Fit `learner` from the checkpoint's epoch to the last one and return the figures of every epoch.
+
+    `report` gets the figures of each epoch as soon as its checkpoint is safe, those of earlier processes included.
+    What is random in an epoch (order, dropout) follows from the seed and the epoch's number alone, so that a
+    continued training ends as an uninterrupted one does.
+    Raises PipelineError when the loss stops being a number.
+    """
+    training = config.training
+    epochs = checkpoint.restore(learner)
+    if epochs:
+        print(f"train: going on after epoch {len(epochs)} of {training.epochs}, which an earlier process finished")
+    for finished in epochs:
+        report(finished)
+    while len(epochs) < training.epochs and not stops_early(epochs, training.early_stopping):
+        number = len(epochs) + 1
+        epoch = fit_epoch(learner, train, validation, config, number)
+        if not sys.stdout.isatty():
+            print_epoch(epoch, training.epochs)
+        if not math.isfinite(epoch["loss"]):
+            raise PipelineError(
+                f"the loss is {epoch['loss']} in epoch {number}: the training diverged. "
+                "Lower optimizer.learning_rate (dvc exp run -S +optimizer.learning_rate=…)"
+            )
+        epochs = [*epochs, epoch]
+        if training.keep_best_epoch and best_epoch(epochs) == number:
+            checkpoint.save_best(learner)
+        checkpoint.save(learner, epochs)
+        report(epoch)
+    if training.keep_best_epoch:
+        checkpoint.restore_best(learner)
+    return epochs
+
+
+def fit_epoch(learner: keras.Model, train: Split, validation: Split, config: Config, number: int) -> Epoch:
+    """One pass over the training images in the order that this epoch's seed gives, and one over the validation ones."""
+    started = time.perf_counter()
+    seeds = np.random.SeedSequence([config.seed, number])
+    reseed(learner, seeds)
+    order = np.random.default_rng(seeds).permutation(len(train.images))
+    bar = [ProgressBar(config.training.epochs)] if sys.stdout.isatty() else []
+    outcome = learner.fit(
+        train.images[order],
+        train.labels[order],
+        batch_size=config.training.batch_size,
+        shuffle=False,
+        initial_epoch=number - 1,
+        epochs=number,
+        verbose=0,
+        validation_data=tuple(validation) if len(validation.images) else None,
+        validation_batch_size=VALIDATION_BATCH,
+        callbacks=[keras.callbacks.TerminateOnNaN(), *bar],
+    )
+    learning_rate = float(keras.ops.convert_to_numpy(learner.optimizer.learning_rate))
+    return {
+        "epoch": number,
+        **{name: float(values[-1]) for name, values in outcome.history.items()},
+        "learning_rate": learning_rate,
+        "seconds": time.perf_counter() - started,
+        "timestamp": time.time(),
+    }
+
+
+def reseed(learner: keras.Model, seeds: np.random.SeedSequence) -> None:
+    """Give every random layer a state that follows from `seeds` alone."""
+    states = [v for v in learner.non_trainable_variables if v.path.endswith("seed_generator_state")]
+    for state, child in zip(states, seeds.spawn(len(states)), strict=True):
+        state.assign(child.generate_state(state.shape[0]).astype(state.dtype))
+
+
+def best_epoch(epochs: list[Epoch]) -> int:
+    """The number of the epoch with the lowest validation loss; the earliest where several have it."""
+    return int(min(epochs, key=lambda epoch: epoch["val_loss"])["epoch"])
+
+
+def stops_early(epochs: list[Epoch], patience: int | None) -> bool:
+    """Whether the last `patience` epochs in a row had no lower validation loss than the best one before them."""
+    return bool(patience and epochs and len(epochs) - best_epoch(epochs) >= patience)
+
+
+def print_epoch(epoch: Epoch, epochs: int) -> None:
+    """One line an epoch."""
+    watched = f"  val_loss {epoch['val_loss']:.4f}  val_accuracy {epoch['val_accuracy']:.4f}" if "val_loss" in epoch else ""
+    print(
+        f"epoch {int(epoch['epoch']):>3}/{epochs}  loss {epoch['loss']:.4f}  accuracy {epoch['accuracy']:.4f}"
+        f"{watched}  {epoch['seconds']:.1f} s",
+        flush=True,
+    )

@@ -1,0 +1,73 @@
+"""From configuration to a network and an optimizer."""
+
+from typing import Any
+
+import keras
+from hydra.errors import HydraException
+from hydra.utils import get_object, instantiate
+
+from pipeline.config import TARGET_KEY, Model, Optimizer
+from pipeline.errors import PipelineError
+
+WHITE = 255
+
+
+def build_network(model: Model, image_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """An untrained network from grey images (N, height, width) in 0…255 to probabilities (N, classes).
+
+    Scaling to [0, 1] is its first layer. The probabilities are float32 whatever the precision of the rest.
+    Raises PipelineError if a layer refuses its arguments, or if the number of parameters is not the expected one.
+    """
+    images = keras.Input(image_shape, dtype="uint8", name="images")
+    tensor = keras.layers.Rescaling(1 / WHITE, name="scale")(images)
+    tensor = keras.layers.Reshape((*image_shape, 1), name="channel")(tensor)
+    for key, layer in build_layers(model):
+        try:
+            tensor = layer(tensor)
+        except (ValueError, TypeError) as error:
+            raise PipelineError(f"{key}: does not fit what comes before it: {_first_line(error)}") from None
+    if len(tensor.shape) != 2:
+        raise PipelineError(f"model.layers: end in shape {tensor.shape[1:]}; end with keras.layers.Flatten or a pooling")
+    probabilities = keras.layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities")(tensor)
+    network = keras.Model(images, probabilities, name=model.name)
+    if model.expected_parameters not in (None, network.count_params()):
+        raise PipelineError(
+            f"model.expected_parameters: {model.expected_parameters:,}, but the network has {network.count_params():,}"
+        )
+    return network
+
+
+def build_layers(model: Model) -> list[tuple[str, keras.Layer]]:
+    """The network's own layers in order, each with the key that it comes from."""
+    if model.builder is not None:
+        layers = build(model.builder, "model.builder")
+        return [(f"model.builder[{index}]", layer) for index, layer in enumerate(layers)]
+    keyed = [(f"model.layers.{index}", spec) for index, spec in enumerate(model.layers)]
+    return [(key, build(spec, key)) for key, spec in keyed]
+
+
+def build_optimizer(optimizer: Optimizer) -> keras.optimizers.Optimizer:
+    """The Keras optimizer that the configuration names. Raises PipelineError if it refuses its arguments."""
+    built = build(optimizer.model_dump(by_alias=True), "optimizer")
+    assert isinstance(built, keras.optimizers.Optimizer)
+    return built
+
+
+def build(spec: dict[str, Any], key: str) -> Any:
+    """Call what `_target_` names with the other entries as arguments.
+
+    Raises PipelineError, naming `key`, if there is no such thing, if it is defined outside keras and pipeline,
+    or if it refuses its arguments.
+    """
+    target = spec[TARGET_KEY]
+    try:
+        found = get_object(target)
+        if getattr(found, "__module__", "").split(".")[0] not in ("keras", "pipeline"):
+            raise PipelineError(f"{key}: {TARGET_KEY} {target!r} is not Keras's or this pipeline's own")
+        return instantiate(spec, _convert_="all")
+    except (HydraException, ValueError, TypeError, ImportError) as error:
+        raise PipelineError(f"{key}: {target} cannot be built: {_first_line(error.__cause__ or error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,152 @@
+"""One training, from a seed to a saved network, recorded in one MLflow run."""
+
+import csv
+import io
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from pipeline import paths
+from pipeline.config import Config
+from pipeline.dataset import Split
+from pipeline.device import use_device
+from pipeline.errors import PipelineError
+from pipeline.files import md5, write_json, write_text
+from pipeline.stage import quietly
+from pipeline.stopwatch import Stopwatch
+from pipeline.tracking.recorder import Recorder, send_unsent
+from pipeline.tracking.runs import continue_run, epoch_metrics, start_run, system_metrics
+from pipeline.tracking.store import Store
+from pipeline.train.archive import save_network
+from pipeline.train.checkpoint import Checkpoint, Epoch, fingerprint, open_checkpoint
+from pipeline.train.fitting import fit, prepare
+from pipeline.train.network import build_network, build_optimizer
+
+HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
+
+
+def train_and_record(config: Config, train: Split, validation: Split, store: Store, watch: Stopwatch) -> None:
+    """Fit, write models/, and record both. Raises PipelineError if the network cannot be built or diverges."""
+    root = paths.project_root()
+    with quietly():
+        device = use_device(deterministic=config.training.deterministic)
+    network, learner = set_up(config, train.images.shape[1:])
+    send_unsent(root)
+    watch.lap("build")
+    with open_checkpoint(root / paths.CHECKPOINTS, training_name(config)) as checkpoint:
+        recorder = open_run(config, store, root, checkpoint, {"device": device})
+        record_data(recorder, config, train, validation)
+        recorder.text("model_summary.txt", summary(network))
+        watch.lap("log")
+        epochs = fit_recorded(learner, train, validation, config, checkpoint, recorder)
+        watch.lap("fit")
+        save_network(paths.MODEL, network)
+        write_text(paths.HISTORY, history_csv(epochs))
+        watch.lap("save")
+        recorder.tags({"dvc.model": md5(paths.MODEL)})
+        recorder.model(paths.MODEL)
+        watch.lap("log")
+        facts = {
+            "run_id": recorder.run_id,
+            "device": device,
+            "backend": keras.backend.backend(),
+            "parameters": network.count_params(),
+            "epochs": len(epochs),
+            "fit_seconds": round(sum(epoch["seconds"] for epoch in epochs), 2),
+            "peak_memory_mib": peak_memory_mib(),
+            "seconds": {name: round(seconds, 2) for name, seconds in watch.seconds.items()},
+        }
+        write_json(paths.RUN, facts)
+        recorder.metrics(costs(facts), len(epochs))
+        recorder.status("FINISHED")
+        checkpoint.discard()
+
+
+def set_up(config: Config, image_shape: tuple[int, ...]) -> tuple[keras.Model, keras.Model]:
+    """The network that will be saved, and the learner around it that will be fitted, from the configuration's seed."""
+    keras.utils.set_random_seed(config.seed)
+    keras.config.set_dtype_policy(config.training.precision)
+    network = build_network(config.model, image_shape, config.dataset.classes)
+    return network, prepare(network, build_optimizer(config.optimizer), config.training)
+
+
+def training_name(config: Config) -> str:
+    """A name for exactly this training: its configuration, its data, its code, and what computes it."""
+    relevant = config.model_dump(mode="json", include={"seed", "model", "optimizer", "training"}, by_alias=True)
+    relevant["computed_by"] = [keras.__version__, keras.backend.backend()]
+    return fingerprint(relevant, [paths.TRAIN, paths.VALIDATION, *sorted(Path(__file__).parent.glob("*.py"))])
+
+
+def open_run(
+    config: Config, store: Store, root: Path, checkpoint: Checkpoint, extra_tags: dict[str, str]
+) -> Recorder:
+    """The run of the training that is being continued, or else a new one."""
+    recorder = continue_run(store, checkpoint.run_id, root)
+    if recorder is None:
+        recorder = start_run(store, config, root, "train", extra_tags | {"keras.backend": keras.backend.backend()})
+        checkpoint.run_id = recorder.run_id
+    recorder.status("RUNNING")
+    return recorder
+
+
+def record_data(recorder: Recorder, config: Config, train: Split, validation: Split) -> None:
+    """Record which images are trained on and which are watched, by the hashes that dvc.lock has."""
+    watched = {"validation": "validation", "test": "test", "none": ""}[config.training.validate_on]
+    for path, split, context in ((paths.TRAIN, train, "train"), (paths.VALIDATION, validation, watched)):
+        if context:
+            digest = md5(path)
+            recorder.dataset(config.dataset.name, context, digest, len(split.images), list(split.images.shape[1:]))
+            recorder.tags({f"dvc.{path.stem}": digest})
+
+
+def fit_recorded(
+    learner: keras.Model, train: Split, validation: Split, config: Config, checkpoint: Checkpoint, recorder: Recorder
+) -> list[Epoch]:
+    """Fit, with every epoch and the machine's load recorded, and the run marked when it ends before its time."""
+
+    def report(epoch: Epoch) -> None:
+        figures = epoch_metrics(epoch, config.training.validate_on)
+        recorder.metrics(figures, int(epoch["epoch"]), epoch["timestamp"])
+
+    try:
+        with system_metrics(recorder):
+            return fit(learner, train, validation, config, checkpoint, report)
+    except KeyboardInterrupt:
+        recorder.status("KILLED")
+        raise
+    except PipelineError:
+        recorder.status("FAILED")
+        checkpoint.discard()
+        raise
+
+
+def summary(network: keras.Model) -> str:
+    """The table of layers that `network.summary()` prints."""
+    lines: list[str] = []
+    network.summary(line_length=88, print_fn=lambda line, **_: lines.append(line))
+    return "\n".join(lines) + "\n"
+
+
+def history_csv(epochs: list[Epoch]) -> str:
+    """The curves, an epoch a row, without the seconds: the same training gives the same file."""
+    text = io.StringIO()
+    columns = [name for name in HISTORY_COLUMNS if name in epochs[0]]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(epoch | {"epoch": int(epoch["epoch"])} for epoch in epochs)
+    return text.getvalue()
+
+
+def costs(facts: dict[str, Any]) -> dict[str, float]:
+    """What the training took, as metrics."""
+    seconds = {f"cost/{name}_seconds": value for name, value in facts["seconds"].items() if name != "fit"}
+    return seconds | {"cost/fit_seconds": facts["fit_seconds"], "cost/peak_memory_mib": facts["peak_memory_mib"]}
+
+
+def peak_memory_mib() -> int:
+    """The most memory that this process ever held, in MiB (getrusage(2): in KiB on Linux, in bytes on macOS)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (1 << 20 if sys.platform == "darwin" else 1 << 10)
