@@ -33,10 +33,11 @@ def draw_confusion(matrix: NDArray[np.int64]) -> Figure:
     axes = figure.add_subplot()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     mistakes = np.where(np.eye(len(matrix), dtype=bool), np.nan, shares)
-    axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(float(np.nanmax(mistakes)), 1e-9))
+    most = max(float(np.nanmax(mistakes)), 1e-9)
+    axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=most)
     for label, row in enumerate(matrix):
         for prediction, count in enumerate(row):
-            colour = "black" if label != prediction else BLUE
+            colour = BLUE if label == prediction else "white" if shares[label, prediction] > 0.6 * most else "black"
             axes.text(prediction, label, str(count) if count else "·", ha="center", va="center", color=colour, fontsize=9)
     axes.set(xlabel="read as", ylabel="is", xticks=range(len(matrix)), yticks=range(len(matrix)))
     axes.set_title(f"{int(matrix.sum() - matrix.trace())} mistakes in {int(matrix.sum()):,} images")
@@ -52,7 +53,7 @@ def draw_mistakes(images: NDArray[np.uint8], wrong: list[Mistake]) -> Figure:
         axes.axis("off")
     for axes, mistake in zip(figure.axes, worst, strict=False):
         axes.imshow(images[mistake.index], cmap="gray")
-        axes.set_title(f"{mistake.label} read as {mistake.prediction}\n{mistake.probability:.0%}", fontsize=8)
+        axes.set_title(f"{mistake.label} read as {mistake.prediction}\n{mistake.probability:.2%}", fontsize=8)
     figure.suptitle("The surest mistakes" if worst else "No mistakes")
     return figure
 
