@@ -1,0 +1,48 @@
+# `make help` lists the targets. GPU=1 installs TensorFlow's CUDA libraries, too.
+PYTHON ?= python3
+BIN := .venv/bin
+LOCK := requirements$(if $(GPU),-gpu).txt
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help repro test test-slow check ui send bench lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+repro: .venv/$(LOCK) ## set everything up, then run the pipeline
+	dvc repro
+
+test: .venv/requirements-dev.txt ## set up what the tests need, then pass them
+	pytest
+
+test-slow: .venv/requirements-dev.txt ## the default recipe on the real MNIST, and all that takes minutes
+	pytest -m slow
+
+check: .venv/requirements-dev.txt ## ruff, ruff format, mypy strict
+	ruff check
+	ruff format --check
+	mypy
+
+ui: .venv/$(LOCK) ## open the MLflow UI on the list of runs
+	python -m pipeline.tracking ui
+
+send: .venv/$(LOCK) ## send to MLflow what earlier runs could not
+	python -m pipeline.tracking send
+
+bench: .venv/requirements-dev.txt ## measure the cost against a plain Keras script; writes docs/bench.json
+	python -m benchmarks
+
+lock: ## compile the pinned requirements anew from pyproject.toml (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade pyproject.toml -o requirements.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes -c requirements.txt --extra dev pyproject.toml -o requirements-dev.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes -c requirements.txt --extra gpu pyproject.toml -o requirements-gpu.txt
+
+clean: ## remove the environment and the caches of tools, not data, models or runs
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+
+# An environment is as new as the requirements that it was last made from.
+.venv/%.txt: %.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("Python 3.11, 3.12 or 3.13 is needed, this is %d.%d: make PYTHON=python3.13 …" % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	pip install --quiet --require-hashes -r $<
+	@touch $@
