@@ -93,7 +93,6 @@ class Model(Section):
     name: str
     layers: list[Component] = []
     builder: Component | None = None
-    expected_parameters: PositiveInt | None = None
 
     @model_validator(mode="after")
     def check_body(self) -> "Model":

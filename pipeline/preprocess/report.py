@@ -24,7 +24,7 @@ def describe_split(split: Split, classes: int) -> dict[str, Any]:
         "images": len(split.images),
         "mean": round(mean, 6),
         "std": round(variance**0.5, 6),
-        "per_class": {str(label): int(count) for label, count in enumerate(per_class)},
+        "per_class": per_class.tolist(),
     }
 
 
