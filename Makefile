@@ -10,6 +10,8 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 repro: .venv/$(LOCK) ## set everything up, then run the pipeline
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "$(CURDIR) is not a git repository, which DVC needs: \
+	get the project with git clone, or run git init here" >&2; exit 1; }
 	dvc repro
 
 test: .venv/requirements-dev.txt ## set up what the tests need, then pass them

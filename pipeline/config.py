@@ -19,7 +19,9 @@ def check_targets(node: Any) -> Any:
     if isinstance(node, dict):
         target = node.get(TARGET_KEY)
         if target is not None and not (isinstance(target, str) and ALLOWED_TARGET.fullmatch(target)):
-            raise ValueError(f"{TARGET_KEY} {target!r} is not allowed: it must name something below keras. or pipeline.")
+            raise ValueError(
+                f"{TARGET_KEY} {target!r} is not allowed: it must name something below keras. or pipeline."
+            )
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         check_targets(child)
     return node
@@ -28,7 +30,7 @@ def check_targets(node: Any) -> Any:
 def check_learning_rate(value: float | dict[str, Any]) -> float | dict[str, Any]:
     """Return a learning rate that is above zero, or a schedule that does not start below it."""
     start = value.get("initial_learning_rate", 0) if isinstance(value, dict) else value
-    if start < 0 or start == 0 and not isinstance(value, dict):
+    if start < 0 or (start == 0 and not isinstance(value, dict)):
         raise ValueError("a learning rate must be greater than 0")
     return value
 
@@ -96,6 +98,7 @@ class Model(Section):
 
     @model_validator(mode="after")
     def check_body(self) -> "Model":
+        """Ask for one body, of allowed parts."""
         if bool(self.layers) == bool(self.builder):
             raise ValueError("a model needs either layers or a builder")
         check_targets(self.model_extra)
@@ -114,6 +117,7 @@ class Optimizer(Section):
     @model_validator(mode="before")
     @classmethod
     def check_target(cls, values: Any) -> Any:
+        """Ask for an allowed optimizer."""
         return check_targets(values)
 
 

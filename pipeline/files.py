@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ def replacing(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
         temporary = Path(folder) / path.name
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -33,7 +32,9 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as JSON that reads well and diffs line by line: a list of numbers is one line."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    text = re.sub(r"\[[^\[\]{}\"]*\]", lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
+    text = re.sub(
+        r"\[[^\[\]{}\"]*\]", lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"), text
+    )
     write_text(path, text + "\n")
 
 

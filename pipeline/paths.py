@@ -24,7 +24,6 @@ RUN = Path("models/run.json")
 HISTORY = Path("models/history.csv")
 
 DATA_REPORT = Path("reports/data.json")
-TRAINING_REPORT = Path("reports/training.json")
 METRICS = Path("reports/metrics.json")
 ERRORS = Path("reports/errors.csv")
 

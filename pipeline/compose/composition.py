@@ -51,7 +51,10 @@ def compose_config(conf: Path, params: Path) -> dict[str, Any]:
             check_key(composed, key, params)
         composed.merge_with(values)
         if "${oc.env" in OmegaConf.to_yaml(composed):
-            raise PipelineError(f"{conf}/ or {params} uses ${{oc.env:…}}: {paths.COMPOSED} is committed, so it must not depend on one machine's environment")
+            raise PipelineError(
+                f"{conf}/ or {params} uses ${{oc.env:…}}: {paths.COMPOSED} is committed, "
+                "so it must not depend on one machine's environment"
+            )
         plain = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise PipelineError(f"{conf}/ and {params} do not compose: {' '.join(str(error).split())}") from None

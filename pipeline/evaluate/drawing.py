@@ -38,7 +38,9 @@ def draw_confusion(matrix: NDArray[np.int64]) -> Figure:
     for label, row in enumerate(matrix):
         for prediction, count in enumerate(row):
             colour = BLUE if label == prediction else "white" if shares[label, prediction] > 0.6 * most else "black"
-            axes.text(prediction, label, str(count) if count else "·", ha="center", va="center", color=colour, fontsize=9)
+            axes.text(
+                prediction, label, str(count) if count else "·", ha="center", va="center", color=colour, fontsize=9
+            )
     axes.set(xlabel="read as", ylabel="is", xticks=range(len(matrix)), yticks=range(len(matrix)))
     axes.set_title(f"{int(matrix.sum() - matrix.trace())} mistakes in {int(matrix.sum()):,} images")
     return figure
@@ -68,7 +70,7 @@ def draw_reliability(bins: Reliability, error: float) -> Figure:
     upper.plot(bins.confidence, bins.accuracy, ".", color=ORANGE, label="mean confidence")
     upper.set(ylabel="accuracy", ylim=(0, 1.02), title=f"expected calibration error {error:.4f} ({BINS} bins)")
     upper.legend()
-    _counts(lower, centres, bins.count)
+    _counts(lower, centres, bins.images)
     return figure
 
 

@@ -1,6 +1,7 @@
 """One evaluation, from a saved network to reports/, recorded in the run of its training."""
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -101,9 +102,9 @@ def draw(
 def errors_csv(wrong: list[Mistake]) -> str:
     """The list of wrong images, one a row."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Mistake._fields)
-    writer.writerows(wrong)
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Mistake)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(mistake) for mistake in wrong)
     return text.getvalue()
 
 
@@ -114,9 +115,7 @@ def report(config: Config, figures: dict[str, Any], facts: dict[str, Any]) -> di
     return {"test": figures, "training": training, "dataset": dataset}
 
 
-def record(
-    config: Config, store: Store, figures: dict[str, Any], facts: dict[str, Any], history: History
-) -> Recorder:
+def record(config: Config, store: Store, figures: dict[str, Any], facts: dict[str, Any], history: History) -> Recorder:
     """Add the test's figures and pictures to the run of the training, or to a restored one."""
     root = paths.project_root()
     recorder = continue_run(store, facts["run_id"], root) or restore_run(config, store, facts, history)
@@ -155,7 +154,7 @@ def closing_table(config: Config, figures: dict[str, Any], facts: dict[str, Any]
     table.add_row("errors", f"{figures['errors']} of {figures['images']:,} images, listed in {paths.ERRORS}")
     table.add_row("training", f"{facts['fit_seconds']:.1f} s, {facts['epochs']} epochs, {facts['device']}")
     table.add_row("pictures", f"{paths.CURVES_PICTURE.parent}/, or `dvc plots show`")
-    if recorder.incomplete:
+    if recorder.is_incomplete():
         table.add_row("MLflow", "the store did not take everything: `python -m pipeline.tracking send` sends the rest")
     return table
 

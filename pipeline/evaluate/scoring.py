@@ -1,5 +1,6 @@
 """How good a network's probabilities are."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,10 +22,11 @@ class Reliability(NamedTuple):
 
     confidence: NDArray[np.float64]
     accuracy: NDArray[np.float64]
-    count: NDArray[np.int64]
+    images: NDArray[np.int64]
 
 
-class Mistake(NamedTuple):
+@dataclass(frozen=True)
+class Mistake:
     """One image that the network gets wrong: its index, its label, what was read, and with which probability."""
 
     index: int
@@ -73,9 +75,7 @@ def reliability(probabilities: Probabilities, labels: Labels) -> Reliability:
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
     count = np.bincount(bins, minlength=BINS)
     with np.errstate(invalid="ignore"):
-        return Reliability(
-            np.bincount(bins, confidence, BINS) / count, np.bincount(bins, right, BINS) / count, count
-        )
+        return Reliability(np.bincount(bins, confidence, BINS) / count, np.bincount(bins, right, BINS) / count, count)
 
 
 def calibration_error(bins: Reliability) -> float:
@@ -84,7 +84,7 @@ def calibration_error(bins: Reliability) -> float:
     Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3.
     """
     gaps = np.nan_to_num(np.abs(bins.accuracy - bins.confidence))
-    return float(gaps @ bins.count / bins.count.sum())
+    return float(gaps @ bins.images / bins.images.sum())
 
 
 def mistakes(probabilities: Probabilities, labels: Labels) -> list[Mistake]:

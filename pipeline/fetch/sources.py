@@ -6,6 +6,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterable
+from http import HTTPStatus
 from pathlib import Path
 
 import requests
@@ -19,13 +20,14 @@ ATTEMPTS = 4
 TIMEOUT = (5.0, 20.0)  # seconds to connect, and between two pieces of an answer
 BACK_OFF = 0.5  # seconds before the second attempt; doubles with each further one
 CHUNK = 1 << 16
+SERVER_ERROR = 500  # and above: may pass
 
 
 class SourceError(Exception):
     """This source does not have the file intact; the message says why."""
 
 
-class Interrupted(Exception):
+class InterruptedDownloadError(Exception):
     """A download that stopped on the way and may go on if asked again."""
 
 
@@ -94,24 +96,26 @@ def download(url: str, destination: Path) -> None:
             time.sleep(BACK_OFF * 2 ** (attempt - 1))
         try:
             return download_rest(url, destination)
-        except (Interrupted, requests.RequestException) as error:
+        except (InterruptedDownloadError, requests.RequestException) as error:
             reason = describe(error)
     raise SourceError(f"{reason} ({ATTEMPTS} attempts)")
 
 
 def download_rest(url: str, destination: Path) -> None:
-    """Ask for what `destination` lacks of `url`. Raises Interrupted if it is worth asking again, else SourceError."""
+    """Ask for what `destination` lacks of `url`. Raises InterruptedDownloadError if it is worth asking again, else SourceError."""
     have = destination.stat().st_size if destination.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416:  # what is there is longer than the source's file: start again
+        if (
+            answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+        ):  # what is there is longer than the source's file: start again
             destination.unlink()
-            raise Interrupted("answered 416 to a request to resume")
-        if answer.status_code >= 500 or answer.status_code == 429:
-            raise Interrupted(f"answered {answer.status_code} {answer.reason}")
+            raise InterruptedDownloadError("answered 416 to a request to resume")
+        if answer.status_code == HTTPStatus.TOO_MANY_REQUESTS or answer.status_code >= SERVER_ERROR:
+            raise InterruptedDownloadError(f"answered {answer.status_code} {answer.reason}")
         if not answer.ok:
             raise SourceError(f"answered {answer.status_code} {answer.reason}")
-        resumed = answer.status_code == 206
+        resumed = answer.status_code == HTTPStatus.PARTIAL_CONTENT
         length = answer.headers.get("Content-Length")
         progress = tqdm(
             desc=destination.name,

@@ -32,10 +32,18 @@ def run() -> None:
     save_split(paths.TRAIN, train)
     save_split(paths.VALIDATION, validation)
     save_split(paths.TEST, test)
-    report = {name: describe_split(split, classes) for name, split in (("train", train), ("validation", validation), ("test", test))}
-    write_json(paths.DATA_REPORT, {"dataset": config.dataset.name, **report, "duplicates": count_duplicates(everything, test)})
+    report = {
+        name: describe_split(split, classes)
+        for name, split in (("train", train), ("validation", validation), ("test", test))
+    }
+    write_json(
+        paths.DATA_REPORT, {"dataset": config.dataset.name, **report, "duplicates": count_duplicates(everything, test)}
+    )
     save_picture(paths.SAMPLES_PICTURE, draw_samples(train, classes))
-    print(f"prepared {len(train.images):,} training, {len(validation.images):,} validation ({config.training.validate_on}), {len(test.images):,} test images")
+    print(
+        f"prepared {len(train.images):,} training, {len(validation.images):,} watched "
+        f"({config.training.validate_on}) and {len(test.images):,} test images"
+    )
 
 
 if __name__ == "__main__":

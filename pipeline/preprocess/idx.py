@@ -45,7 +45,8 @@ def read_pair(images_path: Path, labels_path: Path, classes: int) -> tuple[NDArr
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
     if len(images) != len(labels):
         raise PipelineError(
-            f"{images_path} has {len(images):,} images, {labels_path} has {len(labels):,} labels. {_remedy(labels_path)}"
+            f"{images_path} has {len(images):,} images, "
+            f"{labels_path} has {len(labels):,} labels. {_remedy(labels_path)}"
         )
     if labels.max() >= classes:
         index = int(np.argmax(labels >= classes))

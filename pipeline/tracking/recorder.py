@@ -75,15 +75,15 @@ class Recorder:
         """Say how the run stands: RUNNING, FINISHED, FAILED or KILLED."""
         self._record({"kind": "status", "status": status, "time": int(1000 * time.time())})
 
-    @property
-    def incomplete(self) -> bool:
+    def is_incomplete(self) -> bool:
         """Whether the store has not got everything."""
         return self.outbox.exists()
 
     def _record(self, event: Event, path: Path | None = None) -> None:
-        if not self.incomplete:
+        if not self.is_incomplete():
             try:
-                return send_event(self._client, self.run_id, event, path)
+                send_event(self._client, self.run_id, event, path)
+                return
             except Exception as error:  # whatever ails the store, it must not cost a training
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 print(
@@ -99,7 +99,8 @@ class Recorder:
         if path is not None:  # the file may be replaced before it is sent
             folder = self.outbox / f"file-{len(list(self.outbox.iterdir()))}"
             folder.mkdir()
-            event = event | {"file": str(shutil.copy(path, folder / path.name).relative_to(self.outbox))}
+            shutil.copy(path, folder)
+            event = event | {"file": f"{folder.name}/{path.name}"}
         with (self.outbox / EVENTS).open("a", encoding="utf-8") as events:
             events.write(json.dumps(event) + "\n")
 

@@ -72,7 +72,9 @@ def epoch_metrics(epoch: Mapping[str, float], validate_on: str) -> dict[str, flo
     """
     watched = "test" if validate_on == "test" else "val"
     return {
-        f"{watched}/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{EPOCH_NAMES.get(name, name)}": value
+        f"{watched}/{name.removeprefix('val_')}"
+        if name.startswith("val_")
+        else f"train/{EPOCH_NAMES.get(name, name)}": value
         for name, value in epoch.items()
         if name not in ("epoch", "timestamp")
     }
@@ -81,9 +83,7 @@ def epoch_metrics(epoch: Mapping[str, float], validate_on: str) -> dict[str, flo
 @contextmanager
 def system_metrics(recorder: Recorder) -> Iterator[None]:
     """Record the machine's load every second while the block runs (every ten, as by default, a short run has none)."""
-    monitor = SystemMetricsMonitor(
-        recorder.run_id, sampling_interval=1, resume_logging=True, tracking_uri=recorder.uri
-    )
+    monitor = SystemMetricsMonitor(recorder.run_id, sampling_interval=1, resume_logging=True, tracking_uri=recorder.uri)
     monitor.start()
     try:
         yield

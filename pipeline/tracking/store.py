@@ -2,6 +2,7 @@
 
 import logging
 import os
+from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -79,14 +80,18 @@ def _prepare(store: Store, root: Path) -> None:
         _ask_server(store.uri)
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     try:
         with FileLock(root / "mlflow.db.lock"):  # processes that create the tables together leave them broken
             mlflow.MlflowClient(store.uri).search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
-        raise PipelineError(f"the MLflow store {store.uri} cannot be used: {_first_line(error)}. Is it what {URI_VARIABLE} should name, and writable?") from None
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise PipelineError(
+            f"the MLflow store {store.uri} cannot be used: {_first_line(error)}. "
+            f"Is it what {URI_VARIABLE} should name, and writable?"
+        ) from None
 
 
 def experiment_id(store: Store, name: str) -> str:
@@ -123,7 +128,7 @@ def _ask_server(uri: str) -> None:
     except requests.RequestException as error:
         reason = "timed out" if isinstance(error, requests.Timeout) else "cannot be reached"
         raise PipelineError(f"{URI_VARIABLE}={uri}: the tracking server {reason}. {remedy}") from None
-    if answer.status_code == 403:
+    if answer.status_code == HTTPStatus.FORBIDDEN:
         raise PipelineError(
             f"{URI_VARIABLE}={uri}: the server answers 403 to this host name; start it with "
             f"--allowed-hosts {urlsplit(uri).netloc}"

@@ -30,7 +30,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
 
 
 def prepare(network: keras.Model, optimizer: keras.optimizers.Optimizer, training: Training) -> keras.Model:
-    """A model that shares the network's weights and is ready to fit; the network itself stays free of training state."""
+    """A model that shares the network's weights and can be fitted; the network itself stays without training state."""
     learner = keras.Model(network.inputs, network.outputs)
     learner.compile(
         optimizer=optimizer,
@@ -131,7 +131,9 @@ def stops_early(epochs: list[Epoch], patience: int | None) -> bool:
 
 def print_epoch(epoch: Epoch, epochs: int) -> None:
     """One line an epoch."""
-    watched = f"  val_loss {epoch['val_loss']:.4f}  val_accuracy {epoch['val_accuracy']:.4f}" if "val_loss" in epoch else ""
+    watched = (
+        f"  val_loss {epoch['val_loss']:.4f}  val_accuracy {epoch['val_accuracy']:.4f}" if "val_loss" in epoch else ""
+    )
     print(
         f"epoch {int(epoch['epoch']):>3}/{epochs}  loss {epoch['loss']:.4f}  accuracy {epoch['accuracy']:.4f}"
         f"{watched}  {epoch['seconds']:.1f} s",

@@ -26,8 +26,9 @@ def build_network(model: Model, image_shape: tuple[int, ...], classes: int) -> k
             tensor = layer(tensor)
         except (ValueError, TypeError) as error:
             raise PipelineError(f"{key}: does not fit what comes before it: {_first_line(error)}") from None
-    if len(tensor.shape) != 2:
-        raise PipelineError(f"model.layers: end in shape {tensor.shape[1:]}; end with keras.layers.Flatten or a pooling")
+    _, *features = tensor.shape
+    if len(features) != 1:
+        raise PipelineError(f"model.layers: end in shape {tuple(features)}; end with keras.layers.Flatten or a pooling")
     probabilities = keras.layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities")(tensor)
     return keras.Model(images, probabilities, name=model.name)
 

@@ -80,9 +80,7 @@ def training_name(config: Config) -> str:
     return fingerprint(relevant, [paths.TRAIN, paths.VALIDATION, *sorted(Path(__file__).parent.glob("*.py"))])
 
 
-def open_run(
-    config: Config, store: Store, root: Path, checkpoint: Checkpoint, extra_tags: dict[str, str]
-) -> Recorder:
+def open_run(config: Config, store: Store, root: Path, checkpoint: Checkpoint, extra_tags: dict[str, str]) -> Recorder:
     """The run of the training that is being continued, or else a new one."""
     recorder = continue_run(store, checkpoint.run_id, root)
     if recorder is None:

@@ -1,0 +1,180 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.compose.composition import compose_config, options, to_yaml
+from pipeline.config import Config, load_config, parse_config
+from pipeline.errors import PipelineError
+
+CONF = Path(__file__).parent.parent.parent / "conf"
+EVERY_OPTION = [(group, option) for group, names in options(CONF).items() for option in names]
+
+
+def compose_text(tmp_path: Path, text: str, conf: Path = CONF) -> dict[str, Any]:
+    params = tmp_path / "params.yaml"
+    params.write_text(text, encoding="utf-8")
+    return compose_config(conf, params)
+
+
+def typed(values: dict[str, Any]) -> Config:
+    return parse_config(values, {}, "test")
+
+
+@pytest.mark.parametrize(("group", "option"), EVERY_OPTION)
+def test_every_option_file_composes(tmp_path: Path, group: str, option: str) -> None:
+    composed = typed(compose_text(tmp_path, f"{group}: {option}"))
+    chosen = getattr(composed, group)
+    assert option == (chosen if group == "recipe" else chosen.name)
+
+
+def test_the_shipped_params_are_the_baseline(tmp_path: Path) -> None:
+    shipped = compose_config(CONF, CONF.parent / "params.yaml")
+    assert shipped == compose_text(tmp_path, "recipe: baseline")
+    assert shipped["recipe"] == "baseline"
+
+
+def test_notebook_is_the_notebook(tmp_path: Path) -> None:
+    composed = compose_text(tmp_path, "recipe: notebook")
+    assert (
+        composed["training"]
+        | {
+            "epochs": 20,
+            "batch_size": 128,
+            "validation_fraction": 0.0,
+            "validate_on": "test",
+            "early_stopping": None,
+            "keep_best_epoch": False,
+        }
+        == composed["training"]
+    )
+    # Keras's own defaults for RMSprop, which the notebook takes.
+    assert composed["optimizer"] == {
+        "name": "rmsprop",
+        "_target_": "keras.optimizers.RMSprop",
+        "learning_rate": 0.001,
+        "rho": 0.9,
+        "momentum": 0.0,
+    }
+    layers = [(layer["_target_"].split(".")[-1], *list(layer.values())[1:]) for layer in composed["model"]["layers"]]
+    dense, dropout = ("Dense", 512, "relu"), ("Dropout", 0.2)
+    assert layers == [("Flatten",), dense, dropout, dense, dropout]
+
+
+def test_baseline_differs_from_the_notebook_in_what_is_held_out_alone(tmp_path: Path) -> None:
+    baseline, notebook = (compose_text(tmp_path, f"recipe: {name}") for name in ("baseline", "notebook"))
+    baseline["training"] |= {"validation_fraction": 0.0, "validate_on": "test"}
+    assert baseline | {"recipe": "notebook"} == notebook
+
+
+def test_a_name_picks_an_option_and_a_mapping_sets_values_on_top(tmp_path: Path) -> None:
+    composed = compose_text(tmp_path, "model: {name: cnn, filters: 16}\ntraining: {epochs: 7, batch_size: null}")
+    assert composed["model"]["layers"][0]["filters"] == 16
+    assert (composed["training"]["epochs"], composed["training"]["batch_size"]) == (7, 128)
+
+
+def test_params_have_the_last_word_over_the_recipe(tmp_path: Path) -> None:
+    composed = compose_text(tmp_path, "recipe: smoke\ndataset: mnist\ntraining: {epochs: 9}")
+    assert (composed["dataset"]["name"], composed["training"]["epochs"]) == ("mnist", 9)
+
+
+def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
+    schedule = "{_target_: keras.optimizers.schedules.CosineDecay, initial_learning_rate: 1e-3, decay_steps: 100}"
+    composed = compose_text(tmp_path, f"optimizer: {{learning_rate: {schedule}}}")
+    assert composed["optimizer"]["learning_rate"]["decay_steps"] == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("recipe: nobook", "params.yaml: recipe: 'nobook' is not one of conf/recipe/: baseline, notebook, smoke"),
+        ("model: mpl", "params.yaml: model: 'mpl' is not one of conf/model/: cnn, mlp. Did you mean 'mlp'?"),
+        ("dataset: mnits", "params.yaml: dataset: 'mnits' is not one of conf/dataset/: digits, mnist"),
+        ("optimizer: sdg", "params.yaml: optimizer: 'sdg' is not one of conf/optimizer/: adamw, rmsprop"),
+        ("model: 3", "params.yaml: model: 3 is not one of conf/model/"),
+        ("training: {epoch: 5}", "params.yaml: training.epoch: unknown key 'epoch'; training has epochs, "),
+        ("trainning: {epochs: 5}", "unknown key 'trainning'; the top level has"),
+        ("trainning: {epochs: 5}", "Did you mean 'training'?"),
+        ("training: {epochs: abc}", "params.yaml: training.epochs: holds 'abc'; input should be a valid integer"),
+        ("training: {epochs: 2.5}", "params.yaml: training.epochs: holds 2.5; input should be a valid integer"),
+        ("training: {epochs: true}", "params.yaml: training.epochs: holds True; input should be a valid integer"),
+        ("training: {epochs: 0}", "params.yaml: training.epochs: holds 0; input should be greater than 0"),
+        ("training: {batch_size: -1}", "params.yaml: training.batch_size: holds -1; input should be greater than 0"),
+        (
+            "training: {validation_fraction: 1.0}",
+            "training.validation_fraction: holds 1.0; input should be less than 1",
+        ),
+        (
+            "training: {validation_fraction: -0.1}",
+            "validation_fraction: holds -0.1; input should be greater than or equal",
+        ),
+        ("training: {precision: float8}", "training.precision: holds 'float8'; input should be 'float32', "),
+        ("training: {validate_on: train}", "training.validate_on: holds 'train'"),
+        ("training: 5", "params.yaml: training: holds 5"),
+        ("seed: -1", "params.yaml: seed: holds -1"),
+        ("optimizer: {learning_rate: 0}", "params.yaml: optimizer.learning_rate: holds 0; a learning rate must be"),
+        ("optimizer: {learning_rate: -0.1}", "params.yaml: optimizer.learning_rate: holds -0.1"),
+        ("optimizer: {_target_: os.system}", "'os.system' is not allowed: it must name something below keras. or"),
+        ("model: {layers: [{_target_: subprocess.run}]}", "model.layers.0: _target_ 'subprocess.run' is not allowed"),
+        ("model: {layers: [{_target_: keras.src.os.system}]}", "_target_ 'keras.src.os.system' is not allowed"),
+        ("model: {layers: [{_target_: kerasx.Dense}]}", "_target_ 'kerasx.Dense' is not allowed"),
+        ("model: {layers: []}", "model: a model needs either layers or a builder"),
+        ("seed: ${oc.env:HOME}", "uses ${oc.env:…}"),
+        ("seed: ${nothing}", "do not compose"),
+        ("[a", "params.yaml is not valid YAML"),
+        ("- a", "params.yaml must be a mapping"),
+        ("training: {validation_fraction: 0}", "validation_fraction is 0, so there is nothing to watch"),
+    ],
+)
+def test_bad_input_is_named_with_what_is_allowed(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(PipelineError) as error:
+        compose_text(tmp_path, text)
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("choice", ["early_stopping: 3", "keep_best_epoch: true"])
+@pytest.mark.parametrize("watched", ["test", "none"])
+def test_nothing_is_selected_on_the_test_images(tmp_path: Path, choice: str, watched: str) -> None:
+    with pytest.raises(PipelineError, match="would select on"):
+        compose_text(tmp_path, f"training: {{validate_on: {watched}, {choice}}}")
+    assert compose_text(tmp_path, f"training: {{validate_on: validation, {choice}}}")
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError) as error:
+        compose_text(tmp_path, "training: {epochs: 0, batch_size: x}\nseed: -1")
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_an_option_file_that_is_wrong_is_not_blamed_on_params(tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    for path in CONF.rglob("*.yaml"):
+        (conf / path.relative_to(CONF)).parent.mkdir(parents=True, exist_ok=True)
+        (conf / path.relative_to(CONF)).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    (conf / "optimizer" / "rmsprop.yaml").write_text("name: rmsprop\nlearning_rate: 1.0\n", encoding="utf-8")
+    with pytest.raises(PipelineError, match=r"conf/: optimizer\._target_: is missing"):
+        compose_text(tmp_path, "seed: 2", conf)
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    values = compose_text(tmp_path, "recipe: smoke")
+    path = tmp_path / "composed.yaml"
+    path.write_text(to_yaml(values), encoding="utf-8")
+    assert load_config(path) == typed(values)
+    assert yaml.safe_load(to_yaml(values)) == values
+
+
+def test_composed_by_hand_is_checked_again(tmp_path: Path) -> None:
+    path = tmp_path / "composed.yaml"
+    with pytest.raises(PipelineError, match=r"composed\.yaml is missing.*dvc repro compose"):
+        load_config(path)
+    path.write_text("a: [", encoding="utf-8")
+    with pytest.raises(PipelineError, match=r"is not YAML.*dvc repro compose"):
+        load_config(path)
+    values = compose_text(tmp_path, "recipe: smoke")
+    values["training"]["epochs"] = "many"
+    path.write_text(to_yaml(values), encoding="utf-8")
+    with pytest.raises(PipelineError, match=r"training\.epochs: holds 'many'.*dvc repro compose"):
+        load_config(path)

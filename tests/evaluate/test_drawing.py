@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.evaluate.drawing import draw_confusion, draw_curves, draw_mistakes, draw_reliability
+from pipeline.evaluate.scoring import Mistake, reliability
+from pipeline.pictures import save_picture
+
+
+def test_curves_show_what_was_watched() -> None:
+    history = {"epoch": [1.0, 2.0], "loss": [2.0, 1.0], "accuracy": [0.5, 0.6], "val_loss": [3.0, 2.0]}
+    loss, accuracy = draw_curves(history | {"val_accuracy": [0.4, 0.5]}, "validation").axes
+    assert [line.get_label() for line in loss.lines] == ["training", "validation"]
+    np.testing.assert_array_equal(accuracy.lines[0].get_ydata(), [0.5, 0.6])
+    assert len(draw_curves({"epoch": [1.0], "loss": [1.0], "accuracy": [0.5]}, "none").axes[0].lines) == 1
+
+
+def test_the_confusion_matrix_shows_every_count() -> None:
+    axes = draw_confusion(np.array([[7, 1], [0, 5]])).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["7", "1", "·", "5"]
+    assert axes.get_title() == "1 mistakes in 13 images"
+
+
+def test_the_surest_mistakes_come_first() -> None:
+    images = np.arange(3, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
+    figure = draw_mistakes(images, [Mistake(1, 3, 5, 0.6), Mistake(2, 4, 9, 0.9)])
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["4 read as 9\n90.00%", "3 read as 5\n60.00%", ""]
+    assert np.max(np.asarray(figure.axes[0].images[0].get_array())) == 2
+
+
+def test_no_mistakes_and_perfect_confidence_can_be_drawn(tmp_path: Path) -> None:
+    images = np.zeros((2, 2, 2), np.uint8)
+    bins = reliability(np.array([[1.0, 0.0]] * 2, np.float32), np.array([0, 0], np.uint8))
+    for index, figure in enumerate(
+        (draw_mistakes(images, []), draw_reliability(bins, 0.0), draw_confusion(np.array([[2, 0], [0, 0]])))
+    ):
+        save_picture(tmp_path / f"{index}.png", figure)
+        assert (tmp_path / f"{index}.png").read_bytes().startswith(b"\x89PNG")

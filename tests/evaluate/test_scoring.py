@@ -1,0 +1,60 @@
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.evaluate.scoring import Mistake, calibration_error, log_loss, mistakes, reliability, score
+
+# Four images: three right with 0.9, 0.8 and 0.6, one wrong with 0.7.
+PROBABILITIES = np.array([[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.7, 0.1, 0.2]], np.float32)
+LABELS = np.array([0, 1, 2, 1], np.uint8)
+
+
+def test_figures_of_four_images() -> None:
+    figures = score(PROBABILITIES, LABELS)
+    assert (figures["accuracy"], figures["errors"], figures["images"]) == (0.75, 1, 4)
+    assert figures["loss"] == pytest.approx(-np.log([0.9, 0.8, 0.6, 0.1]).mean(), abs=1e-6)
+    assert figures["confusion_matrix"] == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert figures["per_class"] == {
+        "precision": [0.5, 1.0, 1.0],
+        "recall": [1.0, 0.5, 1.0],
+        "f1": [0.666667, 0.666667, 1.0],
+        "images": [1, 2, 1],
+    }
+    # Each image is alone in its bin: the mean of |1 - 0.9|, |1 - 0.8|, |1 - 0.6| and |0 - 0.7|.
+    assert figures["calibration_error"] == pytest.approx(0.35, abs=1e-6)
+
+
+def test_the_interval_is_wilsons() -> None:
+    figures = score(PROBABILITIES, LABELS)
+    n, p, z = 4, 0.75, 1.959963984540054
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert figures["accuracy_low"] == pytest.approx((centre - half) / (1 + z * z / n), abs=1e-6)
+    assert figures["accuracy_high"] == pytest.approx((centre + half) / (1 + z * z / n), abs=1e-6)
+
+
+def test_a_class_without_images_counts_nothing() -> None:
+    figures = score(PROBABILITIES[:2], LABELS[:2])
+    assert figures["per_class"]["recall"] == [1.0, 1.0, 0.0]
+
+
+def test_a_probability_of_zero_has_a_finite_loss() -> None:
+    certain: NDArray[np.float32] = np.array([[1.0, 0.0]], np.float32)
+    assert log_loss(certain, np.array([1], np.uint8)) == pytest.approx(-math.log(1e-7))
+
+
+def test_bins_are_closed_above() -> None:
+    confidence = np.array([1 / 15, 1 / 15 + 1e-9, 1.0])
+    probabilities = np.stack([confidence, np.zeros(3)], axis=1)
+    bins = reliability(probabilities, np.zeros(3, np.uint8))
+    np.testing.assert_array_equal(np.flatnonzero(bins.images), [0, 1, 14])
+
+
+def test_as_sure_as_right_is_calibrated() -> None:
+    probabilities = np.tile(np.array([[0.75, 0.25]], np.float32), (4, 1))
+    assert calibration_error(reliability(probabilities, np.array([0, 0, 0, 1], np.uint8))) == pytest.approx(0)
+
+
+def test_mistakes_are_listed() -> None:
+    assert mistakes(PROBABILITIES, LABELS) == [Mistake(3, 1, 0, 0.7)]

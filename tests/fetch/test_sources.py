@@ -1,0 +1,189 @@
+import gzip
+import hashlib
+import random
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from pipeline.compose.composition import compose_config
+from pipeline.config import IdxDataset, RemoteFile, parse_config
+from pipeline.errors import PipelineError
+from pipeline.fetch import sources
+from pipeline.fetch.sources import fetch_file, places
+
+CONTENT = gzip.compress(random.Random(0).randbytes(300_000), 1, mtime=0)
+FILE = RemoteFile(name="images.gz", sha256=hashlib.sha256(CONTENT).hexdigest())
+HTML = b"<!DOCTYPE html><html><body>Sign in to the hotel's network</body></html>"
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+class Mirror:
+    """A real HTTP server that gives the next answer of a list to each request, the last one again and again."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.requests: list[str | None] = []
+        mirror = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                answer = answers[min(len(mirror.requests), len(answers) - 1)]
+                mirror.requests.append(self.headers.get("Range"))
+                answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/mnist/"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def mirror() -> Iterator[Callable[..., Mirror]]:
+    mirrors: list[Mirror] = []
+
+    def start(*answers: Answer) -> Mirror:
+        mirrors.append(Mirror(*answers))
+        return mirrors[-1]
+
+    yield start
+    for one in mirrors:
+        one.close()
+
+
+@pytest.fixture(autouse=True)
+def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "BACK_OFF", 0.01)
+    monkeypatch.setattr(sources, "TIMEOUT", (1.0, 0.3))
+
+
+def send(content: bytes, status: int = 200, promised: int | None = None) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(status)
+        request.send_header("Content-Length", str(promised or len(content)))
+        request.end_headers()
+        request.wfile.write(content)
+
+    return answer
+
+
+def resume(request: BaseHTTPRequestHandler) -> None:
+    start = int(request.headers["Range"].removeprefix("bytes=").rstrip("-"))
+    send(CONTENT[start:], 206)(request)
+
+
+def hang(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.end_headers()
+    threading.Event().wait(0.6)
+
+
+def test_a_file_is_downloaded(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    good = mirror(send(CONTENT))
+    assert fetch_file(FILE, tmp_path / "raw" / "a.gz", [good.url]) == good.url
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["a.gz"]
+    assert (tmp_path / "raw" / "a.gz").read_bytes() == CONTENT
+
+
+def test_what_is_there_intact_is_not_asked_for(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    good = mirror(send(CONTENT))
+    (tmp_path / "a.gz").write_bytes(CONTENT)
+    assert fetch_file(FILE, tmp_path / "a.gz", [good.url]) == "already there"
+    assert good.requests == []
+
+
+def test_what_is_there_broken_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.gz").write_bytes(CONTENT[:-1])
+    (tmp_path / "images.gz").write_bytes(CONTENT)
+    fetch_file(FILE, tmp_path / "a.gz", [str(tmp_path)])
+    assert (tmp_path / "a.gz").read_bytes() == CONTENT
+
+
+def test_a_cut_download_goes_on_where_it_was_cut(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    cutting = mirror(send(CONTENT[:200_000], promised=len(CONTENT)), resume)
+    fetch_file(FILE, tmp_path / "a.gz", [cutting.url])
+    assert (tmp_path / "a.gz").read_bytes() == CONTENT
+    assert cutting.requests == [None, f"bytes={3 * sources.CHUNK}-"]
+
+
+def test_a_server_that_cannot_resume_starts_again(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    cutting = mirror(send(CONTENT[:1000], promised=len(CONTENT)), send(CONTENT))
+    fetch_file(FILE, tmp_path / "a.gz", [cutting.url])
+    assert (tmp_path / "a.gz").read_bytes() == CONTENT
+
+
+def test_a_server_that_is_busy_is_asked_again(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    busy = mirror(send(b"", 503), send(b"", 429), send(CONTENT))
+    fetch_file(FILE, tmp_path / "a.gz", [busy.url])
+    assert len(busy.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "requests"),
+    [
+        (send(HTML), "answered with an HTML page instead of the file", 1),
+        (send(CONTENT[:1000]), "the file is cut short at 1,000 bytes", 1),
+        (send(CONTENT[:-8] + bytes(4) + CONTENT[-4:]), "the file is damaged", 1),
+        (send(gzip.compress(b"other", mtime=0)), "another file, or a changed one", 1),
+        (send(b"plain"), "the file is not gzip", 1),
+        (send(b"", 404), "answered 404 Not Found", 1),
+        (send(b"", 500), "answered 500 Internal Server Error (4 attempts)", 4),
+        (send(CONTENT[:1000], promised=len(CONTENT)), "the connection was cut half-way (4 attempts)", 4),
+        (hang, "(4 attempts)", 4),
+    ],
+)
+def test_a_bad_source_is_named_with_the_reason_and_the_next_is_tried(
+    tmp_path: Path,
+    mirror: Callable[..., Mirror],
+    capsys: pytest.CaptureFixture[str],
+    answer: Answer,
+    reason: str,
+    requests: int,
+) -> None:
+    bad, good = mirror(answer), mirror(send(CONTENT))
+    assert fetch_file(FILE, tmp_path / "a.gz", [bad.url, good.url]) == good.url
+    assert (tmp_path / "a.gz").read_bytes() == CONTENT
+    printed = capsys.readouterr().out
+    assert bad.url in printed
+    assert reason in printed
+    assert len(bad.requests) == requests
+
+
+def test_when_all_failed_each_is_listed_with_its_reason_and_nothing_is_lost(
+    tmp_path: Path, mirror: Callable[..., Mirror]
+) -> None:
+    lying, missing = mirror(send(HTML)), tmp_path / "nowhere"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.gz").write_bytes(b"what was there")
+    unreachable = "http://127.0.0.1:9/"
+    with pytest.raises(PipelineError) as error:
+        fetch_file(FILE, tmp_path / "a.gz", [str(missing), str(tmp_path / "empty"), lying.url, unreachable])
+    message = str(error.value)
+    assert f"{missing}: no such folder" in message
+    assert f"{tmp_path / 'empty'}: the folder has no images.gz" in message
+    assert f"{lying.url}: answered with an HTML page" in message
+    assert f"{unreachable}: cannot be reached" in message
+    assert "DATASET_MIRROR=" in message
+    assert "dvc exp run -S dataset=digits" in message
+    assert (tmp_path / "a.gz").read_bytes() == b"what was there"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gz", "empty"]
+
+
+def test_local_places_come_first(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("recipe: baseline", encoding="utf-8")
+    composed = compose_config(Path(__file__).parent.parent.parent / "conf", tmp_path / "params.yaml")
+    dataset = parse_config(composed, {}, "").dataset
+    assert isinstance(dataset, IdxDataset)
+    root = tmp_path / "project"
+    assert places(dataset, root, None) == dataset.mirrors
+    assert len(dataset.mirrors) >= 2
+    (tmp_path / "shared" / "mnist").mkdir(parents=True)
+    assert places(dataset, root, "/m") == ["/m", str(tmp_path / "shared" / "mnist"), *dataset.mirrors]

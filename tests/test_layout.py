@@ -1,0 +1,96 @@
+"""The layout is the architecture: what the files say of each other holds."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import paths
+from pipeline.compose.composition import compose_config, to_yaml
+from pipeline.config import Config
+
+ROOT = Path(__file__).parent.parent
+STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+LIGHT = ["compose", "fetch", "preprocess"]
+HEAVY_MODULES = ["keras", "tensorflow", "mlflow"]
+
+
+def names(entries: list[Any]) -> set[str]:
+    return {name for entry in entries for name in (entry if isinstance(entry, dict) else [entry])}
+
+
+def outputs(stage: str) -> set[str]:
+    return {name for kind in ("outs", "metrics", "plots") for name in names(STAGES[stage].get(kind, []))}
+
+
+def test_a_stage_is_a_folder_and_a_command() -> None:
+    assert list(STAGES) == ["compose", "fetch", "preprocess", "train", "evaluate"]
+    for name, stage in STAGES.items():
+        assert stage["cmd"] == f"python -m pipeline.{name}"
+        assert (ROOT / "pipeline" / name / "__main__.py").is_file()
+        assert f"pipeline/{name}" in stage["deps"]
+
+
+def test_dvc_yaml_and_paths_agree() -> None:
+    in_paths = {str(value) for name, value in vars(paths).items() if name.isupper() and isinstance(value, Path)}
+    in_paths -= {str(paths.CHECKPOINTS)}  # not a result
+    declared = set().union(*(outputs(name) | set(stage["deps"]) for name, stage in STAGES.items()))
+    declared |= set().union(*(names(stage.get("params", [])) for stage in STAGES.values()))
+    assert in_paths <= declared
+    assert {path for path in declared if not path.startswith("pipeline/")} <= in_paths
+
+
+def test_stages_do_not_import_each_other() -> None:
+    for name in STAGES:
+        for path in (ROOT / "pipeline" / name).glob("*.py"):
+            for other in set(STAGES) - {name}:
+                assert f"pipeline.{other}" not in path.read_text(encoding="utf-8"), path
+
+
+def test_only_tracking_imports_mlflow() -> None:
+    importing = {
+        path.relative_to(ROOT / "pipeline").parts[0]
+        for path in (ROOT / "pipeline").rglob("*.py")
+        if "import mlflow" in (text := path.read_text(encoding="utf-8")) or "from mlflow" in text
+    }
+    assert importing == {"tracking"}
+
+
+def test_params_of_stages_are_keys_of_the_configuration() -> None:
+    composed = yaml.safe_load((ROOT / "composed.yaml").read_text(encoding="utf-8"))
+    assert set(composed) == set(Config.model_fields)
+    for stage in STAGES.values():
+        for entry in stage["params"]:
+            for key in entry.get("composed.yaml") or []:
+                node = composed
+                for part in key.split("."):
+                    assert part in node, key
+                    node = node[part]
+
+
+def test_the_committed_configuration_is_what_the_committed_files_compose() -> None:
+    assert (ROOT / "composed.yaml").read_text(encoding="utf-8") == to_yaml(
+        compose_config(ROOT / "conf", ROOT / "params.yaml")
+    )
+
+
+@pytest.mark.parametrize("stage", LIGHT)
+def test_light_stages_import_nothing_heavy(stage: str) -> None:
+    """Importing Keras takes four to twelve seconds, MLflow two to three."""
+    code = (
+        f"import sys, runpy; runpy.run_module('pipeline.{stage}.__main__', run_name='imported'); "
+        f"print([name for name in {HEAVY_MODULES} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", [*STAGES, "tracking"])
+def test_help_helps(module: str) -> None:
+    command = [sys.executable, "-m", f"pipeline.{module}", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"python -m pipeline.{module}" in result.stdout
+    assert len(result.stdout.splitlines()) >= 4

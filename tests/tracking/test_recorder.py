@@ -1,0 +1,100 @@
+"""A real MLflow server that goes away and comes back."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from pipeline.tracking.recorder import Recorder, send_unsent
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+Server = Callable[[], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def server(tmp_path: Path, port: int, start: Callable[..., "subprocess.Popen[str]"]) -> Server:
+    """Start, or start again, a server on one port with one store."""
+
+    def begin() -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
+        command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+        command += ["--artifacts-destination", str(tmp_path / "artifacts")]
+        process = start(command, tmp_path, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+        for _ in range(600):
+            try:
+                if requests.get(f"http://127.0.0.1:{port}/health", timeout=1).ok:
+                    return process
+            except requests.RequestException:
+                time.sleep(0.2)
+        raise AssertionError(process.communicate()[0])
+
+    return begin
+
+
+def stop(process: "subprocess.Popen[str]") -> None:
+    process.terminate()
+    process.wait()
+
+
+def test_what_the_server_misses_is_kept_and_sent_once_it_is_back(
+    tmp_path: Path, port: int, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    process = server()
+    client = MlflowClient(f"http://127.0.0.1:{port}")
+    run_id = client.create_run("0").info.run_id
+    recorder = Recorder(f"http://127.0.0.1:{port}", run_id, tmp_path)
+    recorder.metrics({"train/loss": 3.0}, 1)
+    assert not recorder.is_incomplete()
+
+    stop(process)
+    picture, network = tmp_path / "picture.png", tmp_path / "model.keras"
+    picture.write_bytes(b"first")
+    keras.Sequential([keras.Input((4, 4), dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(2)]).save(network)
+    recorder.metrics({"train/loss": 2.0}, 2)
+    recorder.artifact(picture, "plots")
+    picture.write_bytes(b"replaced before it was sent")
+    recorder.model(network)
+    recorder.tags({"device": "cpu"})
+    recorder.status("FINISHED")
+    assert recorder.is_incomplete()
+    assert capsys.readouterr().out.count("tracking: ") == 1, "said once, not for each event"
+    sent, problems = send_unsent(tmp_path)
+    assert (sent, len(problems)) == (0, 1)
+
+    server()
+    recorder.metrics({"train/loss": 1.0}, 3)  # after what is waiting, not before it
+    assert recorder.is_incomplete()
+    sent, problems = send_unsent(tmp_path)
+    assert (sent, problems) == (1, []), problems
+    assert not recorder.is_incomplete()
+    run = client.get_run(run_id)
+    history = sorted((metric.step, metric.value) for metric in client.get_metric_history(run_id, "train/loss"))
+    assert history == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert (run.info.status, run.data.tags["device"]) == ("FINISHED", "cpu")
+    assert Path(client.download_artifacts(run_id, "plots/picture.png")).read_bytes() == b"first"
+    assert len(run.outputs.model_outputs) == 1
+    assert send_unsent(tmp_path) == (0, [])
+
+
+def test_the_same_figures_are_recorded_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    recorder = Recorder(uri, client.create_run("0").info.run_id, tmp_path)
+    for _ in range(2):
+        recorder.metrics({"train/loss": 2.0}, 1, timestamp=1e9)
+    assert len(client.get_metric_history(recorder.run_id, "train/loss")) == 1

@@ -1,0 +1,14 @@
+from pipeline.tracking.runs import epoch_metrics, flatten
+
+EPOCH = {"epoch": 3.0, "loss": 0.1, "val_loss": 0.2, "learning_rate": 0.3, "seconds": 4.0, "timestamp": 5.0}
+
+
+def test_figures_are_filed_by_what_they_are_of() -> None:
+    common = {"train/loss": 0.1, "train/learning_rate": 0.3, "train/seconds_per_epoch": 4.0}
+    assert epoch_metrics(EPOCH, "validation") == common | {"val/loss": 0.2}
+    assert epoch_metrics(EPOCH, "test") == common | {"test/loss": 0.2}
+
+
+def test_keys_are_dotted() -> None:
+    values = {"a": {"b": [1, {"c": None}]}, "d": "e"}
+    assert dict(flatten(values)) == {"a.b.0": 1, "a.b.1.c": None, "d": "e"}

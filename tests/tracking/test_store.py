@@ -1,0 +1,92 @@
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.errors import PipelineError
+from pipeline.tracking.store import Store, experiment_id, locate_store, open_store, page
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "")
+
+
+def test_the_store_is_anchored_to_the_root(tmp_path: Path) -> None:
+    assert locate_store(tmp_path) == Store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "mlartifacts")
+
+
+def test_the_environment_names_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
+    assert locate_store(tmp_path).remote
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "./mlruns", "/data/mlruns", "file:///data/mlruns"])
+def test_a_folder_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(PipelineError, match=r"MLFLOW_TRACKING_URI=.*mlruns.*Unset it .*`mlflow migrate-filestore"):
+        open_store(tmp_path)
+
+
+def test_an_unreachable_server_is_an_error_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(PipelineError, match=r"http://127\.0\.0\.1:9: the tracking server cannot be reached\. Start it"):
+        open_store(tmp_path)
+    assert time.monotonic() - started < 30
+
+
+def test_a_silent_server_is_an_error_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.tracking.store.TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(PipelineError, match="the tracking server timed out"):
+            open_store(tmp_path)
+
+
+def test_a_store_that_is_no_database_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"not a database " * 100)
+    with pytest.raises(PipelineError, match=r"mlflow\.db cannot be used: "):
+        open_store(tmp_path)
+
+
+def test_artifacts_go_to_the_root_wherever_the_process_runs(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    experiment = MlflowClient(store.uri).get_experiment(experiment_id(store, "mnist"))
+    assert experiment.artifact_location == (tmp_path / "mlartifacts").as_uri()
+    assert experiment_id(store, "mnist") == experiment.experiment_id
+
+
+def test_a_deleted_experiment_is_named_with_the_remedy(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    MlflowClient(store.uri).delete_experiment(experiment_id(store, "mnist"))
+    with pytest.raises(PipelineError, match=r"'mnist' was deleted\. Bring it back \(mlflow experiments restore"):
+        experiment_id(store, "mnist")
+
+
+def test_processes_that_start_together_make_one_store(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pipeline.tracking.store import open_store, experiment_id; "
+        "print(experiment_id(open_store(Path(sys.argv[1])), 'mnist'))"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for _ in range(4)
+    ]
+    answers = [process.communicate()[0].decode().strip() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, answers
+    assert len(set(answers)) == 1
+
+
+def test_the_address_of_a_page() -> None:
+    assert page(Store("sqlite:///a", Path()), "experiments/1") == "http://127.0.0.1:5000/#/experiments/1"
+    assert page(Store("http://team:80/", Path()), "experiments/1") == "http://team:80/#/experiments/1"

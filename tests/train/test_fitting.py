@@ -1,0 +1,151 @@
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.compose.composition import compose_config
+from pipeline.config import Config, parse_config
+from pipeline.dataset import Split
+from pipeline.errors import PipelineError
+from pipeline.train.checkpoint import Checkpoint, Epoch, open_checkpoint
+from pipeline.train.fitting import best_epoch, fit, prepare, stops_early
+from pipeline.train.network import build_network, build_optimizer
+
+CONF = Path(__file__).parent.parent.parent / "conf"
+RANDOM = np.random.default_rng(0)
+LABELS = RANDOM.integers(0, 10, 640).astype(np.uint8)
+IMAGES = (RANDOM.integers(0, 100, (640, 8, 8)) + 15 * LABELS[:, None, None]).astype(np.uint8)
+TRAIN, VALIDATION = Split(IMAGES[:512], LABELS[:512]), Split(IMAGES[512:], LABELS[512:])
+
+
+class KilledError(Exception):
+    """Stands for the end of a process."""
+
+
+def configured(tmp_path: Path, **params: Any) -> Config:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    return parse_config(compose_config(CONF, tmp_path / "params.yaml"), {}, "")
+
+
+def learn(config: Config, checkpoint: Checkpoint, killed_after: int | None = None) -> tuple[Any, list[Epoch]]:
+    """Fit as the stage does; returns the network and what was reported, in order."""
+    keras.utils.set_random_seed(config.seed)
+    network = build_network(config.model, (8, 8), 10)
+    learner = prepare(network, build_optimizer(config.optimizer), config.training)
+    reported: list[Epoch] = []
+
+    def report(epoch: Epoch) -> None:
+        reported.append(epoch)
+        if len(reported) == killed_after:
+            raise KilledError
+
+    with contextlib.suppress(KilledError):
+        fit(learner, TRAIN, VALIDATION, config, checkpoint, report)
+    return network, reported
+
+
+def figures(epochs: list[Epoch]) -> list[Epoch]:
+    return [{name: epoch[name] for name in ("epoch", "loss", "val_loss")} for epoch in epochs]
+
+
+def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    config = configured(tmp_path, training={"epochs": 4})
+    whole, expected = learn(config, Checkpoint(tmp_path / "whole"))
+    _, before = learn(config, Checkpoint(tmp_path / "parts"), killed_after=2)
+    continued, after = learn(config, Checkpoint(tmp_path / "parts"))
+    assert [epoch["epoch"] for epoch in before] == [1, 2]
+    assert after[:2] == before  # told again, with the same time stamps: MLflow keeps one of each
+    assert figures(after) == figures(expected)
+    for mine, theirs in zip(continued.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_training_that_was_killed_after_its_last_epoch_is_not_repeated(tmp_path: Path) -> None:
+    config = configured(tmp_path, training={"epochs": 2})
+    first, before = learn(config, Checkpoint(tmp_path / "c"))
+    again, after = learn(config, Checkpoint(tmp_path / "c"))
+    assert after == before
+    for mine, theirs in zip(again.get_weights(), first.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_broken_checkpoint_means_a_new_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = configured(tmp_path, training={"epochs": 2})
+    learn(config, Checkpoint(tmp_path / "c"), killed_after=1)
+    (tmp_path / "c" / "epoch-00001.weights.h5").write_bytes(b"half a file")
+    _, reported = learn(config, Checkpoint(tmp_path / "c"))
+    assert [epoch["epoch"] for epoch in reported] == [1, 2]
+    assert "starting again" in capsys.readouterr().out
+
+
+def test_only_the_last_epoch_is_kept(tmp_path: Path) -> None:
+    learn(configured(tmp_path, training={"epochs": 3}), Checkpoint(tmp_path / "c"))
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["epoch-00003.json", "epoch-00003.weights.h5"]
+
+
+def test_another_process_does_not_share_a_checkpoint(tmp_path: Path) -> None:
+    with open_checkpoint(tmp_path, "name") as mine, open_checkpoint(tmp_path, "name") as other:
+        assert mine.folder != other.folder
+    with open_checkpoint(tmp_path, "name") as later:
+        assert later.folder == mine.folder
+
+
+def test_the_order_differs_from_epoch_to_epoch_and_follows_from_the_seed(tmp_path: Path) -> None:
+    one, again, other = (
+        learn(configured(tmp_path, seed=seed, training={"epochs": 2}), Checkpoint(tmp_path / name))[1]
+        for seed, name in ((1, "a"), (1, "b"), (2, "c"))
+    )
+    assert figures(one) == figures(again)
+    assert figures(one) != figures(other)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
+    config = configured(tmp_path, optimizer={"learning_rate": 1e30}, training={"epochs": 5})
+    with pytest.raises(PipelineError, match=r"the loss is nan in epoch \d: the training diverged\. Lower"):
+        learn(config, Checkpoint(tmp_path / "c"))
+
+
+def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
+    config = configured(
+        tmp_path, optimizer={"learning_rate": 0.03}, training={"epochs": 6, "keep_best_epoch": True, "batch_size": 32}
+    )
+    network, reported = learn(config, Checkpoint(tmp_path / "c"))
+    best = min(reported, key=lambda epoch: epoch["val_loss"])
+    assert best["epoch"] < 6, "the case needs a training that got worse"
+    network.compile(loss=keras.losses.SparseCategoricalCrossentropy())
+    assert network.evaluate(*VALIDATION, verbose=0) == pytest.approx(best["val_loss"], rel=1e-5)
+
+
+def test_training_stops_early(tmp_path: Path) -> None:
+    config = configured(
+        tmp_path, optimizer={"learning_rate": 0.03}, training={"epochs": 50, "early_stopping": 2, "batch_size": 32}
+    )
+    _, reported = learn(config, Checkpoint(tmp_path / "c"))
+    assert len(reported) == best_epoch(reported) + 2 < 50
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "stops"),
+    [
+        ([], 1, False),
+        ([3, 2, 1], 1, False),
+        ([1, 2], 1, True),
+        ([1, 2], 2, False),
+        ([1, 1], 1, True),
+        ([1, 9], None, False),
+    ],
+)
+def test_patience(losses: list[float], patience: int | None, stops: bool) -> None:
+    epochs = [{"epoch": float(number), "val_loss": loss} for number, loss in enumerate(losses, 1)]
+    assert stops_early(epochs, patience) is stops
+
+
+def test_the_loss_is_the_notebooks_categorical_one() -> None:
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]], np.float32)
+    sparse = keras.losses.SparseCategoricalCrossentropy()(np.array([0, 1], np.uint8), probabilities)
+    categorical = keras.losses.CategoricalCrossentropy()(np.eye(3, dtype=np.float32)[:2], probabilities)
+    assert float(sparse) == pytest.approx(float(categorical))

@@ -1,0 +1,125 @@
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.compose.composition import compose_config, options
+from pipeline.config import Config, Model, Optimizer, parse_config
+from pipeline.errors import PipelineError
+from pipeline.train.network import build_network, build_optimizer
+
+CONF = Path(__file__).parent.parent.parent / "conf"
+NOTEBOOK_PARAMETERS = 669_706
+
+
+def composed(tmp_path: Path, **params: Any) -> Config:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    return parse_config(compose_config(CONF, tmp_path / "params.yaml"), {}, "")
+
+
+def images(side: int, count: int = 5) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side)).astype(np.uint8)
+
+
+def test_the_notebooks_network_has_the_notebooks_parameters(tmp_path: Path) -> None:
+    network = build_network(composed(tmp_path, recipe="notebook").model, (28, 28), 10)
+    assert network.count_params() == NOTEBOOK_PARAMETERS
+    kernels = [tuple(weight.shape) for weight in network.trainable_weights]
+    assert kernels == [(784, 512), (512,), (512, 512), (512,), (512, 10), (10,)]
+
+
+def test_the_notebooks_network_computes_what_the_notebooks_does(tmp_path: Path) -> None:
+    network = build_network(composed(tmp_path, recipe="notebook").model, (28, 28), 10)
+    layers = keras.layers
+    plain = keras.Sequential(
+        [
+            keras.Input((784,)),
+            layers.Dense(512, "relu"),
+            layers.Dropout(0.2),
+            layers.Dense(512, "relu"),
+            layers.Dropout(0.2),
+            layers.Dense(10, "softmax"),
+        ]
+    )
+    plain.set_weights(network.get_weights())
+    scaled = images(28).reshape(5, 784).astype("float32") / 255
+    expected = plain.predict(scaled, verbose=0)
+    np.testing.assert_allclose(network.predict(images(28), verbose=0), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("option", options(CONF)["model"])
+@pytest.mark.parametrize("side", [28, 8])
+def test_every_model_reads_every_size(tmp_path: Path, option: str, side: int) -> None:
+    network = build_network(composed(tmp_path, model=option).model, (side, side), 10)
+    probabilities = network.predict(images(side), verbose=0)
+    assert probabilities.shape == (5, 10)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("option", options(CONF)["optimizer"])
+def test_every_optimizer_is_built_as_configured(tmp_path: Path, option: str) -> None:
+    optimizer = build_optimizer(composed(tmp_path, optimizer={"name": option, "learning_rate": 0.25}).optimizer)
+    assert float(optimizer.learning_rate) == 0.25
+
+
+def test_a_schedule_is_built(tmp_path: Path) -> None:
+    schedule = {
+        "_target_": "keras.optimizers.schedules.CosineDecay",
+        "initial_learning_rate": 0.5,
+        "decay_steps": 10,
+    }
+    optimizer = build_optimizer(composed(tmp_path, optimizer={"learning_rate": schedule}).optimizer)
+    assert float(optimizer.learning_rate) == 0.5
+
+
+def test_probabilities_are_float32_in_mixed_precision(tmp_path: Path) -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        network = build_network(composed(tmp_path).model, (28, 28), 10)
+        assert network.layers[-2].compute_dtype == "bfloat16"
+        assert network.predict(images(28), verbose=0).dtype == np.float32
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def model(*layers: dict[str, Any], **builder: Any) -> Model:
+    return Model(name="test", layers=list(layers), **builder)
+
+
+def test_a_builder_returns_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two_layers(units: int) -> list[keras.Layer]:
+        return [keras.layers.Flatten(), keras.layers.Dense(units)]
+
+    two_layers.__module__ = "pipeline.train.network"
+    monkeypatch.setattr("pipeline.train.network.two_layers", two_layers, raising=False)
+    built = model(builder={"_target_": "pipeline.train.network.two_layers", "units": 7})
+    assert build_network(built, (28, 28), 10).layers[-2].units == 7
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ({"_target_": "keras.layers.Dens", "units": 3}, "model.layers.0: keras.layers.Dens cannot be built: "),
+        ({"_target_": "keras.layers.Dense", "unts": 3}, "model.layers.0: keras.layers.Dense cannot be built: "),
+        ({"_target_": "keras.layers.Dense", "units": -3}, "model.layers.0: keras.layers.Dense cannot be built: "),
+        ({"_target_": "keras.layers.LSTM", "units": 3}, "model.layers.0: does not fit what comes before it: "),
+        ({"_target_": "keras.layers.Conv2D", "filters": 2, "kernel_size": 3}, "model.layers: end in shape (26, 26, 2)"),
+        ({"_target_": "pipeline.train.archive.json.dumps", "obj": 1}, "is not Keras's or this pipeline's own"),
+    ],
+)
+def test_a_bad_layer_is_named(layer: dict[str, Any], message: str) -> None:
+    with pytest.raises(PipelineError) as error:
+        build_network(model(layer), (28, 28), 10)
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_bad_argument_of_an_optimizer_is_named() -> None:
+    bad = Optimizer.model_validate(
+        {"name": "rmsprop", "_target_": "keras.optimizers.RMSprop", "learning_rate": 0.1, "rhoo": 1}
+    )
+    with pytest.raises(PipelineError, match=r"optimizer: keras\.optimizers\.RMSprop cannot be built: .*rhoo"):
+        build_optimizer(bad)
