@@ -10,22 +10,23 @@ from contextlib import contextmanager
 from pipeline.errors import PipelineError
 
 
-def run_stage(name: str, description: str | None, run: Callable[[], None]) -> None:
-    """Run one stage as a command.
+def run_stage(name: str, description: str | None, run: Callable[[], None], cleared: bool = False) -> None:
+    """Run one stage as a command; `cleared` says that DVC removes what the stage made earlier before it starts.
 
     Exits with status 1 and the message on standard error when `run` raises PipelineError or an OSError
     (a full disk, a file without permission); any other exception is a bug and keeps its traceback.
     """
     argparse.ArgumentParser(prog=f"python -m pipeline.{name}", description=description).parse_args()
+    rescue = " (`dvc checkout` brings the earlier results back.)" if cleared and "DVC_STAGE" in os.environ else ""
     try:
         run()
     except PipelineError as error:
-        sys.exit(f"{name}: {error}")
+        sys.exit(f"{name}: {error}{rescue}")
     except KeyboardInterrupt:
         sys.exit(f"\n{name}: interrupted; `dvc repro` goes on from here")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"{name}: {where}{error.strerror or error}. Mend that and run `dvc repro` again; nothing is lost.")
+        sys.exit(f"{name}: {where}{error.strerror or error}. Mend that and run `dvc repro` again.{rescue}")
 
 
 @contextmanager

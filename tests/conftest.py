@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,15 +12,20 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-RECORDING = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "DEVICE", "DATASET_MIRROR")
+SETTINGS = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "DEVICE", "DATASET_MIRROR")
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _own_environment() -> None:
-    """No test sees the settings of the person who runs it."""
-    for name in RECORDING:
-        os.environ.pop(name, None)
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+def environment(settings: dict[str, str]) -> dict[str, str]:
+    """The environment for a command: without the settings of whoever runs the tests, and of the tests before it."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {name: value for name, value in os.environ.items() if name not in SETTINGS} | {"PATH": path} | settings
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow writes its address into this process's environment, too: undone after each test."""
+    for name in SETTINGS:
+        monkeypatch.setenv(name, "")
 
 
 class Project:
@@ -28,27 +34,27 @@ class Project:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the project and wait for it; standard output and error come together."""
         return subprocess.run(
             command,
             cwd=self.root,
-            env=os.environ | environment,
+            env=environment(settings),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
         )
 
-    def succeed(self, *command: str, **environment: str) -> str:
+    def succeed(self, *command: str, **settings: str) -> str:
         """Run a command that must succeed, and return what it printed."""
-        result = self.run(*command, **environment)
+        result = self.run(*command, **settings)
         assert result.returncode == 0, result.stdout
         return result.stdout
 
-    def fail(self, *command: str, **environment: str) -> str:
+    def fail(self, *command: str, **settings: str) -> str:
         """Run a command that must fail with a message and not with a traceback, and return what it printed."""
-        result = self.run(*command, **environment)
+        result = self.run(*command, **settings)
         assert result.returncode != 0, result.stdout
         assert "Traceback" not in result.stdout, result.stdout
         return result.stdout
@@ -116,19 +122,25 @@ def trained(trained_once: Project, tmp_path: Path) -> Project:
     return project
 
 
+def _heed_interrupts() -> None:
+    """A shell's background jobs, and what they start, ignore Ctrl-C otherwise."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """Start processes that are ended with the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(command: list[str], cwd: Path, **environment: str) -> "subprocess.Popen[str]":
+    def run(command: list[str], cwd: Path, **settings: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             command,
             cwd=cwd,
-            env=os.environ | environment,
+            env=environment(settings),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=_heed_interrupts,  # noqa: PLW1509: it touches nothing that a thread could hold
         )
         started.append(process)
         return process

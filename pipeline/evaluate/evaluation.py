@@ -42,8 +42,8 @@ def evaluate_and_record(config: Config, test: Split, store: Store) -> None:
             f"{paths.MODEL} reads images of {network.input_shape[1:]}, the test images are {test.images.shape[1:]}: "
             "it belongs to another dataset. Run `dvc repro`"
         )
-    probabilities = network.predict(test.images, batch_size=BATCH, verbose=0)
-    figures = score(probabilities, test.labels)
+    logits, probabilities = predict(network, test)
+    figures = score(logits, probabilities, test.labels)
     wrong = mistakes(probabilities, test.labels)
     for path, figure in draw(config, history, test, probabilities, figures, wrong).items():
         save_picture(path, figure)
@@ -61,6 +61,13 @@ def load_network(path: Path) -> keras.Model:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = "is missing" if not path.exists() else f"cannot be read ({str(error).splitlines()[0]})"
         raise PipelineError(f"{path} {reason}: run `dvc repro`") from None
+
+
+def predict(network: keras.Model, test: Split) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits and probabilities (N, classes) of all images, each looked at once."""
+    both = keras.Model(network.inputs, [network.get_layer("logits").output, network.output])
+    logits, probabilities = both.predict(test.images, batch_size=BATCH, verbose=0)
+    return logits, probabilities
 
 
 def read_facts(path: Path) -> dict[str, Any]:

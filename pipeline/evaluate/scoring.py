@@ -5,15 +5,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 BINS = 15
 CONFIDENCE = 0.95
-SMALLEST = 1e-7  # Keras's epsilon: the loss of a probability of zero stays finite, and the same as in training
 DIGITS = 6
 
 Probabilities = NDArray[np.float32]
+Logits = NDArray[np.float32]
 Labels = NDArray[np.uint8]
 
 
@@ -35,8 +36,8 @@ class Mistake:
     probability: float
 
 
-def score(probabilities: Probabilities, labels: Labels) -> dict[str, Any]:
-    """All figures of the test: probabilities (N, classes) against labels (N,)."""
+def score(logits: Logits, probabilities: Probabilities, labels: Labels) -> dict[str, Any]:
+    """All figures of the test: logits and probabilities (N, classes) against labels (N,)."""
     predictions = probabilities.argmax(axis=1)
     right = int((predictions == labels).sum())
     interval = binomtest(right, len(labels)).proportion_ci(CONFIDENCE, method="wilson")
@@ -48,7 +49,7 @@ def score(probabilities: Probabilities, labels: Labels) -> dict[str, Any]:
         "accuracy": round(right / len(labels), DIGITS),
         "accuracy_low": round(float(interval.low), DIGITS),
         "accuracy_high": round(float(interval.high), DIGITS),
-        "loss": round(log_loss(probabilities, labels), DIGITS),
+        "loss": round(log_loss(logits, labels), DIGITS),
         "errors": len(labels) - right,
         "images": len(labels),
         "calibration_error": round(calibration_error(reliability(probabilities, labels)), DIGITS),
@@ -62,10 +63,14 @@ def score(probabilities: Probabilities, labels: Labels) -> dict[str, Any]:
     }
 
 
-def log_loss(probabilities: Probabilities, labels: Labels) -> float:
-    """The mean cross-entropy in nats, with probabilities bounded as Keras's own loss bounds them."""
-    of_the_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.clip(of_the_label, SMALLEST, 1 - SMALLEST)).mean())
+def log_loss(logits: Logits, labels: Labels) -> float:
+    """The mean cross-entropy in nats.
+
+    From logits, as Keras computes it inside a compiled function: a network that is sure and wrong gives its label a
+    probability that float32 rounds to zero, and bounding that (scikit-learn, Keras outside a function) hides the cost.
+    """
+    log_probabilities = log_softmax(logits.astype(np.float64), axis=1)
+    return float(-log_probabilities[np.arange(len(labels)), labels].mean())
 
 
 def reliability(probabilities: Probabilities, labels: Labels) -> Reliability:

@@ -102,7 +102,10 @@ def download(url: str, destination: Path) -> None:
 
 
 def download_rest(url: str, destination: Path) -> None:
-    """Ask for what `destination` lacks of `url`. Raises InterruptedDownloadError if it is worth asking again, else SourceError."""
+    """Ask for what `destination` lacks of `url`.
+
+    Raises InterruptedDownloadError if it is worth asking again, else SourceError.
+    """
     have = destination.stat().st_size if destination.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:

@@ -47,4 +47,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run_stage("preprocess", __doc__, run)
+    run_stage("preprocess", __doc__, run, cleared=True)

@@ -126,7 +126,7 @@ def send_event(client: MlflowClient, run_id: str, event: Event, path: Path | Non
             client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
         case {"kind": "model"}:
             assert path is not None
-            log_network(run_id, path)
+            log_network(client, run_id, path)
         case {"kind": "status", "status": "RUNNING"}:
             client.update_run(run_id, "RUNNING")
         case {"kind": "status", "status": status, "time": stamp}:

@@ -14,6 +14,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from pipeline.config import Config
+from pipeline.errors import PipelineError
 from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.store import Store, experiment_id
 
@@ -26,11 +27,14 @@ EPOCH_NAMES = {"seconds": "seconds_per_epoch"}
 def start_run(store: Store, config: Config, root: Path, stage: str, extra_tags: dict[str, str]) -> Recorder:
     """Open a run for one model, named after the DVC experiment or the recipe, with everything it was configured to be.
 
-    Raises MlflowException if the store does not take it: nothing has been trained yet.
+    Raises PipelineError if the store does not take it: nothing has been trained yet.
     """
     name = os.environ.get(EXPERIMENT) or f"{config.recipe}-{config.model.name}-seed-{config.seed}"
     tags = run_tags(stage) | {"recipe": config.recipe} | extra_tags
-    run = MlflowClient(store.uri).create_run(experiment_id(store, config.dataset.name), tags=tags, run_name=name)
+    try:
+        run = MlflowClient(store.uri).create_run(experiment_id(store, config.dataset.name), tags=tags, run_name=name)
+    except MlflowException as error:
+        raise PipelineError(f"the MLflow store {store.uri} does not take a new run: {error}") from None
     recorder = Recorder(store.uri, run.info.run_id, root)
     recorder.params(dict(flatten(config.model_dump(by_alias=True))))
     return recorder

@@ -30,4 +30,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run_stage("train", __doc__, run)
+    run_stage("train", __doc__, run, cleared=True)

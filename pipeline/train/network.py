@@ -29,7 +29,8 @@ def build_network(model: Model, image_shape: tuple[int, ...], classes: int) -> k
     _, *features = tensor.shape
     if len(features) != 1:
         raise PipelineError(f"model.layers: end in shape {tuple(features)}; end with keras.layers.Flatten or a pooling")
-    probabilities = keras.layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities")(tensor)
+    logits = keras.layers.Dense(classes, dtype="float32", name="logits")(tensor)
+    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
     return keras.Model(images, probabilities, name=model.name)
 
 

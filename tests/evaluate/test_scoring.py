@@ -1,5 +1,6 @@
 import math
 
+import keras
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -8,11 +9,12 @@ from pipeline.evaluate.scoring import Mistake, calibration_error, log_loss, mist
 
 # Four images: three right with 0.9, 0.8 and 0.6, one wrong with 0.7.
 PROBABILITIES = np.array([[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.7, 0.1, 0.2]], np.float32)
+LOGITS = np.log(PROBABILITIES) + 3
 LABELS = np.array([0, 1, 2, 1], np.uint8)
 
 
 def test_figures_of_four_images() -> None:
-    figures = score(PROBABILITIES, LABELS)
+    figures = score(LOGITS, PROBABILITIES, LABELS)
     assert (figures["accuracy"], figures["errors"], figures["images"]) == (0.75, 1, 4)
     assert figures["loss"] == pytest.approx(-np.log([0.9, 0.8, 0.6, 0.1]).mean(), abs=1e-6)
     assert figures["confusion_matrix"] == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
@@ -27,7 +29,7 @@ def test_figures_of_four_images() -> None:
 
 
 def test_the_interval_is_wilsons() -> None:
-    figures = score(PROBABILITIES, LABELS)
+    figures = score(LOGITS, PROBABILITIES, LABELS)
     n, p, z = 4, 0.75, 1.959963984540054
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     assert figures["accuracy_low"] == pytest.approx((centre - half) / (1 + z * z / n), abs=1e-6)
@@ -35,13 +37,23 @@ def test_the_interval_is_wilsons() -> None:
 
 
 def test_a_class_without_images_counts_nothing() -> None:
-    figures = score(PROBABILITIES[:2], LABELS[:2])
+    figures = score(LOGITS[:2], PROBABILITIES[:2], LABELS[:2])
     assert figures["per_class"]["recall"] == [1.0, 1.0, 0.0]
 
 
-def test_a_probability_of_zero_has_a_finite_loss() -> None:
-    certain: NDArray[np.float32] = np.array([[1.0, 0.0]], np.float32)
-    assert log_loss(certain, np.array([1], np.uint8)) == pytest.approx(-math.log(1e-7))
+def test_a_sure_mistake_costs_what_it_costs() -> None:
+    logits: NDArray[np.float32] = np.array([[200.0, 0.0]], np.float32)
+    assert log_loss(logits, np.array([1], np.uint8)) == pytest.approx(200)
+
+
+def test_the_loss_is_what_keras_evaluates() -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(500, 20)).astype(np.float32), rng.integers(0, 3, 500).astype(np.uint8)
+    network = keras.Sequential([keras.Input((20,)), keras.layers.Dense(3, name="logits"), keras.layers.Softmax()])
+    network.set_weights([40 * weight for weight in network.get_weights()])
+    network.compile(loss="sparse_categorical_crossentropy")
+    logits = keras.Model(network.inputs, network.get_layer("logits").output).predict(images, verbose=0)
+    assert log_loss(logits, labels) == pytest.approx(network.evaluate(images, labels, verbose=0), rel=1e-5)
 
 
 def test_bins_are_closed_above() -> None:

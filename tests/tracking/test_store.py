@@ -13,12 +13,6 @@ from pipeline.tracking.store import Store, experiment_id, locate_store, open_sto
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture(autouse=True)
-def _no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "")
-
-
 def test_the_store_is_anchored_to_the_root(tmp_path: Path) -> None:
     assert locate_store(tmp_path) == Store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "mlartifacts")
 

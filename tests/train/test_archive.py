@@ -4,7 +4,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from pipeline.train.archive import save_network
+from pipeline.train.archive import normalise, save_network
 
 
 def network() -> keras.Model:
@@ -39,3 +39,9 @@ def test_no_date_is_in_it(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.keras") as archive:
         assert {entry.date_time[0] for entry in archive.infolist()} == {1980}
         assert b"1980-01-01" in archive.read("metadata.json")
+
+
+def test_addresses_become_numbers() -> None:
+    text = '{"a": {"shared_object_id": 1402}, "b": {"shared_object_id": 99}, "c": {"shared_object_id": 1402}}'
+    expected = '{"a": {"shared_object_id": 0}, "b": {"shared_object_id": 1}, "c": {"shared_object_id": 0}}'
+    assert normalise(text) == expected

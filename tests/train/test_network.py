@@ -79,7 +79,7 @@ def test_probabilities_are_float32_in_mixed_precision(tmp_path: Path) -> None:
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         network = build_network(composed(tmp_path).model, (28, 28), 10)
-        assert network.layers[-2].compute_dtype == "bfloat16"
+        assert network.layers[-3].compute_dtype == "bfloat16"
         assert network.predict(images(28), verbose=0).dtype == np.float32
     finally:
         keras.config.set_dtype_policy("float32")
@@ -96,7 +96,7 @@ def test_a_builder_returns_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     two_layers.__module__ = "pipeline.train.network"
     monkeypatch.setattr("pipeline.train.network.two_layers", two_layers, raising=False)
     built = model(builder={"_target_": "pipeline.train.network.two_layers", "units": 7})
-    assert build_network(built, (28, 28), 10).layers[-2].units == 7
+    assert build_network(built, (28, 28), 10).layers[-3].units == 7
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,194 @@
+"""Measure what the pipeline costs beside a plain Keras script of the notebook, in turn on this machine.
+
+Needs the four MNIST files at hand: in ../shared/mnist beside the project, or in the folder DATASET_MIRROR.
+Prints a table and writes docs/bench.json. Commit first: what is measured is a clone of HEAD.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+from mlflow import MlflowClient
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.script import PLAIN
+from pipeline.files import write_json
+
+ROOT = Path(__file__).parent.parent
+STAGES = ("compose", "fetch", "preprocess", "train", "evaluate")
+EMPTY = "stages:\n  only:\n    cmd: python -c pass\n    deps: [dvc.yaml]\n"
+
+Figures = dict[str, tuple[list[float], str]]  # name -> values, unit
+
+
+class Finished(NamedTuple):
+    """A command that has ended: its wall time, its peak memory and what it printed."""
+
+    seconds: float
+    peak_mib: float
+    output: str
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=3, help="script and pipeline in turn, so often (default: 3)")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of each (default: 20, the notebook's)")
+    arguments = parser.parse_args()
+    data = Path(os.environ.get("DATASET_MIRROR") or ROOT.parent / "shared" / "mnist")
+    if not data.is_dir():
+        sys.exit(f"benchmarks: {data} is no folder: set DATASET_MIRROR to one with the four MNIST files")
+    with tempfile.TemporaryDirectory() as folder:
+        figures, project = compare(Path(folder), data, arguments.pairs, arguments.epochs)
+        figures |= measure_no_op(Path(folder), project, 3 * arguments.pairs)
+        figures |= measure_stages(project, arguments.pairs)
+    report(figures)
+
+
+def compare(folder: Path, data: Path, pairs: int, epochs: int) -> tuple[Figures, Path]:
+    """`dvc repro` of recipe=notebook in fresh clones against the script, in turn; the figures and the last clone."""
+    script = folder / "script.py"
+    script.write_text(PLAIN, encoding="utf-8")
+    figures: Figures = {
+        "epoch_ratio": ([], "ratio"),
+        "cold_repro_ratio": ([], "ratio"),
+        "script_seconds": ([], "s"),
+        "script_epoch_seconds": ([], "s"),
+        "script_accuracy": ([], "share"),
+        "script_loss": ([], "nats"),
+        "script_peak_mib": ([], "MiB"),
+        "repro_seconds": ([], "s"),
+        "repro_epoch_seconds": ([], "s"),
+        "repro_accuracy": ([], "share"),
+        "repro_loss": ([], "nats"),
+    }
+    project = folder
+    for pair in range(pairs):
+        plain = run([sys.executable, str(script), str(data), str(epochs)], folder)
+        told = json.loads(plain.output.splitlines()[-1])
+        project = clone(folder / f"clone-{pair}", seed=pair + 1, epochs=epochs)
+        whole = run(["dvc", "repro"], project, DATASET_MIRROR=str(data))
+        metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))["test"]
+        # The first epoch includes compilation on both sides and is part of the whole time.
+        theirs, ours = (statistics.median(seconds[1:]) for seconds in (told["epoch_seconds"], epoch_seconds(project)))
+        for name, value in {
+            "epoch_ratio": ours / theirs,
+            "cold_repro_ratio": whole.seconds / plain.seconds,
+            "script_seconds": plain.seconds,
+            "script_epoch_seconds": theirs,
+            "script_accuracy": told["accuracy"],
+            "script_loss": told["loss"],
+            "script_peak_mib": plain.peak_mib,
+            "repro_seconds": whole.seconds,
+            "repro_epoch_seconds": ours,
+            "repro_accuracy": metrics["accuracy"],
+            "repro_loss": metrics["loss"],
+        }.items():
+            figures[name][0].append(value)
+        facts = json.loads((project / "models" / "run.json").read_text(encoding="utf-8"))
+        for name, value in facts["seconds"].items():
+            figures.setdefault(f"train_{name}_seconds", ([], "s"))[0].append(value)
+        figures.setdefault("train_peak_mib", ([], "MiB"))[0].append(facts["peak_memory_mib"])
+        print(f"pair {pair + 1} of {pairs}: script {plain.seconds:.1f} s, dvc repro {whole.seconds:.1f} s", flush=True)
+    return figures, project
+
+
+def clone(folder: Path, seed: int, epochs: int) -> Path:
+    """HEAD in a folder of its own, with nothing in DVC's cache, set to the notebook's recipe."""
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+    params = f"recipe: notebook\nseed: {seed}\ntraining: {{epochs: {epochs}}}\n"
+    (folder / "params.yaml").write_text(params, encoding="utf-8")
+    return folder
+
+
+def measure_no_op(folder: Path, project: Path, times: int) -> Figures:
+    """`dvc repro` with nothing to do against the same in an empty project of one stage, in turn."""
+    empty = folder / "empty"
+    empty.mkdir()
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+        run(command, empty)
+    (empty / "dvc.yaml").write_text(EMPTY, encoding="utf-8")
+    run(["dvc", "config", "core.analytics", "false"], empty)
+    run(["dvc", "repro"], empty)
+    ours, theirs = [], []
+    for _ in range(times + 1):
+        ours.append(run(["dvc", "repro"], project).seconds)
+        theirs.append(run(["dvc", "repro"], empty).seconds)
+    ratios = [mine / other for mine, other in zip(ours[1:], theirs[1:], strict=True)]  # the first warms the files up
+    return {"noop_ratio": (ratios, "ratio"), "noop_seconds": (ours[1:], "s"), "noop_empty_seconds": (theirs[1:], "s")}
+
+
+def measure_stages(project: Path, times: int) -> Figures:
+    """Wall time and peak memory of each stage but train, which tells of itself."""
+    figures: Figures = {}
+    for stage in STAGES:
+        if stage == "train":
+            continue
+        finished = [run([sys.executable, "-m", f"pipeline.{stage}"], project) for _ in range(times)]
+        figures[f"{stage}_seconds"] = ([each.seconds for each in finished], "s")
+        figures[f"{stage}_peak_mib"] = ([each.peak_mib for each in finished], "MiB")
+    return figures
+
+
+def run(command: list[str], folder: Path, **settings: str) -> Finished:
+    """Run a command to its end. Raises SystemExit with its output if it fails."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | settings
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    with tempfile.TemporaryFile("w+") as output:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        text = output.read()
+    if process.returncode:
+        sys.exit(f"benchmarks: {' '.join(command)} failed in {folder}:\n{text}")
+    return Finished(seconds, usage.ru_maxrss / (1 << 10), text)
+
+
+def epoch_seconds(project: Path) -> list[float]:
+    """What the training recorded, in the order of the epochs."""
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    (experiment,) = [each for each in client.search_experiments() if each.name == "mnist"]
+    (newest,) = client.search_runs([experiment.experiment_id], max_results=1)
+    history = client.get_metric_history(newest.info.run_id, "train/seconds_per_epoch")
+    return [point.value for point in sorted(history, key=lambda point: point.step)]
+
+
+def report(figures: Figures) -> None:
+    """Print the table and write docs/bench.json."""
+    table = Table("figure", "median", "min", "max", "n", "unit", title=machine(), title_justify="left")
+    summary: dict[str, dict[str, Any]] = {}
+    for name, (values, unit) in figures.items():
+        spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+        rounded = {key: round(value, 4) for key, value in spread.items()}
+        summary[name] = rounded | {"n": len(values), "unit": unit}
+        table.add_row(name, *(f"{value:g}" for value in rounded.values()), str(len(values)), unit)
+    Console(width=120).print(table)
+    write_json(ROOT / "docs" / "bench.json", summary)
+
+
+def machine() -> str:
+    """What was measured on and with."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("tensorflow", "keras", "mlflow", "dvc"))
+    memory = psutil.virtual_memory().total / (1 << 30)
+    return (
+        f"{psutil.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, {platform.system()}, "
+        f"Python {platform.python_version()}, {packages}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,406 @@
+"""The whole pipeline for real: DVC commands in clones, on the small dataset, recorded in MLflow."""
+
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from pipeline.dataset import load_split
+from tests.conftest import Project
+
+STAGES = ("compose", "fetch", "preprocess", "train", "evaluate")
+EARLIER = ("composed.yaml", "dvc.lock", "data", "models", "reports")
+
+
+def ran(output: str) -> list[str]:
+    """The stages whose commands ran, in order."""
+    return re.findall(r"^Running stage '(\w+)'", output, re.MULTILINE)
+
+
+def client(project: Project) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{project.root}/mlflow.db")
+
+
+def runs(project: Project) -> list[Run]:
+    """All runs, the newest first."""
+    mlruns = client(project)
+    return list(mlruns.search_runs([experiment.experiment_id for experiment in mlruns.search_experiments()]))
+
+
+def metrics(project: Project) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((project.root / "reports" / "metrics.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def snapshot(project: Project) -> dict[str, bytes]:
+    files = project.files("data", "models", "reports")
+    return files | {name: (project.root / name).read_bytes() for name in ("composed.yaml", "dvc.lock")}
+
+
+# What one `dvc repro` leaves behind.
+
+
+def test_repro_runs_every_stage_and_ends_with_a_table(trained_once: Project) -> None:
+    log = (trained_once.root / "repro.log").read_text(encoding="utf-8")
+    assert ran(log) == list(STAGES)
+    for row in ("test loss", "test accuracy", "95 % interval", "errors", "training", "make ui"):
+        assert row in log
+    assert len(re.findall(r"^epoch +\d/2 ", log, re.MULTILINE)) == 2, "one line an epoch where there is no terminal"
+    assert "cuda" not in log.lower(), "TensorFlow's greetings are held back"
+    for folder in (".resume", ".unsent"):
+        assert not list((trained_once.root / folder).glob("*/*")), "nothing is left over"
+
+
+def test_the_reports_are_about_every_test_image(trained_once: Project) -> None:
+    test = metrics(trained_once)["test"]
+    with (trained_once.root / "reports" / "errors.csv").open(encoding="utf-8") as file:
+        errors = list(csv.DictReader(file))
+    labels = load_split(trained_once.root / "data" / "prepared" / "test.npz").labels
+    assert test["images"] == sum(map(sum, test["confusion_matrix"])) == len(labels) == 500
+    assert test["errors"] == len(errors) == 500 - np.trace(test["confusion_matrix"])
+    assert test["accuracy"] == pytest.approx(1 - test["errors"] / 500)
+    assert 0.6 < test["accuracy_low"] < test["accuracy"] < test["accuracy_high"] < 1
+    assert all(int(row["label"]) == labels[int(row["index"])] != int(row["prediction"]) for row in errors)
+    data = json.loads((trained_once.root / "reports" / "data.json").read_text(encoding="utf-8"))
+    assert [data[part]["images"] for part in ("train", "validation", "test")] == [1188, 109, 500]
+
+
+def test_the_pictures_are_drawn_and_are_dvc_plots(trained: Project) -> None:
+    for name in ("samples", "curves", "confusion_matrix", "worst_mistakes", "reliability"):
+        assert (trained.root / "reports" / "pictures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    trained.succeed("dvc", "plots", "show")
+    page = (trained.root / "dvc_plots" / "index.html").read_text(encoding="utf-8")
+    for plot in ("samples.png", "reliability.png", "val_accuracy"):
+        assert plot in page
+
+
+def test_one_mlflow_run_tells_everything(trained_once: Project) -> None:
+    (run,) = runs(trained_once)
+    test = metrics(trained_once)["test"]
+    assert (run.info.run_name, run.info.status) == ("smoke-mlp-seed-1", "FINISHED")
+    composed = yaml.safe_load((trained_once.root / "composed.yaml").read_text(encoding="utf-8"))
+    for key, value in (("model.name", "mlp"), ("training.epochs", "2"), ("model.layers.1.units", "512")):
+        assert run.data.params[key] == value
+    assert run.data.params["optimizer.learning_rate"] == str(composed["optimizer"]["learning_rate"])
+    for name in ("accuracy", "loss", "errors"):
+        assert run.data.metrics[f"test/{name}"] == test[name]
+    for name in ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "train/learning_rate"):
+        history = client(trained_once).get_metric_history(run.info.run_id, name)
+        assert sorted(point.step for point in history) == [1, 2]
+    assert any(name.startswith("system/cpu") for name in run.data.metrics)
+    lock = yaml.safe_load((trained_once.root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    hashes = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
+    assert run.data.tags["dvc.model"] == hashes["models/model.keras"]
+    assert run.data.tags["dvc.train"] == hashes["data/prepared/train.npz"]
+    assert run.data.tags["dvc.test"] == hashes["data/prepared/test.npz"]
+    assert run.data.tags["git.commit"] == trained_once.succeed("git", "rev-parse", "HEAD").strip()
+    assert (run.data.tags["device"], run.data.tags["keras.backend"]) == ("cpu", "tensorflow")
+    inputs = {item.tags[0].value: item.dataset.digest for item in run.inputs.dataset_inputs}
+    assert inputs == {name: hashes[f"data/prepared/{name}.npz"] for name in ("train", "validation", "test")}
+    files = {
+        file.path
+        for folder in ("plots", "reports")
+        for file in client(trained_once).list_artifacts(run.info.run_id, folder)
+    }
+    assert {"plots/curves.png", "plots/samples.png", "plots/worst_mistakes.png", "reports/errors.csv"} <= files
+    assert "model_summary.txt" in {file.path for file in client(trained_once).list_artifacts(run.info.run_id)}
+
+
+def test_the_logged_model_takes_raw_images(trained_once: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = runs(trained_once)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained_once.root}/mlflow.db")
+    location = f"runs:/{run.info.run_id}/model"
+    loaded = mlflow.pyfunc.load_model(location)
+    test = load_split(trained_once.root / "data" / "prepared" / "test.npz")
+    wrong = np.flatnonzero(loaded.predict(test.images).argmax(axis=1) != test.labels)
+    with (trained_once.root / "reports" / "errors.csv").open(encoding="utf-8") as file:
+        assert wrong.tolist() == [int(row["index"]) for row in csv.DictReader(file)]
+    folder = Path(mlflow.artifacts.download_artifacts(location))
+    assert not (trained_once.root / "mlruns").exists() or not any((trained_once.root / "mlruns").iterdir())
+    assert (folder / "data" / "model.keras").read_bytes() == (trained_once.root / "models" / "model.keras").read_bytes()
+    requirements = (folder / "requirements.txt").read_text(encoding="utf-8").split()
+    assert all("==" in requirement for requirement in requirements)
+    assert {requirement.split("==")[0] for requirement in requirements} >= {"keras", "tensorflow", "mlflow"}
+
+
+def test_nothing_runs_twice(trained: Project) -> None:
+    assert ran(trained.succeed("dvc", "repro")) == []
+
+
+# Only what changed runs again.
+
+
+def test_a_value_below_conf_runs_what_depends_on_it(trained: Project) -> None:
+    path = trained.root / "conf" / "model" / "mlp.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("hidden_units: 512", "hidden_units: 32"), encoding="utf-8")
+    assert ran(trained.succeed("dvc", "repro")) == ["compose", "train", "evaluate"]
+    assert runs(trained)[0].data.params["model.hidden_units"] == "32"
+
+
+def test_a_comment_below_conf_runs_compose_alone(trained: Project) -> None:
+    path = trained.root / "conf" / "config.yaml"
+    path.write_text(f"# Said anew.\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
+    assert ran(trained.succeed("dvc", "repro")) == ["compose"]
+
+
+def test_an_edit_of_params_and_back_comes_out_of_the_cache_and_into_mlflow(trained: Project) -> None:
+    before = (trained.root / "models" / "model.keras").read_bytes()
+    first = runs(trained)[0].info.run_id
+    trained.params(recipe="smoke", seed=2)
+    assert ran(trained.succeed("dvc", "repro")) == ["compose", "preprocess", "train", "evaluate"]
+    assert (trained.root / "models" / "model.keras").read_bytes() != before
+    trained.params(recipe="smoke")
+    output = trained.succeed("dvc", "repro")
+    assert "Stage 'train' is cached - skipping run" in output
+    assert (trained.root / "models" / "model.keras").read_bytes() == before
+    assert len(runs(trained)) == 2
+    assert metrics(trained)["test"]["accuracy"] == client(trained).get_run(first).data.metrics["test/accuracy"]
+
+
+# Experiments.
+
+
+def test_exp_run_picks_a_recipe_and_sets_a_value_and_keeps_the_comments(project: Project) -> None:
+    output = project.succeed("dvc", "exp", "run", "-n", "mine", "-S", "recipe=smoke", "-S", "training.epochs=1")
+    assert "Ran experiment(s): mine" in output
+    params = (project.root / "params.yaml").read_text(encoding="utf-8")
+    assert "# What to run." in params
+    assert yaml.safe_load(params)["training"]["epochs"] == 1
+    (run,) = runs(project)
+    assert (run.info.run_name, run.data.tags["dvc.experiment"]) == ("mine", "mine")
+    difference = project.succeed("dvc", "params", "diff", "--targets", "composed.yaml")
+    assert re.search(r"training\.epochs +20 +1", difference)
+    assert "mine" in project.succeed("dvc", "exp", "show", "--csv")
+
+
+def test_exp_run_in_a_temporary_folder_records_to_the_real_root(trained: Project) -> None:
+    trained.succeed("dvc", "exp", "run", "--temp", "-n", "aside", "-S", "training.epochs=1")
+    assert sorted(run.info.run_name for run in runs(trained)) == ["aside", "smoke-mlp-seed-1"]
+    assert len(client(trained).list_artifacts(runs(trained)[0].info.run_id, "plots")) == 5, "DVC deleted the folder"
+    assert metrics(trained)["training"]["epochs"] == 2, "the workspace stays as it was"
+
+
+def test_queued_experiments_run_side_by_side(trained: Project) -> None:
+    trained.succeed("dvc", "exp", "run", "--queue", "-S", "training.epochs=choice(1,3)", "-S", "optimizer=adamw")
+    trained.succeed("dvc", "queue", "start", "-j", "2")
+    for _ in range(150):
+        status = trained.succeed("dvc", "queue", "status")
+        if "Running" not in status and "Queued" not in status:
+            break
+        time.sleep(2)
+    assert status.count("Success") == 2, status
+    queued = [run for run in runs(trained) if run.data.params["optimizer.name"] == "adamw"]
+    assert sorted(run.data.params["training.epochs"] for run in queued) == ["1", "3"]
+    assert all("test/accuracy" in run.data.metrics for run in queued)
+    trained.run("dvc", "queue", "stop", "--kill")
+
+
+# Training that is killed, and models without a run.
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_training_goes_on_with_the_next_repro(
+    trained: Project, start: Callable[..., "subprocess.Popen[str]"], how: signal.Signals
+) -> None:
+    trained.params(recipe="smoke", training={"epochs": 40, "deterministic": True}, model={"hidden_units": 64})
+    trained.succeed("dvc", "repro", "compose")
+    process = start([sys.executable, "-m", "pipeline.train"], trained.root, PYTHONUNBUFFERED="1")
+    assert process.stdout
+    next(line for line in process.stdout if line.startswith("epoch   3/40"))
+    process.send_signal(how)
+    assert process.wait() != 0
+    assert "Traceback" not in process.stdout.read()
+    assert runs(trained)[0].info.status == ("RUNNING" if how == signal.SIGKILL else "KILLED")
+    output = trained.succeed("dvc", "repro")
+    assert re.search(r"going on after epoch \d+ of 40", output)
+    newest = runs(trained)[0]
+    assert len(runs(trained)) == 2, "the run goes on, too"
+    assert newest.info.status == "FINISHED"
+    history = client(trained).get_metric_history(newest.info.run_id, "train/loss")
+    assert sorted(point.step for point in history) == list(range(1, 41)), "each epoch once"
+    assert list((trained.root / ".resume").iterdir()) == []
+
+
+def test_a_training_that_was_killed_ends_as_one_that_was_not_and_dvc_sees_it(
+    trained: Project, start: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    trained.params(recipe="smoke", training={"epochs": 40, "deterministic": True}, model={"hidden_units": 64})
+    trained.succeed("dvc", "repro")
+    whole = (trained.root / "models" / "model.keras").read_bytes()
+    process = start([sys.executable, "-m", "pipeline.train"], trained.root, PYTHONUNBUFFERED="1")
+    assert process.stdout
+    next(line for line in process.stdout if line.startswith("epoch   3/40"))
+    process.kill()
+    output = trained.succeed("dvc", "repro", "--force", "--single-item", "train")
+    assert "going on after epoch" in output
+    assert (trained.root / "models" / "model.keras").read_bytes() == whole
+    assert ran(trained.succeed("dvc", "repro")) == []
+
+
+def test_a_terminal_gets_keras_progress_bar(trained: Project) -> None:
+    terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    output = trained.succeed(sys.executable, "-c", terminal, sys.executable, "-m", "pipeline.train")
+    assert "Epoch 2/2" in output
+    assert "━" in output
+    assert "epoch   2/2" not in output
+
+
+def test_a_model_whose_run_is_not_in_this_store_gets_a_restored_one(trained: Project) -> None:
+    (before,) = runs(trained)
+    other = f"sqlite:///{trained.root}/other.db"
+    command = ("dvc", "repro", "--force", "--single-item", "evaluate")
+    output = trained.succeed(*command, MLFLOW_TRACKING_URI=other)
+    assert "the model was restored, and so is its run" in output
+    store = MlflowClient(other)
+    (run,) = store.search_runs([store.get_experiment_by_name("digits").experiment_id])
+    assert (run.data.tags["restored"], run.data.tags["restored.from"]) == ("true", before.info.run_id)
+    assert run.data.params == before.data.params
+    for name in ("test/accuracy", "train/loss", "val/accuracy"):
+        assert run.data.metrics[name] == pytest.approx(before.data.metrics[name])
+    assert len(run.outputs.model_outputs) == 1
+
+
+# Bad input: one clear line, an exit code, and everything from before still there.
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"recipe": "nope"}, "compose: params.yaml: recipe: 'nope' is not one of conf/recipe/: "),
+        ({"training": {"epoch": 3}}, "compose: params.yaml: training.epoch: unknown key 'epoch'"),
+        ({"training": {"epochs": 0}}, "compose: params.yaml: training.epochs: holds 0; "),
+    ],
+)
+def test_bad_params_stop_repro_before_anything_else(trained: Project, params: dict[str, Any], message: str) -> None:
+    before = snapshot(trained)
+    trained.params(**params)
+    output = trained.fail("dvc", "repro")
+    assert message in output
+    assert ran(output) == ["compose"]
+    assert snapshot(trained) == before
+
+
+def test_what_was_edited_or_deleted_by_hand_comes_back(trained: Project) -> None:
+    before = snapshot(trained)
+    (trained.root / "composed.yaml").write_text("edited: true\n", encoding="utf-8")
+    (trained.root / "models" / "model.keras").write_bytes(b"edited")
+    (trained.root / "data" / "prepared" / "test.npz").unlink()
+    trained.succeed("dvc", "repro")
+    assert snapshot(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "stage", "message"),
+    [
+        ("composed.yaml", None, "train", "train: composed.yaml is missing"),
+        ("composed.yaml", b"seed: [", "fetch", "fetch: composed.yaml is not YAML"),
+        (
+            "composed.yaml",
+            b"seed: 1",
+            "preprocess",
+            "composed.yaml is written from conf/ and params.yaml: run `dvc repro",
+        ),
+        ("data/prepared/train.npz", None, "train", "train: data/prepared/train.npz is missing: run `dvc repro`"),
+        ("data/prepared/test.npz", b"PK", "evaluate", "evaluate: data/prepared/test.npz cannot be read"),
+        ("models/model.keras", None, "evaluate", "evaluate: models/model.keras is missing: run `dvc repro`"),
+        ("models/model.keras", b"edited", "evaluate", "evaluate: models/model.keras cannot be read"),
+        ("models/run.json", b"{", "evaluate", "evaluate: models/run.json cannot be read"),
+        ("models/history.csv", b"", "evaluate", "evaluate: models/history.csv cannot be read"),
+    ],
+)
+def test_a_stage_by_itself_says_what_is_wrong_with_its_input(
+    trained: Project, path: str, content: bytes | None, stage: str, message: str
+) -> None:
+    before = snapshot(trained)
+    target = trained.root / path
+    target.unlink()
+    if content is not None:
+        target.write_bytes(content)
+    assert message in trained.fail(sys.executable, "-m", f"pipeline.{stage}")
+    target.write_bytes(before[path])
+    assert snapshot(trained) == before
+
+
+def test_without_any_intact_source_fetch_says_how_to_go_on(project: Project) -> None:
+    composed = project.root / "conf" / "dataset" / "mnist.yaml"
+    text = re.sub(r"https://[^\s]+", "http://127.0.0.1:9/", composed.read_text(encoding="utf-8"))
+    composed.write_text(text, encoding="utf-8")
+    nowhere = str(project.root / "nowhere")
+    output = project.fail("dvc", "repro", DATASET_MIRROR=nowhere)
+    assert f"{nowhere}: no such folder" in output
+    assert "http://127.0.0.1:9/: cannot be reached (4 attempts)" in output
+    assert "dvc exp run -S dataset=digits" in output
+    assert ran(output) == ["compose", "fetch"]
+
+
+def test_a_failed_training_leaves_the_earlier_model_in_the_cache(trained: Project) -> None:
+    before = snapshot(trained)
+    trained.params(recipe="smoke", optimizer={"learning_rate": 1e30})
+    output = trained.fail("dvc", "repro")
+    assert "train: the loss is nan in epoch 1: the training diverged" in output
+    assert "`dvc checkout` brings the earlier results back" in output
+    assert runs(trained)[0].info.status == "FAILED"
+    trained.params(recipe="smoke")
+    trained.succeed("dvc", "repro")
+    assert snapshot(trained) == before | {"dvc.lock": snapshot(trained)["dvc.lock"]}
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"DEVICE": "gpu"}, "train: DEVICE=gpu, but tensorflow sees no GPU: "),
+        ({"DEVICE": "tpu"}, "train: DEVICE=tpu: must be one of auto, cpu, gpu"),
+        (
+            {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"},
+            "train: MLFLOW_TRACKING_URI=http://127.0.0.1:9: the tracking server",
+        ),
+        ({"MLFLOW_TRACKING_URI": "./mlruns"}, "train: MLFLOW_TRACKING_URI=./mlruns: MLflow 3 no longer keeps runs in"),
+    ],
+)
+def test_what_is_read_at_run_time_is_checked_before_training(
+    trained: Project, environment: dict[str, str], message: str
+) -> None:
+    if environment.get("DEVICE") == "gpu" and shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a GPU")
+    before = snapshot(trained)
+    output = trained.fail(sys.executable, "-m", "pipeline.train", **environment)
+    assert message in output
+    assert "epoch" not in output
+    assert snapshot(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("stage", "kib"), [("compose", 0), ("fetch", 20), ("preprocess", 40), ("train", 2000), ("evaluate", 20)]
+)
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(trained: Project, stage: str, kib: int) -> None:
+    """A limit on the size of files stands for the full disk: the write fails half-way in the same place."""
+    before = snapshot(trained)
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({kib} << 10,) * 2); "
+    limited += f"import runpy, sys; sys.argv = ['x']; runpy.run_module('pipeline.{stage}', run_name='__main__')"
+    output = trained.fail(sys.executable, "-c", limited)
+    assert "File too large" in output
+    assert len([line for line in output.splitlines() if line.startswith(f"{stage}: ")]) == 1
+    assert snapshot(trained) == before
+
+
+def test_outside_git_make_repro_says_what_is_missing(project: Project) -> None:
+    shutil.rmtree(project.root / ".git")
+    environment = project.root / ".venv"
+    environment.mkdir()
+    (environment / "requirements.txt").touch()  # as after set-up
+    assert "is not a git repository, which DVC needs" in project.fail("make", "repro")
+    assert "is not a git repository" in project.fail("dvc", "repro")
