@@ -140,7 +140,7 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            preexec_fn=_heed_interrupts,  # noqa: PLW1509: it touches nothing that a thread could hold
+            preexec_fn=_heed_interrupts,  # noqa: PLW1509 (it touches nothing that a thread could hold)
         )
         started.append(process)
         return process

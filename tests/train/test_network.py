@@ -107,7 +107,7 @@ def test_a_builder_returns_layers(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"_target_": "keras.layers.Dense", "units": -3}, "model.layers.0: keras.layers.Dense cannot be built: "),
         ({"_target_": "keras.layers.LSTM", "units": 3}, "model.layers.0: does not fit what comes before it: "),
         ({"_target_": "keras.layers.Conv2D", "filters": 2, "kernel_size": 3}, "model.layers: end in shape (26, 26, 2)"),
-        ({"_target_": "pipeline.train.archive.json.dumps", "obj": 1}, "is not Keras's or this pipeline's own"),
+        ({"_target_": "pipeline.train.checkpoint.json.dumps", "obj": 1}, "is not Keras's or this pipeline's own"),
     ],
 )
 def test_a_bad_layer_is_named(layer: dict[str, Any], message: str) -> None:
