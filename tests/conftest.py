@@ -1,5 +1,6 @@
 """What the tests share: projects of their own to run real commands in."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -122,6 +123,13 @@ def trained(trained_once: Project, tmp_path: Path) -> Project:
     return project
 
 
+def kill_all(process: "subprocess.Popen[str]") -> None:
+    """Kill a process that `start` started, and what it started: MLflow's server is a child of its command."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def _heed_interrupts() -> None:
     """A shell's background jobs, and what they start, ignore Ctrl-C otherwise."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -140,6 +148,7 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
             preexec_fn=_heed_interrupts,  # noqa: PLW1509 (it touches nothing that a thread could hold)
         )
         started.append(process)
@@ -147,7 +156,6 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 
     yield run
     for process in started:
-        process.kill()
-        process.wait()
+        kill_all(process)
         if process.stdout:
             process.stdout.close()

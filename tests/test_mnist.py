@@ -16,7 +16,7 @@ import requests
 from mlflow import MlflowClient
 
 from pipeline.dataset import load_split
-from tests.conftest import ROOT, Project
+from tests.conftest import ROOT, Project, kill_all
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +64,7 @@ def serve(start: Start, folder: Path, port: int, *command: str) -> "subprocess.P
                 return process
         except requests.RequestException:
             time.sleep(0.2)
-    process.kill()
+    kill_all(process)
     raise AssertionError(process.communicate()[0])
 
 
@@ -85,8 +85,7 @@ def test_a_server_that_goes_away_costs_nothing(trained: Project, tmp_path: Path,
     assert training.stdout
     for line in training.stdout:
         if line.startswith("epoch   3/60"):
-            server.kill()
-            server.wait()
+            kill_all(server)
             break
     output = training.communicate()[0]
     assert training.returncode == 0, output
@@ -148,3 +147,7 @@ def test_the_ui_opens_on_the_runs(trained_once: Project, start: Start) -> None:
     client = MlflowClient(base)
     assert client.get_experiment(experiment).name == "digits"
     assert len(client.search_runs([experiment])) == 1
+    process.terminate()
+    process.wait()
+    with pytest.raises(requests.ConnectionError):
+        requests.get(base, timeout=5)

@@ -1,6 +1,7 @@
 """Serving the MLflow UI, lean, and opening it where the runs are."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,7 @@ def serve(root: Path, port: int) -> None:
     port = free_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--host", HOST]
     command += ["--port", str(port), "--workers", "1", "--artifacts-destination", store.artifacts.as_uri()]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the server ends with this process
     server = subprocess.Popen(command, env=os.environ | PATIENCE | LEAN)
     try:
         wait_until_up(server, port)

@@ -13,6 +13,7 @@ import requests
 from mlflow import MlflowClient
 
 from pipeline.tracking.recorder import Recorder, send_unsent
+from tests.conftest import kill_all
 
 
 @pytest.fixture
@@ -44,11 +45,6 @@ def server(tmp_path: Path, port: int, start: Callable[..., "subprocess.Popen[str
     return begin
 
 
-def stop(process: "subprocess.Popen[str]") -> None:
-    process.terminate()
-    process.wait()
-
-
 def test_what_the_server_misses_is_kept_and_sent_once_it_is_back(
     tmp_path: Path, port: int, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,7 +57,7 @@ def test_what_the_server_misses_is_kept_and_sent_once_it_is_back(
     recorder.metrics({"train/loss": 3.0}, 1)
     assert not recorder.is_incomplete()
 
-    stop(process)
+    kill_all(process)
     picture, network = tmp_path / "picture.png", tmp_path / "model.keras"
     picture.write_bytes(b"first")
     keras.Sequential([keras.Input((4, 4), dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(2)]).save(network)
