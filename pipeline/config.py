@@ -137,7 +137,7 @@ class Training(Section):
 
     @model_validator(mode="after")
     def check_honesty(self) -> "Training":
-        """Refuse to select anything on the test images, and to watch images that are not held out."""
+        """Refuse to select anything on the test images, and to hold out other images than are watched."""
         selects = [name for name in ("early_stopping", "keep_best_epoch") if getattr(self, name)]
         if selects and self.validate_on != "validation":
             raise ValueError(
@@ -149,6 +149,11 @@ class Training(Section):
             raise ValueError(
                 "validation_fraction is 0, so there is nothing to watch: "
                 "set training.validation_fraction above 0, or training.validate_on=none"
+            )
+        if self.validate_on != "validation" and self.validation_fraction:
+            raise ValueError(
+                f"validation_fraction is {self.validation_fraction}, but validate_on is {self.validate_on}, so images "
+                "would be held out for nothing: set training.validation_fraction=0, or training.validate_on=validation"
             )
         return self
 

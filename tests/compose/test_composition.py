@@ -125,6 +125,8 @@ def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
         ("[a", "params.yaml is not valid YAML"),
         ("- a", "params.yaml must be a mapping"),
         ("training: {validation_fraction: 0}", "validation_fraction is 0, so there is nothing to watch"),
+        ("training: {validate_on: none}", "but validate_on is none, so images would be held out for nothing"),
+        ("recipe: notebook\ntraining: {validation_fraction: 0.1}", "but validate_on is test, so images would be held"),
     ],
 )
 def test_bad_input_is_named_with_what_is_allowed(tmp_path: Path, text: str, message: str) -> None:

@@ -12,8 +12,8 @@ from pipeline.config import Config, parse_config
 from pipeline.dataset import Split
 from pipeline.errors import PipelineError
 from pipeline.train.checkpoint import Checkpoint, Epoch, open_checkpoint
-from pipeline.train.fitting import best_epoch, fit, prepare, stops_early
-from pipeline.train.network import build_network, build_optimizer
+from pipeline.train.fitting import best_epoch, fit, stops_early
+from pipeline.train.training import history_csv, set_up
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 RANDOM = np.random.default_rng(0)
@@ -33,9 +33,7 @@ def configured(tmp_path: Path, **params: Any) -> Config:
 
 def learn(config: Config, checkpoint: Checkpoint, killed_after: int | None = None) -> tuple[Any, list[Epoch]]:
     """Fit as the stage does; returns the network and what was reported, in order."""
-    keras.utils.set_random_seed(config.seed)
-    network = build_network(config.model, (8, 8), 10)
-    learner = prepare(network, build_optimizer(config.optimizer), config.training)
+    network, learner = set_up(config, (8, 8))
     reported: list[Epoch] = []
 
     def report(epoch: Epoch) -> None:
@@ -149,3 +147,33 @@ def test_the_loss_is_the_notebooks_categorical_one() -> None:
     sparse = keras.losses.SparseCategoricalCrossentropy()(np.array([0, 1], np.uint8), probabilities)
     categorical = keras.losses.CategoricalCrossentropy()(np.eye(3, dtype=np.float32)[:2], probabilities)
     assert float(sparse) == pytest.approx(float(categorical))
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"precision": "mixed_bfloat16"},
+        {"precision": "mixed_float16"},
+        {"xla": True},
+        {"steps_per_execution": 1},
+        {"batch_size": 5000},
+    ],
+)
+def test_every_way_to_train_learns_and_goes_on_after_a_kill(tmp_path: Path, training: dict[str, Any]) -> None:
+    config = configured(tmp_path, training={"epochs": 3} | training)
+    try:
+        learn(config, Checkpoint(tmp_path / "c"), killed_after=2)
+        _, reported = learn(config, Checkpoint(tmp_path / "c"))
+        assert [epoch["epoch"] for epoch in reported] == [1, 2, 3]
+        assert reported[2]["loss"] < reported[0]["loss"]
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_nothing_needs_to_be_watched(tmp_path: Path) -> None:
+    config = configured(tmp_path, training={"epochs": 1, "validate_on": "none", "validation_fraction": 0.0})
+    learner = set_up(config, (8, 8))[1]
+    nothing = Split(IMAGES[:0], LABELS[:0])
+    (epoch,) = fit(learner, TRAIN, nothing, config, Checkpoint(tmp_path / "c"), lambda _: None)
+    assert "val_loss" not in epoch
+    assert history_csv([epoch]).startswith("epoch,loss,accuracy,learning_rate\n1,")
