@@ -46,5 +46,5 @@ clean: ## remove the environment and the caches of tools, not data, models or ru
 .venv/%.txt: %.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("Python 3.11, 3.12 or 3.13 is needed, this is %d.%d: make PYTHON=python3.13 …" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	pip install --quiet --require-hashes -r $<
+	$(BIN)/python -m pip install --quiet --require-hashes -r $<
 	@touch $@

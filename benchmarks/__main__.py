@@ -8,12 +8,14 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +28,9 @@ from benchmarks.script import PLAIN
 from pipeline.files import write_json
 
 ROOT = Path(__file__).parent.parent
+MIN_EPOCHS = 2  # the first one is not compared
 STAGES = ("compose", "fetch", "preprocess", "train", "evaluate")
-EMPTY = "stages:\n  only:\n    cmd: python -c pass\n    deps: [dvc.yaml]\n"
+EMPTY = "stages:\n  only:\n    cmd: python -c pass\n    deps: [input]\n"
 
 Figures = dict[str, tuple[list[float], str]]  # name -> values, unit
 
@@ -46,13 +49,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="script and pipeline in turn, so often (default: 3)")
     parser.add_argument("--epochs", type=int, default=20, help="epochs of each (default: 20, the notebook's)")
     arguments = parser.parse_args()
+    if arguments.pairs < 1 or arguments.epochs < MIN_EPOCHS:
+        parser.error(f"--pairs must be 1 or more, --epochs {MIN_EPOCHS} or more")
     data = Path(os.environ.get("DATASET_MIRROR") or ROOT.parent / "shared" / "mnist")
     if not data.is_dir():
         sys.exit(f"benchmarks: {data} is no folder: set DATASET_MIRROR to one with the four MNIST files")
     with tempfile.TemporaryDirectory() as folder:
         figures, project = compare(Path(folder), data, arguments.pairs, arguments.epochs)
         figures |= measure_no_op(Path(folder), project, 3 * arguments.pairs)
-        figures |= measure_stages(project, arguments.pairs)
+        figures |= measure_stages(project, data, arguments.pairs)
     report(figures)
 
 
@@ -80,8 +85,8 @@ def compare(folder: Path, data: Path, pairs: int, epochs: int) -> tuple[Figures,
         project = clone(folder / f"clone-{pair}", seed=pair + 1, epochs=epochs)
         whole = run(["dvc", "repro"], project, DATASET_MIRROR=str(data))
         metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))["test"]
-        # The first epoch includes compilation on both sides and is part of the whole time.
-        theirs, ours = (statistics.median(seconds[1:]) for seconds in (told["epoch_seconds"], epoch_seconds(project)))
+        # Without the first epoch, which compiles on both sides and is part of the whole time.
+        theirs, ours = statistics.median(told["epoch_seconds"][1:]), statistics.median(epoch_seconds(project))
         for name, value in {
             "epoch_ratio": ours / theirs,
             "cold_repro_ratio": whole.seconds / plain.seconds,
@@ -99,6 +104,7 @@ def compare(folder: Path, data: Path, pairs: int, epochs: int) -> tuple[Figures,
         facts = json.loads((project / "models" / "run.json").read_text(encoding="utf-8"))
         for name, value in facts["seconds"].items():
             figures.setdefault(f"train_{name}_seconds", ([], "s"))[0].append(value)
+        figures.setdefault("train_seconds", ([], "s"))[0].append(sum(facts["seconds"].values()))
         figures.setdefault("train_peak_mib", ([], "MiB"))[0].append(facts["peak_memory_mib"])
         print(f"pair {pair + 1} of {pairs}: script {plain.seconds:.1f} s, dvc repro {whole.seconds:.1f} s", flush=True)
     return figures, project
@@ -119,6 +125,7 @@ def measure_no_op(folder: Path, project: Path, times: int) -> Figures:
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
         run(command, empty)
     (empty / "dvc.yaml").write_text(EMPTY, encoding="utf-8")
+    (empty / "input").touch()
     run(["dvc", "config", "core.analytics", "false"], empty)
     run(["dvc", "repro"], empty)
     ours, theirs = [], []
@@ -129,13 +136,17 @@ def measure_no_op(folder: Path, project: Path, times: int) -> Figures:
     return {"noop_ratio": (ratios, "ratio"), "noop_seconds": (ours[1:], "s"), "noop_empty_seconds": (theirs[1:], "s")}
 
 
-def measure_stages(project: Path, times: int) -> Figures:
+def measure_stages(project: Path, data: Path, times: int) -> Figures:
     """Wall time and peak memory of each stage but train, which tells of itself."""
     figures: Figures = {}
     for stage in STAGES:
         if stage == "train":
             continue
-        finished = [run([sys.executable, "-m", f"pipeline.{stage}"], project) for _ in range(times)]
+        finished = []
+        for _ in range(times):
+            if stage == "fetch":
+                shutil.rmtree(project / "data" / "raw")  # else there is nothing to do
+            finished.append(run([sys.executable, "-m", f"pipeline.{stage}"], project, DATASET_MIRROR=str(data)))
         figures[f"{stage}_seconds"] = ([each.seconds for each in finished], "s")
         figures[f"{stage}_peak_mib"] = ([each.peak_mib for each in finished], "MiB")
     return figures
@@ -144,7 +155,8 @@ def measure_stages(project: Path, times: int) -> Figures:
 def run(command: list[str], folder: Path, **settings: str) -> Finished:
     """Run a command to its end. Raises SystemExit with its output if it fails."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | settings
-    environment.pop("MLFLOW_TRACKING_URI", None)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME"):
+        environment.pop(name, None)
     with tempfile.TemporaryFile("w+") as output:
         started = time.perf_counter()
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -159,12 +171,12 @@ def run(command: list[str], folder: Path, **settings: str) -> Finished:
 
 
 def epoch_seconds(project: Path) -> list[float]:
-    """What the training recorded, in the order of the epochs."""
+    """From the end of each epoch to the end of the next: checkpoints and recording included."""
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     (experiment,) = [each for each in client.search_experiments() if each.name == "mnist"]
     (newest,) = client.search_runs([experiment.experiment_id], max_results=1)
-    history = client.get_metric_history(newest.info.run_id, "train/seconds_per_epoch")
-    return [point.value for point in sorted(history, key=lambda point: point.step)]
+    history = client.get_metric_history(newest.info.run_id, "train/loss")
+    return [later - earlier for earlier, later in pairwise(sorted(point.timestamp / 1000 for point in history))]
 
 
 def report(figures: Figures) -> None:

@@ -1,5 +1,6 @@
 """The typed configuration: what composed.yaml may hold, and how a stage reads it."""
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,15 +28,27 @@ def check_targets(node: Any) -> Any:
     return node
 
 
-def check_learning_rate(value: float | dict[str, Any]) -> float | dict[str, Any]:
-    """Return a learning rate that is above zero, or a schedule that does not start below it."""
-    start = value.get("initial_learning_rate", 0) if isinstance(value, dict) else value
-    if start < 0 or (start == 0 and not isinstance(value, dict)):
-        raise ValueError("a learning rate must be greater than 0")
+def check_learning_rate(value: Any) -> Any:
+    """Return a learning rate that is above zero, or a schedule that starts at zero or above."""
+    if isinstance(value, dict):
+        check_component(value)
+        start, least = value.get("initial_learning_rate", 0), -math.ulp(0)
+    else:
+        start, least = value, 0.0
+    if isinstance(start, bool) or not isinstance(start, int | float) or not least < start < math.inf:
+        raise ValueError("a learning rate must be a number greater than 0, or a schedule with a _target_")
     return value
 
 
-Component = Annotated[dict[str, Any], AfterValidator(check_targets)]
+def check_component(node: dict[str, Any]) -> dict[str, Any]:
+    """Return `node` unchanged if it says what to build."""
+    if TARGET_KEY not in node:
+        raise ValueError(f"has no {TARGET_KEY}: name what to build, such as keras.layers.Dense")
+    check_targets(node)
+    return node
+
+
+Component = Annotated[dict[str, Any], AfterValidator(check_component)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -112,7 +125,7 @@ class Optimizer(Section):
 
     name: str
     target: str = Field(alias=TARGET_KEY)
-    learning_rate: Annotated[float | Component, AfterValidator(check_learning_rate)]
+    learning_rate: Annotated[Any, AfterValidator(check_learning_rate)]
 
     @model_validator(mode="before")
     @classmethod
@@ -131,7 +144,7 @@ class Training(Section):
     early_stopping: PositiveInt | None
     keep_best_epoch: bool
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"]
-    xla: Literal["auto"] | bool
+    xla: Literal["auto", True, False]
     steps_per_execution: PositiveInt
     deterministic: bool
 

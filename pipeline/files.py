@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+UNFINISHED = ".writing-"  # what the temporary folders' names start with; git and DVC ignore them
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -17,7 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Whoever reads `path` sees the old file or the new one; a full disk or a kill leaves the old one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as folder:
         temporary = Path(folder) / path.name
         yield temporary
         temporary.replace(path)

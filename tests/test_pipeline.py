@@ -216,7 +216,9 @@ def test_queued_experiments_run_side_by_side(trained: Project) -> None:
 def test_a_killed_training_goes_on_with_the_next_repro(
     trained: Project, start: Callable[..., "subprocess.Popen[str]"], how: signal.Signals
 ) -> None:
-    trained.params(recipe="smoke", training={"epochs": 40, "deterministic": True}, model={"hidden_units": 64})
+    trained.params(
+        recipe="smoke", training={"epochs": 40, "deterministic": True}, model={"name": None, "hidden_units": 64}
+    )
     trained.succeed("dvc", "repro", "compose")
     process = start([sys.executable, "-m", "pipeline.train"], trained.root, PYTHONUNBUFFERED="1")
     assert process.stdout
@@ -238,7 +240,9 @@ def test_a_killed_training_goes_on_with_the_next_repro(
 def test_a_training_that_was_killed_ends_as_one_that_was_not_and_dvc_sees_it(
     trained: Project, start: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
-    trained.params(recipe="smoke", training={"epochs": 40, "deterministic": True}, model={"hidden_units": 64})
+    trained.params(
+        recipe="smoke", training={"epochs": 40, "deterministic": True}, model={"name": None, "hidden_units": 64}
+    )
     trained.succeed("dvc", "repro")
     whole = (trained.root / "models" / "model.keras").read_bytes()
     process = start([sys.executable, "-m", "pipeline.train"], trained.root, PYTHONUNBUFFERED="1")
@@ -248,7 +252,11 @@ def test_a_training_that_was_killed_ends_as_one_that_was_not_and_dvc_sees_it(
     output = trained.succeed("dvc", "repro", "--force", "--single-item", "train")
     assert "going on after epoch" in output
     assert (trained.root / "models" / "model.keras").read_bytes() == whole
-    assert ran(trained.succeed("dvc", "repro")) == []
+    changed = trained.succeed("dvc", "status", "evaluate")
+    assert "models/run.json" in changed
+    assert "models/model.keras" not in changed, "the same weights are the same bytes"
+    assert ran(trained.succeed("dvc", "repro")) == ["evaluate"], "the new run gets its figures"
+    assert "test/accuracy" in runs(trained)[0].data.metrics
 
 
 def test_a_terminal_gets_keras_progress_bar(trained: Project) -> None:
@@ -318,6 +326,8 @@ def test_what_was_edited_or_deleted_by_hand_comes_back(trained: Project) -> None
         ("data/prepared/test.npz", b"PK", "evaluate", "evaluate: data/prepared/test.npz cannot be read"),
         ("models/model.keras", None, "evaluate", "evaluate: models/model.keras is missing: run `dvc repro`"),
         ("models/model.keras", b"edited", "evaluate", "evaluate: models/model.keras cannot be read"),
+        ("models/run.json", b"{}", "evaluate", "evaluate: models/run.json cannot be read"),
+        ("models/history.csv", b"a\n1\n", "evaluate", "evaluate: models/history.csv cannot be read"),
         ("models/run.json", b"{", "evaluate", "evaluate: models/run.json cannot be read"),
         ("models/history.csv", b"", "evaluate", "evaluate: models/history.csv cannot be read"),
     ],
@@ -335,6 +345,21 @@ def test_a_stage_by_itself_says_what_is_wrong_with_its_input(
     assert snapshot(trained) == before
 
 
+def test_a_flipped_byte_in_the_model_is_noticed(trained: Project) -> None:
+    path = trained.root / "models" / "model.keras"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+    assert "evaluate: models/model.keras cannot be read" in trained.fail(sys.executable, "-m", "pipeline.evaluate")
+
+
+def test_a_folder_that_was_deleted_comes_back(trained: Project) -> None:
+    before = snapshot(trained)
+    shutil.rmtree(trained.root / "models")
+    assert ran(trained.succeed("dvc", "repro")) == []
+    assert snapshot(trained) == before
+
+
 def test_without_any_intact_source_fetch_says_how_to_go_on(project: Project) -> None:
     composed = project.root / "conf" / "dataset" / "mnist.yaml"
     text = re.sub(r"https://[^\s]+", "http://127.0.0.1:9/", composed.read_text(encoding="utf-8"))
@@ -349,7 +374,7 @@ def test_without_any_intact_source_fetch_says_how_to_go_on(project: Project) -> 
 
 def test_a_failed_training_leaves_the_earlier_model_in_the_cache(trained: Project) -> None:
     before = snapshot(trained)
-    trained.params(recipe="smoke", optimizer={"learning_rate": 1e30})
+    trained.params(recipe="smoke", optimizer={"name": None, "learning_rate": 1e30})
     output = trained.fail("dvc", "repro")
     assert "train: the loss is nan in epoch 1: the training diverged" in output
     assert "`dvc checkout` brings the earlier results back" in output

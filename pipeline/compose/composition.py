@@ -30,11 +30,11 @@ def read_params(path: Path) -> dict[str, Any]:
         values = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
         raise PipelineError(f"{path} is missing: `git checkout {path}` brings it back") from None
-    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeError) as error:
         raise PipelineError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise PipelineError(f"{path} must be a mapping of keys to values, such as `recipe: baseline`")
-    return _without_null(values)
+    return {str(key): value for key, value in values.items()}
 
 
 def compose_config(conf: Path, params: Path) -> dict[str, Any]:
@@ -46,9 +46,10 @@ def compose_config(conf: Path, params: Path) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
             composed = compose("config", [f"{group}={option}" for group, option in choices.items()])
-        origin = dict.fromkeys(_keys(values), str(params))
-        for key in origin:
+        for key in _keys(values):
             check_key(composed, key, params)
+        values = _without_null(values)
+        origin = dict.fromkeys(_keys(values), str(params))
         composed.merge_with(values)
         if "${oc.env" in OmegaConf.to_yaml(composed):
             raise PipelineError(
@@ -56,7 +57,7 @@ def compose_config(conf: Path, params: Path) -> dict[str, Any]:
                 "so it must not depend on one machine's environment"
             )
         plain = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError) as error:
         raise PipelineError(f"{conf}/ and {params} do not compose: {' '.join(str(error).split())}") from None
     parse_config(plain, origin, f"{conf}/")
     assert isinstance(plain, dict)
@@ -76,6 +77,11 @@ def split_choices(
         if key not in groups:
             values[key] = value
             continue
+        if isinstance(value, dict) and "name" not in value:  # what `-S model=cnn -S +model.dropout=0.3` leaves of cnn
+            raise PipelineError(
+                f"{params}: {key}: has values but no name: set {key}.name to one of {', '.join(groups[key])}, "
+                "or to null for what the recipe says"
+            )
         picked = value.get("name") if isinstance(value, dict) else value
         if picked is not None and picked not in groups[key]:
             raise PipelineError(

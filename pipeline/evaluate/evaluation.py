@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline import paths
 from pipeline.config import Config
 from pipeline.dataset import Split
 from pipeline.device import use_device
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, first_line
 from pipeline.evaluate.drawing import History, draw_confusion, draw_curves, draw_mistakes, draw_reliability
 from pipeline.evaluate.scoring import Mistake, mistakes, reliability, score
 from pipeline.files import md5, write_json, write_text
@@ -29,6 +30,8 @@ from pipeline.tracking.runs import continue_run, epoch_metrics, start_run
 from pipeline.tracking.store import Store, page
 
 BATCH = 1000
+FACTS = ("run_id", "device", "backend", "parameters", "epochs", "fit_seconds")
+CURVES = ("epoch", "loss", "accuracy")
 TEST_METRICS = ("accuracy", "accuracy_low", "accuracy_high", "loss", "errors", "images", "calibration_error")
 
 
@@ -58,14 +61,17 @@ def load_network(path: Path) -> keras.Model:
     """The saved network, without running any code that the file may bring along (Keras's safe mode)."""
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = "is missing" if not path.exists() else f"cannot be read ({str(error).splitlines()[0]})"
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        reason = "is missing" if not path.exists() else f"cannot be read ({first_line(error)})"
         raise PipelineError(f"{path} {reason}: run `dvc repro`") from None
 
 
 def predict(network: keras.Model, test: Split) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Logits and probabilities (N, classes) of all images, each looked at once."""
-    both = keras.Model(network.inputs, [network.get_layer("logits").output, network.output])
+    try:
+        both = keras.Model(network.inputs, [network.get_layer("logits").output, network.output])
+    except ValueError:
+        raise PipelineError(f"{paths.MODEL} is not a network that train wrote: run `dvc repro`") from None
     logits, probabilities = both.predict(test.images, batch_size=BATCH, verbose=0)
     return logits, probabilities
 
@@ -73,18 +79,18 @@ def predict(network: keras.Model, test: Split) -> tuple[NDArray[np.float32], NDA
 def read_facts(path: Path) -> dict[str, Any]:
     """What train wrote about the run."""
     try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return {name: facts[name] for name in FACTS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{path} cannot be read ({error}): run `dvc repro`") from None
-    return facts
 
 
 def read_history(path: Path) -> History:
     """The training curves by column."""
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-        return {name: [float(row[name]) for row in rows] for name in rows[0]}
-    except (OSError, ValueError, IndexError, TypeError) as error:
+        return {name: [float(row[name]) for row in rows] for name in dict.fromkeys((*CURVES, *rows[0]))}
+    except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
         raise PipelineError(f"{path} cannot be read ({error}): run `dvc repro`") from None
 
 

@@ -4,18 +4,21 @@ Asked in this order: DATASET_MIRROR (a folder or an address), ../shared/NAME bes
 """
 
 import os
+import shutil
 
 from pipeline import paths
 from pipeline.config import PackagedDataset, load_config
 from pipeline.fetch.packaged import packaged_files
 from pipeline.fetch.sources import fetch_file, places
-from pipeline.files import replacing
+from pipeline.files import UNFINISHED, replacing
 from pipeline.stage import run_stage
 
 
 def run() -> None:
     """Put the dataset's files into data/raw."""
     dataset = load_config().dataset
+    for leftover in paths.RAW.glob(f"{UNFINISHED}*"):  # of a fetch that was killed
+        shutil.rmtree(leftover)
     if isinstance(dataset, PackagedDataset):
         for role, content in packaged_files(dataset).items():
             with replacing(paths.RAW_FILES[role]) as temporary:

@@ -41,7 +41,14 @@ def places(dataset: IdxDataset, root: Path, mirror: str | None) -> list[str]:
     """Folders and addresses to ask, in order: DATASET_MIRROR, ../shared/NAME beside the project, the public mirrors."""
     beside = root.parent / "shared" / dataset.name
     local = [str(beside)] if beside.is_dir() else []
+    if mirror and not is_address(mirror):
+        mirror = str(root / mirror)  # not below the temporary folder that DVC may run this in
     return [*([mirror] if mirror else []), *local, *dataset.mirrors]
+
+
+def is_address(source: str) -> bool:
+    """Whether a source is on the web, and not a folder."""
+    return source.startswith(("http://", "https://"))
 
 
 def fetch_file(file: RemoteFile, destination: Path, sources: Iterable[str]) -> str:
@@ -56,7 +63,7 @@ def fetch_file(file: RemoteFile, destination: Path, sources: Iterable[str]) -> s
     for source in sources:
         try:
             with replacing(destination) as temporary:
-                if source.startswith(("http://", "https://")):
+                if is_address(source):
                     download(f"{source.rstrip('/')}/{file.name}", temporary)
                 else:
                     copy(Path(source), file.name, temporary)
@@ -83,7 +90,10 @@ def copy(folder: Path, name: str, destination: Path) -> None:
         raise SourceError("no such folder")
     if not (folder / name).is_file():
         raise SourceError(f"the folder has no {name}")
-    shutil.copyfile(folder / name, destination)
+    try:
+        shutil.copyfile(folder / name, destination)
+    except PermissionError:
+        raise SourceError(f"{name} may not be read") from None
 
 
 def download(url: str, destination: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
+from pipeline.errors import first_line
+from pipeline.files import write_json, write_text
 from pipeline.tracking.keras_model import log_network
 
 OUTBOX = ".unsent"
-EVENTS = "events.jsonl"
 BATCH = 100  # params and tags that MLflow takes at once
 
 Event = dict[str, Any]
@@ -31,7 +33,11 @@ class Recorder:
         self.uri = uri
         self.run_id = run_id
         self.outbox = root / OUTBOX / run_id
-        self._client = MlflowClient(uri)
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        """Made when it is first used: making it opens a database, which may fail as any sending may."""
+        return MlflowClient(self.uri)
 
     @property
     def experiment_id(self) -> str | None:
@@ -80,29 +86,41 @@ class Recorder:
         return self.outbox.exists()
 
     def _record(self, event: Event, path: Path | None = None) -> None:
-        if not self.is_incomplete():
-            try:
-                send_event(self._client, self.run_id, event, path)
-                return
-            except Exception as error:  # whatever ails the store, it must not cost a training
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
-                print(
-                    f"tracking: {self.uri} does not take this run's {event['kind']} ({reason[:200]}). What it misses "
-                    f"is kept in {OUTBOX}/ and sent by the next training, or by `python -m pipeline.tracking send`",
-                    flush=True,
-                )
-        self._keep(event, path)
+        with outbox_lock(self.outbox):  # another process may be sending what is waiting
+            if not self.is_incomplete():
+                try:
+                    send_event(self._client, self.run_id, event, path)
+                    return
+                except Exception as error:  # whatever ails the store, it must not cost a training
+                    print(
+                        f"tracking: {self.uri} does not take this run's {event['kind']} ({reason(error)}). What it "
+                        f"misses is kept in {OUTBOX}/ and sent by the next training, or by "
+                        "`python -m pipeline.tracking send`",
+                        flush=True,
+                    )
+            self._keep(event, path)
 
     def _keep(self, event: Event, path: Path | None) -> None:
         self.outbox.mkdir(parents=True, exist_ok=True)
-        (self.outbox / "uri").write_text(self.uri, encoding="utf-8")
+        number = len(list(self.outbox.iterdir()))
+        write_text(self.outbox / "uri", self.uri)
         if path is not None:  # the file may be replaced before it is sent
-            folder = self.outbox / f"file-{len(list(self.outbox.iterdir()))}"
+            folder = self.outbox / f"file-{number}"
             folder.mkdir()
             shutil.copy(path, folder)
             event = event | {"file": f"{folder.name}/{path.name}"}
-        with (self.outbox / EVENTS).open("a", encoding="utf-8") as events:
-            events.write(json.dumps(event) + "\n")
+        write_json(self.outbox / f"event-{number:06}.json", event)
+
+
+def outbox_lock(outbox: Path) -> FileLock:
+    """What whoever reads or writes an outbox must hold."""
+    outbox.parent.mkdir(exist_ok=True)
+    return FileLock(outbox.with_suffix(".lock"))
+
+
+def reason(error: Exception) -> str:
+    """Why something was not sent, in a line."""
+    return first_line(error)[:200]
 
 
 def send_event(client: MlflowClient, run_id: str, event: Event, path: Path | None) -> None:
@@ -138,27 +156,25 @@ def send_event(client: MlflowClient, run_id: str, event: Event, path: Path | Non
 def send_unsent(root: Path) -> tuple[int, list[str]]:
     """Send what earlier commands could not. Returns how many runs are complete now, and a line for each that is not.
 
-    An event that was sent just before a failure may be sent twice; MLflow keeps one of two equal ones.
+    An event that was sent just before a failure may be sent twice; MLflow keeps one of two equal figures.
     """
     sent, problems = 0, []
     for outbox in sorted((root / OUTBOX).glob("*/")):
-        with FileLock(root / OUTBOX / f"{outbox.name}.lock"):
+        with outbox_lock(outbox):
             try:
                 _send_outbox(outbox)
                 sent += 1
             except Exception as error:  # as above: reported, never in the way
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
-                problems.append(f"run {outbox.name} is still incomplete: {reason[:200]}")
+                problems.append(f"run {outbox.name} is still incomplete: {reason(error)}")
     return sent, problems
 
 
 def _send_outbox(outbox: Path) -> None:
+    if not outbox.exists():  # another process was faster
+        return
     client = MlflowClient((outbox / "uri").read_text(encoding="utf-8"))
-    events = outbox / EVENTS
-    waiting = events.read_text(encoding="utf-8").splitlines()
-    while waiting:
-        event = json.loads(waiting[0])
+    for path in sorted(outbox.glob("event-*.json")):
+        event = json.loads(path.read_text(encoding="utf-8"))
         send_event(client, outbox.name, event, outbox / event["file"] if "file" in event else None)
-        waiting = waiting[1:]
-        events.write_text("".join(line + "\n" for line in waiting), encoding="utf-8")
+        path.unlink()
     shutil.rmtree(outbox)

@@ -59,7 +59,7 @@ def run_tags(stage: str) -> dict[str, str]:
     """Who ran what from which code: MLflow's own tags, and git's and DVC's names for it."""
     commit = os.environ.get(BASELINE) or _git("rev-parse", "HEAD")
     return {
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": _user(),
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": f"python -m pipeline.{stage}",
         "mlflow.source.git.commit": commit,
@@ -103,6 +103,14 @@ def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _user() -> str:
+    """The user's name, or number where a container gives it no name."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return str(os.getuid())
 
 
 def _git(*arguments: str) -> str:

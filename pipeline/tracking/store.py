@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import requests
 from filelock import FileLock
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, first_line
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
@@ -22,6 +22,7 @@ PATIENCE = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+RELATIVE = "sqlite:///"  # what follows is a path; an absolute one starts with a fourth stroke
 UNSUPPORTED = "MLflow 3 no longer keeps runs in folders such as mlruns/"
 
 
@@ -54,6 +55,8 @@ def locate_store(root: Path) -> Store:
             f"{URI_VARIABLE}={uri}: {UNSUPPORTED}. Unset it to record to {root.name}/mlflow.db, or name a server or a "
             "database; `mlflow migrate-filestore` brings the old runs along"
         )
+    if uri.startswith(RELATIVE) and not uri.startswith(f"{RELATIVE}/"):
+        uri = f"{RELATIVE}{root / uri.removeprefix(RELATIVE)}"
     return Store(uri, root / "mlartifacts")
 
 
@@ -79,17 +82,19 @@ def _prepare(store: Store, root: Path) -> None:
     if store.remote:
         _ask_server(store.uri)
     import mlflow
+    import sqlalchemy
     from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     try:
+        if not store.remote:  # one attempt: MLflow makes ten, over a minute and a half
+            sqlalchemy.create_engine(store.uri).connect().close()
         with FileLock(root / "mlflow.db.lock"):  # processes that create the tables together leave them broken
             mlflow.MlflowClient(store.uri).search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
         raise PipelineError(
-            f"the MLflow store {store.uri} cannot be used: {_first_line(error)}. "
+            f"the MLflow store {store.uri} cannot be used: {first_line(error)}. "
             f"Is it what {URI_VARIABLE} should name, and writable?"
         ) from None
 
@@ -135,7 +140,3 @@ def _ask_server(uri: str) -> None:
         )
     if not answer.ok:
         raise PipelineError(f"{URI_VARIABLE}={uri}: the server answers {answer.status_code}. {remedy}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

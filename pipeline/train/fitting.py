@@ -68,11 +68,12 @@ def fit(
         epoch = fit_epoch(learner, train, validation, config, number)
         if not sys.stdout.isatty():
             print_epoch(epoch, training.epochs)
-        if not math.isfinite(epoch["loss"]):
-            raise PipelineError(
-                f"the loss is {epoch['loss']} in epoch {number}: the training diverged. "
-                "Lower optimizer.learning_rate (dvc exp run -S +optimizer.learning_rate=…)"
-            )
+        for name in ("loss", "val_loss"):
+            if not math.isfinite(epoch.get(name, 0)):
+                raise PipelineError(
+                    f"the {name} is {epoch[name]} in epoch {number}: the training diverged. "
+                    "Lower optimizer.learning_rate (dvc exp run -S optimizer.learning_rate=…)"
+                )
         epochs = [*epochs, epoch]
         if training.keep_best_epoch and best_epoch(epochs) == number:
             checkpoint.save_best(learner)

@@ -1,5 +1,6 @@
 """From configuration to a network and an optimizer."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -7,7 +8,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 
 from pipeline.config import TARGET_KEY, Model, Optimizer
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, first_line
 
 WHITE = 255
 
@@ -25,7 +26,7 @@ def build_network(model: Model, image_shape: tuple[int, ...], classes: int) -> k
         try:
             tensor = layer(tensor)
         except (ValueError, TypeError) as error:
-            raise PipelineError(f"{key}: does not fit what comes before it: {_first_line(error)}") from None
+            raise PipelineError(f"{key}: does not fit what comes before it: {first_line(error)}") from None
     _, *features = tensor.shape
     if len(features) != 1:
         raise PipelineError(f"model.layers: end in shape {tuple(features)}; end with keras.layers.Flatten or a pooling")
@@ -38,6 +39,8 @@ def build_layers(model: Model) -> list[tuple[str, keras.Layer]]:
     """The network's own layers in order, each with the key that it comes from."""
     if model.builder is not None:
         layers = build(model.builder, "model.builder")
+        if not isinstance(layers, list) or not all(isinstance(layer, keras.Layer) for layer in layers):
+            raise PipelineError(f"model.builder: {model.builder[TARGET_KEY]} must return a list of Keras layers")
         return [(f"model.builder[{index}]", layer) for index, layer in enumerate(layers)]
     keyed = [(f"model.layers.{index}", spec) for index, spec in enumerate(model.layers)]
     return [(key, build(spec, key)) for key, spec in keyed]
@@ -46,7 +49,8 @@ def build_layers(model: Model) -> list[tuple[str, keras.Layer]]:
 def build_optimizer(optimizer: Optimizer) -> keras.optimizers.Optimizer:
     """The Keras optimizer that the configuration names. Raises PipelineError if it refuses its arguments."""
     built = build(optimizer.model_dump(by_alias=True), "optimizer")
-    assert isinstance(built, keras.optimizers.Optimizer)
+    if not isinstance(built, keras.optimizers.Optimizer):
+        raise PipelineError(f"optimizer: {optimizer.target} is no optimizer; keras.optimizers has them")
     return built
 
 
@@ -58,13 +62,23 @@ def build(spec: dict[str, Any], key: str) -> Any:
     """
     target = spec[TARGET_KEY]
     try:
-        found = get_object(target)
-        if getattr(found, "__module__", "").split(".")[0] not in ("keras", "pipeline"):
-            raise PipelineError(f"{key}: {TARGET_KEY} {target!r} is not Keras's or this pipeline's own")
+        for name in targets(spec):
+            check_home(name, key)
         return instantiate(spec, _convert_="all")
     except (HydraException, ValueError, TypeError, ImportError) as error:
-        raise PipelineError(f"{key}: {target} cannot be built: {_first_line(error.__cause__ or error)}") from None
+        raise PipelineError(f"{key}: {target} cannot be built: {first_line(error.__cause__ or error)}") from None
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
+def targets(node: Any) -> Iterator[str]:
+    """Every `_target_` in a spec, at any depth."""
+    if isinstance(node, dict) and TARGET_KEY in node:
+        yield node[TARGET_KEY]
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from targets(child)
+
+
+def check_home(target: str, key: str) -> None:
+    """Raise PipelineError if what `target` names was defined elsewhere and only imported into keras or pipeline."""
+    home = getattr(get_object(target), "__module__", None) or ""
+    if home.split(".")[0] not in ("keras", "pipeline"):
+        raise PipelineError(f"{key}: {TARGET_KEY} {target!r} is not Keras's or this pipeline's own")

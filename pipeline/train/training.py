@@ -112,12 +112,10 @@ def fit_recorded(
     try:
         with system_metrics(recorder):
             return fit(learner, train, validation, config, checkpoint, report)
-    except KeyboardInterrupt:
-        recorder.status("KILLED")
-        raise
-    except PipelineError:
-        recorder.status("FAILED")
-        checkpoint.discard()
+    except BaseException as error:
+        recorder.status("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if isinstance(error, PipelineError):  # it would diverge again; all else goes on from here
+            checkpoint.discard()
         raise
 
 

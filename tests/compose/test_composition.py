@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_params_have_the_last_word_over_the_recipe(tmp_path: Path) -> None:
 
 def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
     schedule = "{_target_: keras.optimizers.schedules.CosineDecay, initial_learning_rate: 1e-3, decay_steps: 100}"
-    composed = compose_text(tmp_path, f"optimizer: {{learning_rate: {schedule}}}")
+    composed = compose_text(tmp_path, f"optimizer: {{name: null, learning_rate: {schedule}}}")
     assert composed["optimizer"]["learning_rate"]["decay_steps"] == 100
 
 
@@ -113,13 +114,33 @@ def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
         ("training: {validate_on: train}", "training.validate_on: holds 'train'"),
         ("training: 5", "params.yaml: training: holds 5"),
         ("seed: -1", "params.yaml: seed: holds -1"),
-        ("optimizer: {learning_rate: 0}", "params.yaml: optimizer.learning_rate: holds 0; a learning rate must be"),
-        ("optimizer: {learning_rate: -0.1}", "params.yaml: optimizer.learning_rate: holds -0.1"),
-        ("optimizer: {_target_: os.system}", "'os.system' is not allowed: it must name something below keras. or"),
-        ("model: {layers: [{_target_: subprocess.run}]}", "model.layers.0: _target_ 'subprocess.run' is not allowed"),
-        ("model: {layers: [{_target_: keras.src.os.system}]}", "_target_ 'keras.src.os.system' is not allowed"),
-        ("model: {layers: [{_target_: kerasx.Dense}]}", "_target_ 'kerasx.Dense' is not allowed"),
-        ("model: {layers: []}", "model: a model needs either layers or a builder"),
+        (
+            "optimizer: {name: , learning_rate: 0}",
+            "params.yaml: optimizer.learning_rate: holds 0; a learning rate must be",
+        ),
+        ("optimizer: {name: , learning_rate: .nan}", "optimizer.learning_rate: holds nan; a learning rate must be"),
+        ("optimizer: {name: , learning_rate: .inf}", "optimizer.learning_rate: holds inf; a learning rate must be"),
+        (
+            "optimizer: {name: , learning_rate: abc}",
+            "params.yaml: optimizer.learning_rate: holds 'abc'; a learning rate",
+        ),
+        ("optimizer: {name: , learning_rate: {a: 1}}", "optimizer.learning_rate: has no _target_: name what to build"),
+        ("training: {xla: maybe}", "params.yaml: training.xla: holds 'maybe'; input should be 'auto', True or False"),
+        ("traning: {epochs: null}", "params.yaml: traning.epochs: unknown key 'traning'"),
+        ("model: {hidden_units: 3}", "params.yaml: model: has values but no name: set model.name to one of cnn, mlp"),
+        ("model: {name: , layers: [{units: 3}]}", "model.layers.0: has no _target_: name what to build"),
+        ("optimizer: {name: , learning_rate: -0.1}", "params.yaml: optimizer.learning_rate: holds -0.1"),
+        (
+            "optimizer: {name: , _target_: os.system}",
+            "'os.system' is not allowed: it must name something below keras. or",
+        ),
+        (
+            "model: {name: , layers: [{_target_: subprocess.run}]}",
+            "model.layers.0: _target_ 'subprocess.run' is not allowed",
+        ),
+        ("model: {name: , layers: [{_target_: keras.src.os.system}]}", "_target_ 'keras.src.os.system' is not allowed"),
+        ("model: {name: , layers: [{_target_: kerasx.Dense}]}", "_target_ 'kerasx.Dense' is not allowed"),
+        ("model: {name: , layers: []}", "model: a model needs either layers or a builder"),
         ("seed: ${oc.env:HOME}", "uses ${oc.env:…}"),
         ("seed: ${nothing}", "do not compose"),
         ("[a", "params.yaml is not valid YAML"),
@@ -152,12 +173,22 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 
 def test_an_option_file_that_is_wrong_is_not_blamed_on_params(tmp_path: Path) -> None:
     conf = tmp_path / "conf"
-    for path in CONF.rglob("*.yaml"):
-        (conf / path.relative_to(CONF)).parent.mkdir(parents=True, exist_ok=True)
-        (conf / path.relative_to(CONF)).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    shutil.copytree(CONF, conf)
     (conf / "optimizer" / "rmsprop.yaml").write_text("name: rmsprop\nlearning_rate: 1.0\n", encoding="utf-8")
     with pytest.raises(PipelineError, match=r"conf/: optimizer\._target_: is missing"):
         compose_text(tmp_path, "seed: 2", conf)
+
+
+@pytest.mark.parametrize("content", [b"name: [", b"name: \xff"])
+def test_an_option_file_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes) -> None:
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "optimizer" / "rmsprop.yaml").write_bytes(content)
+    with pytest.raises(PipelineError, match="do not compose: ") as error:
+        compose_text(tmp_path, "seed: 2", tmp_path / "conf")
+    assert len(str(error.value).splitlines()) == 1
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(PipelineError, match=r"params\.yaml is not valid YAML"):
+        compose_config(CONF, tmp_path / "params.yaml")
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:

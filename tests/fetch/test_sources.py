@@ -187,3 +187,5 @@ def test_local_places_come_first(tmp_path: Path) -> None:
     assert len(dataset.mirrors) >= 2
     (tmp_path / "shared" / "mnist").mkdir(parents=True)
     assert places(dataset, root, "/m") == ["/m", str(tmp_path / "shared" / "mnist"), *dataset.mirrors]
+    assert places(dataset, root, "m")[0] == str(root / "m"), "also inside DVC's temporary folders"
+    assert places(dataset, root, "https://m")[0] == "https://m"

@@ -17,6 +17,20 @@ def test_the_store_is_anchored_to_the_root(tmp_path: Path) -> None:
     assert locate_store(tmp_path) == Store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "mlartifacts")
 
 
+def test_a_relative_database_is_anchored_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
+    assert locate_store(tmp_path).uri == f"sqlite:///{tmp_path}/mine.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere/mine.db")
+    assert locate_store(tmp_path).uri == "sqlite:////elsewhere/mine.db"
+
+
+@pytest.mark.parametrize("uri", ["postgresql://127.0.0.1:9/mlflow", "sqlite:////no/such/folder/mlflow.db"])
+def test_a_database_that_cannot_be_used_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(PipelineError, match=f"the MLflow store {uri} cannot be used: "):
+        open_store(tmp_path)
+
+
 def test_the_environment_names_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
     assert locate_store(tmp_path).remote

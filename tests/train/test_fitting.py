@@ -102,14 +102,16 @@ def test_the_order_differs_from_epoch_to_epoch_and_follows_from_the_seed(tmp_pat
 
 
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
-    config = configured(tmp_path, optimizer={"learning_rate": 1e30}, training={"epochs": 5})
+    config = configured(tmp_path, optimizer={"name": None, "learning_rate": 1e30}, training={"epochs": 5})
     with pytest.raises(PipelineError, match=r"the loss is nan in epoch \d: the training diverged\. Lower"):
         learn(config, Checkpoint(tmp_path / "c"))
 
 
 def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
     config = configured(
-        tmp_path, optimizer={"learning_rate": 0.03}, training={"epochs": 6, "keep_best_epoch": True, "batch_size": 32}
+        tmp_path,
+        optimizer={"name": None, "learning_rate": 0.03},
+        training={"epochs": 6, "keep_best_epoch": True, "batch_size": 32},
     )
     network, reported = learn(config, Checkpoint(tmp_path / "c"))
     best = min(reported, key=lambda epoch: epoch["val_loss"])
@@ -120,7 +122,9 @@ def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
 
 def test_training_stops_early(tmp_path: Path) -> None:
     config = configured(
-        tmp_path, optimizer={"learning_rate": 0.03}, training={"epochs": 50, "early_stopping": 2, "batch_size": 32}
+        tmp_path,
+        optimizer={"name": None, "learning_rate": 0.03},
+        training={"epochs": 50, "early_stopping": 2, "batch_size": 32},
     )
     _, reported = learn(config, Checkpoint(tmp_path / "c"))
     assert len(reported) == best_epoch(reported) + 2 < 50

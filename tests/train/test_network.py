@@ -71,7 +71,7 @@ def test_a_schedule_is_built(tmp_path: Path) -> None:
         "initial_learning_rate": 0.5,
         "decay_steps": 10,
     }
-    optimizer = build_optimizer(composed(tmp_path, optimizer={"learning_rate": schedule}).optimizer)
+    optimizer = build_optimizer(composed(tmp_path, optimizer={"name": None, "learning_rate": schedule}).optimizer)
     assert float(optimizer.learning_rate) == 0.5
 
 
@@ -115,6 +115,24 @@ def test_a_bad_layer_is_named(layer: dict[str, Any], message: str) -> None:
         build_network(model(layer), (28, 28), 10)
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_nested_target_is_looked_at_too() -> None:
+    nested = {"_target_": "pipeline.train.checkpoint.json.dumps", "obj": 1}
+    with pytest.raises(PipelineError, match="is not Keras's or this pipeline's own"):
+        build_network(model({"_target_": "keras.layers.Dense", "units": 3, "kernel_initializer": nested}), (8, 8), 10)
+
+
+def test_a_builder_must_return_layers() -> None:
+    built = model(builder={"_target_": "keras.layers.Flatten"})
+    with pytest.raises(PipelineError, match=r"keras\.layers\.Flatten must return a list of Keras layers"):
+        build_network(built, (8, 8), 10)
+
+
+def test_an_optimizer_must_be_one() -> None:
+    bad = Optimizer.model_validate({"name": "Dense", "_target_": "keras.layers.Flatten", "learning_rate": 0.1})
+    with pytest.raises(PipelineError, match=r"optimizer: keras\.layers\.Flatten"):
+        build_optimizer(bad)
 
 
 def test_a_bad_argument_of_an_optimizer_is_named() -> None:
