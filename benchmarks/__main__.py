@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +30,16 @@ ROOT = Path(__file__).parent.parent
 MIN_EPOCHS = 2  # the first one is not compared
 STAGES = ("compose", "fetch", "preprocess", "train", "evaluate")
 EMPTY = "stages:\n  only:\n    cmd: python -c pass\n    deps: [input]\n"
+
+# A process counts the memory of the one that it was forked from, so a small one starts what is measured.
+LAUNCHER = """
+import resource, subprocess, sys, time
+started = time.perf_counter()
+code = subprocess.run(sys.argv[2:]).returncode
+seconds, usage = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+open(sys.argv[1], "w").write(f"{seconds} {usage.ru_maxrss}")
+sys.exit(code)
+"""
 
 Figures = dict[str, tuple[list[float], str]]  # name -> values, unit
 
@@ -157,17 +166,17 @@ def run(command: list[str], folder: Path, **settings: str) -> Finished:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | settings
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME"):
         environment.pop(name, None)
-    with tempfile.TemporaryFile("w+") as output:
-        started = time.perf_counter()
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
+    with tempfile.TemporaryFile("w+") as output, tempfile.NamedTemporaryFile("r") as usage:
+        launch = [sys.executable, "-S", "-c", LAUNCHER, usage.name, *command]
+        code = subprocess.run(
+            launch, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
+        ).returncode
         output.seek(0)
         text = output.read()
-    if process.returncode:
-        sys.exit(f"benchmarks: {' '.join(command)} failed in {folder}:\n{text}")
-    return Finished(seconds, usage.ru_maxrss / (1 << 10), text)
+        if code:
+            sys.exit(f"benchmarks: {' '.join(command)} failed in {folder}:\n{text}")
+        seconds, peak = map(float, usage.read().split())
+    return Finished(seconds, peak / (1 << 10), text)
 
 
 def epoch_seconds(project: Path) -> list[float]:
