@@ -67,7 +67,7 @@ class Project:
     def commit(self) -> None:
         """Commit everything."""
         self.succeed("git", "add", "-A")
-        self.succeed("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "state")
+        self.succeed("git", "commit", "-qm", "state")
 
     def files(self, *folders: str) -> dict[str, bytes]:
         """The content of all files below some folders."""
@@ -90,6 +90,8 @@ def clone(target: Path) -> Project:
             shutil.copy2(ROOT / name, target / name)
     project = Project(target)
     project.succeed("git", "init", "-q", "-b", "main")
+    project.succeed("git", "config", "user.name", "tests")  # `dvc exp run --temp` and `--queue` ask for them
+    project.succeed("git", "config", "user.email", "tests@localhost")
     project.commit()
     return project
 
