@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.dataset import load_split
+from pipeline.fetch.packaged import idx_bytes
 from tests.conftest import Project
 
 STAGES = ("compose", "fetch", "preprocess", "train", "evaluate")
@@ -321,6 +322,19 @@ def test_what_was_edited_or_deleted_by_hand_comes_back(trained: Project) -> None
             b"seed: 1",
             "preprocess",
             "composed.yaml is written from conf/ and params.yaml: run `dvc repro",
+        ),
+        (
+            "data/raw/t10k-labels-idx1-ubyte.gz",
+            b"<html>",
+            "preprocess",
+            "labels-idx1-ubyte.gz: not an intact gzip file",
+        ),
+        ("data/raw/t10k-labels-idx1-ubyte.gz", idx_bytes(np.zeros(499, np.uint8)), "preprocess", "has 499 labels"),
+        (
+            "data/raw/t10k-labels-idx1-ubyte.gz",
+            idx_bytes(np.full(500, 10, np.uint8)),
+            "preprocess",
+            "label 10 at index 0",
         ),
         ("data/prepared/train.npz", None, "train", "train: data/prepared/train.npz is missing: run `dvc repro`"),
         ("data/prepared/test.npz", b"PK", "evaluate", "evaluate: data/prepared/test.npz cannot be read"),
