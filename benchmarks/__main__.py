@@ -28,7 +28,7 @@ from pipeline.files import write_json
 
 ROOT = Path(__file__).parent.parent
 MIN_EPOCHS = 2  # the first one is not compared
-STAGES = ("compose", "fetch", "preprocess", "train", "evaluate")
+STAGES = ("compose", "fetch", "preprocess", "evaluate")  # train tells of itself
 EMPTY = "stages:\n  only:\n    cmd: python -c pass\n    deps: [input]\n"
 
 # A process counts the memory of the one that it was forked from, so a small one starts what is measured.
@@ -146,11 +146,9 @@ def measure_no_op(folder: Path, project: Path, times: int) -> Figures:
 
 
 def measure_stages(project: Path, data: Path, times: int) -> Figures:
-    """Wall time and peak memory of each stage but train, which tells of itself."""
+    """Wall time and peak memory of each stage but train."""
     figures: Figures = {}
     for stage in STAGES:
-        if stage == "train":
-            continue
         finished = []
         for _ in range(times):
             if stage == "fetch":

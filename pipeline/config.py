@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,33 +10,36 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from pipeline import paths
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, first_line
 
 TARGET_KEY = "_target_"
 ALLOWED_TARGET = re.compile(r"(keras\.(?!src\.)|pipeline\.)\w+(\.\w+)*")
 
 
+def targets(node: Any) -> Iterator[Any]:
+    """Every `_target_` in a configuration, at any depth."""
+    if isinstance(node, dict) and node.get(TARGET_KEY) is not None:
+        yield node[TARGET_KEY]
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from targets(child)
+
+
 def check_targets(node: Any) -> Any:
     """Return `node` unchanged if every `_target_` in it, at any depth, lies below `keras.` or `pipeline.`."""
-    if isinstance(node, dict):
-        target = node.get(TARGET_KEY)
-        if target is not None and not (isinstance(target, str) and ALLOWED_TARGET.fullmatch(target)):
+    for target in targets(node):
+        if not (isinstance(target, str) and ALLOWED_TARGET.fullmatch(target)):
             raise ValueError(
                 f"{TARGET_KEY} {target!r} is not allowed: it must name something below keras. or pipeline."
             )
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        check_targets(child)
     return node
 
 
 def check_learning_rate(value: Any) -> Any:
     """Return a learning rate that is above zero, or a schedule that starts at zero or above."""
-    if isinstance(value, dict):
-        check_component(value)
-        start, least = value.get("initial_learning_rate", 0), -math.ulp(0)
-    else:
-        start, least = value, 0.0
-    if isinstance(start, bool) or not isinstance(start, int | float) or not least < start < math.inf:
+    scheduled = isinstance(value, dict)
+    start = check_component(value).get("initial_learning_rate", 0) if scheduled else value
+    number = isinstance(start, int | float) and not isinstance(start, bool) and math.isfinite(start)
+    if not number or start < 0 or (start == 0 and not scheduled):
         raise ValueError("a learning rate must be a number greater than 0, or a schedule with a _target_")
     return value
 
@@ -223,7 +227,7 @@ def load_config(path: Path = paths.COMPOSED) -> Config:
     except FileNotFoundError:
         raise PipelineError(f"{path} is missing. {remedy}.") from None
     except yaml.YAMLError as error:
-        raise PipelineError(f"{path} is not YAML ({str(error).splitlines()[0]}). {remedy}.") from None
+        raise PipelineError(f"{path} is not YAML ({first_line(error)}). {remedy}.") from None
     try:
         return parse_config(values, {}, str(path))
     except PipelineError as error:

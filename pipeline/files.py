@@ -42,5 +42,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def md5(path: Path) -> str:
     """The MD5 of a file's bytes in hexadecimal: the name by which DVC knows the file in dvc.lock."""
+    return _digest(path, "md5")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes in hexadecimal."""
+    return _digest(path, "sha256")
+
+
+def _digest(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()

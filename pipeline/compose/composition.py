@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import paths
@@ -25,7 +25,7 @@ def options(conf: Path) -> dict[str, list[str]]:
 
 
 def read_params(path: Path) -> dict[str, Any]:
-    """What params.yaml sets, without the keys that are null. Raises PipelineError if it is no mapping in YAML."""
+    """What params.yaml holds. Raises PipelineError if it is no mapping in YAML."""
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
@@ -97,19 +97,18 @@ def split_choices(
 
 def check_key(composed: DictConfig, key: str, params: Path) -> None:
     """Raise PipelineError if `key`, dotted, is none that the composed configuration has."""
-    *parents, last = key.split(".")
+    parts = key.split(".")
     node: Any = composed
-    for depth, part in enumerate([*parents, last]):
+    for depth, part in enumerate(parts):
         if not isinstance(node, DictConfig):
             return
         if part not in node:
             known = [str(name) for name in node]
-            inside = ".".join(key.split(".")[:depth]) or "the top level"
+            inside = ".".join(parts[:depth]) or "the top level"
             raise PipelineError(
                 f"{params}: {key}: unknown key {part!r}; {inside} has {', '.join(known)}{_suggestion(part, known)}"
             )
-        with open_dict(node):
-            node = node[part]
+        node = node[part]
 
 
 def to_yaml(config: dict[str, Any]) -> str:

@@ -51,8 +51,9 @@ def evaluate_and_record(config: Config, test: Split, store: Store) -> None:
     for path, figure in draw(config, history, test, probabilities, figures, wrong).items():
         save_picture(path, figure)
     write_text(paths.ERRORS, errors_csv(wrong))
-    write_json(paths.METRICS, report(config, figures, facts))
-    recorder = record(config, store, figures, facts, history)
+    test_md5 = md5(paths.TEST)
+    write_json(paths.METRICS, report(config, figures, facts, test_md5))
+    recorder = record(config, store, figures, facts, history, test_md5)
     Console().print(closing_table(config, figures, facts, recorder))
     print(f"The run is at {address(store, recorder)}")
 
@@ -121,18 +122,19 @@ def errors_csv(wrong: list[Mistake]) -> str:
     return text.getvalue()
 
 
-def report(config: Config, figures: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+def report(config: Config, figures: dict[str, Any], facts: dict[str, Any], test_md5: str) -> dict[str, Any]:
     """The content of reports/metrics.json. DVC shows its numbers and passes over its lists."""
     training = {name: facts[name] for name in ("epochs", "parameters", "fit_seconds", "device", "backend")}
-    dataset = {"name": config.dataset.name, "test_md5": md5(paths.TEST)}
+    dataset = {"name": config.dataset.name, "test_md5": test_md5}
     return {"test": figures, "training": training, "dataset": dataset}
 
 
-def record(config: Config, store: Store, figures: dict[str, Any], facts: dict[str, Any], history: History) -> Recorder:
+def record(
+    config: Config, store: Store, figures: dict[str, Any], facts: dict[str, Any], history: History, test_md5: str
+) -> Recorder:
     """Add the test's figures and pictures to the run of the training, or to a restored one."""
     root = paths.project_root()
     recorder = continue_run(store, facts["run_id"], root) or restore_run(config, store, facts, history)
-    test_md5 = md5(paths.TEST)
     recorder.dataset(config.dataset.name, "test", test_md5, figures["images"], [])
     recorder.tags({"dvc.test": test_md5})
     recorder.metrics({f"test/{name}": figures[name] for name in TEST_METRICS}, facts["epochs"])

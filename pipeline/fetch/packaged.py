@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import PackagedDataset
 from pipeline.errors import PipelineError
-from pipeline.fetch.sources import sha256
+from pipeline.files import sha256
 
 SIDE = 8
 WHITE = 16  # the package's grey levels run from 0 to 16

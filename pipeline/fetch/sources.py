@@ -1,7 +1,6 @@
 """Where a dataset's files may come from, and getting one file from one place, intact."""
 
 import gzip
-import hashlib
 import shutil
 import time
 import zlib
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from pipeline.config import IdxDataset, RemoteFile
 from pipeline.errors import PipelineError
-from pipeline.files import replacing
+from pipeline.files import replacing, sha256
 
 ATTEMPTS = 4
 TIMEOUT = (5.0, 20.0)  # seconds to connect, and between two pieces of an answer
@@ -29,12 +28,6 @@ class SourceError(Exception):
 
 class InterruptedDownloadError(Exception):
     """A download that stopped on the way and may go on if asked again."""
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def places(dataset: IdxDataset, root: Path, mirror: str | None) -> list[str]:
@@ -119,10 +112,8 @@ def download_rest(url: str, destination: Path) -> None:
     have = destination.stat().st_size if destination.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if (
-            answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-        ):  # what is there is longer than the source's file: start again
-            destination.unlink()
+        if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            destination.unlink()  # it is longer than the source's file: start again
             raise InterruptedDownloadError("answered 416 to a request to resume")
         if answer.status_code == HTTPStatus.TOO_MANY_REQUESTS or answer.status_code >= SERVER_ERROR:
             raise InterruptedDownloadError(f"answered {answer.status_code} {answer.reason}")

@@ -35,12 +35,7 @@ class Store(NamedTuple):
     @property
     def remote(self) -> bool:
         """Whether a server stands between this process and the store."""
-        return is_http(self.uri)
-
-
-def is_http(uri: str) -> bool:
-    """Whether an address is one of a server."""
-    return uri.startswith(("http://", "https://"))
+        return self.uri.startswith(("http://", "https://"))
 
 
 def locate_store(root: Path) -> Store:

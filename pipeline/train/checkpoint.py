@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from filelock import FileLock, Timeout
 
-from pipeline.files import replacing, write_json
+from pipeline.files import replacing, sha256, write_json
 
 BEST = "best.weights.h5"
 RUN = "run.json"
@@ -24,8 +24,7 @@ def fingerprint(config: Any, files: Iterable[Path]) -> str:
     """A digest of everything that a training depends on: two trainings with the same one may continue each other."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(sha256(path).encode())
     return digest.hexdigest()[:16]
 
 

@@ -1,13 +1,12 @@
 """From configuration to a network and an optimizer."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 
-from pipeline.config import TARGET_KEY, Model, Optimizer
+from pipeline.config import TARGET_KEY, Model, Optimizer, targets
 from pipeline.errors import PipelineError, first_line
 
 WHITE = 255
@@ -67,14 +66,6 @@ def build(spec: dict[str, Any], key: str) -> Any:
         return instantiate(spec, _convert_="all")
     except (HydraException, ValueError, TypeError, ImportError) as error:
         raise PipelineError(f"{key}: {target} cannot be built: {first_line(error.__cause__ or error)}") from None
-
-
-def targets(node: Any) -> Iterator[str]:
-    """Every `_target_` in a spec, at any depth."""
-    if isinstance(node, dict) and TARGET_KEY in node:
-        yield node[TARGET_KEY]
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from targets(child)
 
 
 def check_home(target: str, key: str) -> None:
