@@ -4,7 +4,9 @@ BIN := .venv/bin
 LOCK := requirements$(if $(GPU),-gpu).txt
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test test-slow check ui send bench lock clean
+N ?= 5
+
+.PHONY: help repro seeds gate gate-power test test-slow check ui send bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -13,6 +15,13 @@ repro: .venv/$(LOCK) ## set everything up, then run the pipeline
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "$(CURDIR) is not a git repository, which DVC needs: \
 	get the project with git clone, or run git init here" >&2; exit 1; }
 	dvc repro
+
+seeds: .venv/$(LOCK) ## train seeds 1 to N (N=5) of what is configured, as DVC experiments, for the gate
+	dvc exp run --queue -S '++seed=range(1,$(shell expr $(N) + 1))'
+	dvc exp run --run-all
+
+gate: .venv/$(LOCK) ## is this model worse than where the work branched off? BASE=REV names another baseline
+	python -m pipeline.gate $(if $(BASE),--base $(BASE)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
 
 test: .venv/requirements-dev.txt ## set up what the tests need, then pass them
 	pytest
@@ -33,6 +42,9 @@ send: .venv/$(LOCK) ## send to MLflow what earlier runs could not
 
 bench: .venv/requirements-dev.txt ## measure the cost against a plain Keras script; writes docs/bench.json
 	python -m benchmarks
+
+gate-power: .venv/requirements-dev.txt ## measure by simulation what the gate sees and misses; writes docs/gate.md
+	python -m benchmarks.gate_power
 
 lock: ## compile the pinned requirements anew from pyproject.toml (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade pyproject.toml -o requirements.txt

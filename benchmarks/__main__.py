@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ from benchmarks.script import PLAIN
 from pipeline.files import write_json
 
 ROOT = Path(__file__).parent.parent
+TAGGING = 10.0  # seconds after which the process that tags the gate's run is gone
 MIN_EPOCHS = 2  # the first one is not compared
 STAGES = ("compose", "fetch", "preprocess", "evaluate")  # train tells of itself
 EMPTY = "stages:\n  only:\n    cmd: python -c pass\n    deps: [input]\n"
@@ -66,6 +68,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures, project = compare(Path(folder), data, arguments.pairs, arguments.epochs)
         figures |= measure_no_op(Path(folder), project, 3 * arguments.pairs)
+        figures |= measure_gate(project, 3 * arguments.pairs)
         figures |= measure_stages(project, data, arguments.pairs)
     report(figures)
 
@@ -143,6 +146,17 @@ def measure_no_op(folder: Path, project: Path, times: int) -> Figures:
         theirs.append(run(["dvc", "repro"], empty).seconds)
     ratios = [mine / other for mine, other in zip(ours[1:], theirs[1:], strict=True)]  # the first warms the files up
     return {"noop_ratio": (ratios, "ratio"), "noop_seconds": (ours[1:], "s"), "noop_empty_seconds": (theirs[1:], "s")}
+
+
+def measure_gate(project: Path, times: int) -> Figures:
+    """The gate, of which `dvc status` is a part, and `dvc status` alone, in turn; judged is a model against itself."""
+    whole, status = [], []
+    for _ in range(times + 1):
+        status.append(run([sys.executable, "-m", "dvc", "status", "--json"], project).seconds)
+        whole.append(run([sys.executable, "-m", "pipeline.gate", "--base", "."], project).seconds)
+        time.sleep(TAGGING)
+    own = [both - alone for both, alone in zip(whole[1:], status[1:], strict=True)]  # the first warms the files up
+    return {"gate_seconds": (whole[1:], "s"), "gate_beside_status_seconds": (own, "s")}
 
 
 def measure_stages(project: Path, data: Path, times: int) -> Figures:

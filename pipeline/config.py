@@ -24,6 +24,16 @@ def targets(node: Any) -> Iterator[Any]:
         yield from targets(child)
 
 
+def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings and lists: ('model.layers.0.units', 512)."""
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    for key, value in items:
+        if isinstance(value, dict | list):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def check_targets(node: Any) -> Any:
     """Return `node` unchanged if every `_target_` in it, at any depth, lies below `keras.` or `pipeline.`."""
     for target in targets(node):
@@ -175,6 +185,33 @@ class Training(Section):
         return self
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class SeedNoise(Section):
+    """How far runs of one recipe on one dataset differ when only the seed does, measured over `seeds` runs.
+
+    `python -m pipeline.gate --record` measures it and writes it into the recipe's file.
+    """
+
+    seeds: Annotated[int, Field(ge=10)]
+    accuracy_std: Share
+    accuracy_disagreement: Share  # of the images, those that one of two runs gets wrong
+    recall_std: list[Share]  # per class, as the next
+    recall_disagreement: list[Share]
+
+
+class Gate(Section):
+    """When a model counts as worse than the one it is compared with."""
+
+    base: str
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    floor: dict[str, Share]
+    loss_rise: Annotated[float, Field(ge=0)]
+    calibration_rise: Share
+    seed_noise: dict[str, SeedNoise]  # by dataset
+
+
 class Config(Section):
     """Everything that a run is configured to be: the content of composed.yaml."""
 
@@ -184,6 +221,7 @@ class Config(Section):
     model: Model
     optimizer: Optimizer
     training: Training
+    gate: Gate
 
 
 def describe(error: ValidationError) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from numpy.typing import NDArray
 
 from pipeline.files import replacing
@@ -15,6 +15,18 @@ def save_picture(path: Path, figure: Figure) -> None:
     """Write a figure as PNG, whole or not at all; the same figure gives the same bytes."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=DOTS_PER_INCH, metadata={"Software": None})
+
+
+def draw_grid(
+    figure: FigureBase, images: NDArray[np.uint8], titles: list[str], shape: tuple[int, int], heading: str
+) -> None:
+    """Draw images (N, height, width), each under its title, as long as a grid of `shape` (rows, columns) has room."""
+    for number, axes in enumerate(figure.subplots(*shape).flat):
+        axes.axis("off")
+        if number < len(images):
+            axes.imshow(images[number], cmap="gray")
+            axes.set_title(titles[number], fontsize=8)
+    figure.suptitle(heading)
 
 
 def montage(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:

@@ -1,18 +1,30 @@
 """What the tests share: projects of their own to run real commands in."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 import yaml
 
+from pipeline.compose.composition import compose_config
+from pipeline.config import Config, parse_config
+
+Start = Callable[..., "subprocess.Popen[str]"]
 ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+BESIDE = ROOT.parent / "shared" / "mnist"
+MIRROR = {"DATASET_MIRROR": str(BESIDE)} if BESIDE.is_dir() else {}  # else the public mirrors
 SETTINGS = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "DEVICE", "DATASET_MIRROR")
 
 
@@ -27,6 +39,19 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow writes its address into this process's environment, too: undone after each test."""
     for name in SETTINGS:
         monkeypatch.setenv(name, "")
+
+
+def configured(tmp_path: Path, **params: object) -> Config:
+    """What conf/ and these values in params.yaml compose to."""
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    return parse_config(compose_config(CONF, path), {}, "")
+
+
+def free_port() -> int:
+    """A port on loopback that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 class Project:
@@ -68,6 +93,11 @@ class Project:
         """Commit everything."""
         self.succeed("git", "add", "-A")
         self.succeed("git", "commit", "-qm", "state")
+
+    def report(self, name: str) -> dict[str, Any]:
+        """What a JSON file of reports/ holds."""
+        loaded: dict[str, Any] = json.loads((self.root / "reports" / name).read_text(encoding="utf-8"))
+        return loaded
 
     def files(self, *folders: str) -> dict[str, bytes]:
         """The content of all files below some folders."""
@@ -132,17 +162,44 @@ def kill_all(process: "subprocess.Popen[str]") -> None:
     process.wait()
 
 
+def serve(start: Start, folder: Path, port: int, *command: str, **settings: str) -> "subprocess.Popen[str]":
+    """Start a server of MLflow's and wait until it answers."""
+    command = (sys.executable, "-m", "mlflow", *command, "--port", str(port))
+    process = start(command, folder, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", **settings)
+    for _ in range(600):
+        if process.poll() is not None:
+            break
+        try:
+            if requests.get(f"http://127.0.0.1:{port}/health", timeout=1).ok:
+                return process
+        except requests.RequestException:
+            time.sleep(0.2)
+    kill_all(process)
+    raise AssertionError(process.communicate()[0])
+
+
+def serve_store(start: Start, folder: Path, port: int) -> "subprocess.Popen[str]":
+    """Start, or start again, a tracking server whose store is in `folder`."""
+    store = (
+        "--backend-store-uri",
+        f"sqlite:///{folder}/server.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    )
+    return serve(start, folder, port, "server", "--workers", "1", *store)
+
+
 def _heed_interrupts() -> None:
     """A shell's background jobs, and what they start, ignore Ctrl-C otherwise."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+def start() -> Iterator[Start]:
     """Start processes that are ended with the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(command: list[str], cwd: Path, **settings: str) -> "subprocess.Popen[str]":
+    def run(command: Sequence[str], cwd: Path, **settings: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             command,
             cwd=cwd,

@@ -1,14 +1,8 @@
 """What takes minutes: the real MNIST, a server that goes away in the middle, a served model."""
 
-import json
 import re
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,28 +10,18 @@ import requests
 from mlflow import MlflowClient
 
 from pipeline.dataset import load_split
-from tests.conftest import ROOT, Project, kill_all
+from tests.conftest import MIRROR, Project, Start, free_port, kill_all, serve, serve_store
 
 pytestmark = pytest.mark.slow
-
-BESIDE = ROOT.parent / "shared" / "mnist"
-MIRROR = {"DATASET_MIRROR": str(BESIDE)} if BESIDE.is_dir() else {}  # else the public mirrors
-
-Start = Callable[..., "subprocess.Popen[str]"]
-
-
-def reports(project: Project) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((project.root / "reports" / "metrics.json").read_text(encoding="utf-8"))
-    return loaded
 
 
 def test_the_default_recipe_reads_mnist(project: Project) -> None:
     project.succeed("dvc", "repro", "--force", **MIRROR)
-    found = reports(project)
+    found = project.report("metrics.json")
     assert found["test"]["accuracy"] >= 0.98
     assert found["test"]["images"] == 10_000
     assert found["training"] | {"epochs": 20, "parameters": 669_706} == found["training"]
-    data = json.loads((project.root / "reports" / "data.json").read_text(encoding="utf-8"))
+    data = project.report("data.json")
     assert [data[part]["images"] for part in ("train", "validation", "test")] == [55_000, 5_000, 10_000]
     assert data["duplicates"] == {"within_train": 0, "within_test": 0, "test_in_train": 0}
 
@@ -45,40 +29,18 @@ def test_the_default_recipe_reads_mnist(project: Project) -> None:
 def test_the_notebook_trains_on_everything_and_watches_the_test_images(project: Project) -> None:
     project.params(recipe="notebook", training={"epochs": 2})
     project.succeed("dvc", "repro", **MIRROR)
-    found = reports(project)
-    data = json.loads((project.root / "reports" / "data.json").read_text(encoding="utf-8"))
+    found = project.report("metrics.json")
+    data = project.report("data.json")
     assert [data[part]["images"] for part in ("train", "validation", "test")] == [60_000, 10_000, 10_000]
     last = (project.root / "models" / "history.csv").read_text(encoding="utf-8").splitlines()[-1].split(",")
     assert float(last[4]) == pytest.approx(found["test"]["accuracy"], abs=1e-6)
     assert float(last[3]) == pytest.approx(found["test"]["loss"], abs=1e-4), "the loss is the one that Keras evaluates"
 
 
-def serve(start: Start, folder: Path, port: int, *command: str) -> "subprocess.Popen[str]":
-    """Start a server and wait until it answers."""
-    process = start([sys.executable, "-m", "mlflow", *command, "--port", str(port)], folder)
-    for _ in range(600):
-        if process.poll() is not None:
-            break
-        try:
-            if requests.get(f"http://127.0.0.1:{port}/health", timeout=1).ok:
-                return process
-        except requests.RequestException:
-            time.sleep(0.2)
-    kill_all(process)
-    raise AssertionError(process.communicate()[0])
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 def test_a_server_that_goes_away_costs_nothing(trained: Project, tmp_path: Path, start: Start) -> None:
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
-    command = ["server", "--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
-    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
-    server = serve(start, tmp_path, port, *command)
+    server = serve_store(start, tmp_path, port)
     trained.params(recipe="smoke", training={"epochs": 60})
     trained.succeed("dvc", "repro", "compose")
     training = start([str(Path(sys.executable).parent / "dvc"), "repro"], trained.root, MLFLOW_TRACKING_URI=uri)
@@ -91,19 +53,19 @@ def test_a_server_that_goes_away_costs_nothing(trained: Project, tmp_path: Path,
     assert training.returncode == 0, output
     assert "is kept in .unsent/" in output
     assert "python -m pipeline.tracking send" in output
-    assert reports(trained)["training"]["epochs"] == 60
+    assert trained.report("metrics.json")["training"]["epochs"] == 60
 
     assert "is still incomplete" in trained.fail(
         sys.executable, "-m", "pipeline.tracking", "send", MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/other.db"
     )
-    serve(start, tmp_path, port, *command)
+    serve_store(start, tmp_path, port)
     assert "1 run" in trained.succeed(sys.executable, "-m", "pipeline.tracking", "send", MLFLOW_TRACKING_URI=uri)
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("digits")
     (run,) = client.search_runs([experiment.experiment_id])
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert sorted(point.step for point in history) == list(range(1, 61))
-    assert run.data.metrics["test/accuracy"] == reports(trained)["test"]["accuracy"]
+    assert run.data.metrics["test/accuracy"] == trained.report("metrics.json")["test"]["accuracy"]
     assert (run.info.status, len(run.outputs.model_outputs)) == ("FINISHED", 1)
     assert {file.path for file in client.list_artifacts(run.info.run_id, "plots")} >= {"plots/curves.png"}
 
@@ -114,15 +76,8 @@ def test_the_model_is_served_over_http(trained_once: Project, start: Start) -> N
     (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
     port = free_port()
     model = f"runs:/{run.info.run_id}/model"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
-    process = start([*command, "--port", str(port)], trained_once.root, MLFLOW_TRACKING_URI=store)
-    for _ in range(300):
-        try:
-            if requests.get(f"http://127.0.0.1:{port}/ping", timeout=1).ok:
-                break
-        except requests.RequestException:
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.2)
+    command = ("models", "serve", "-m", model, "--env-manager", "local")
+    serve(start, trained_once.root, port, *command, MLFLOW_TRACKING_URI=store)
     test = load_split(trained_once.root / "data" / "prepared" / "test.npz")
     answer = requests.post(
         f"http://127.0.0.1:{port}/invocations", json={"inputs": test.images[:20].tolist()}, timeout=60

@@ -1,14 +1,11 @@
 """The whole pipeline for real: DVC commands in clones, on the small dataset, recorded in MLflow."""
 
 import csv
-import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +18,9 @@ from mlflow.entities import Run
 
 from pipeline.dataset import load_split
 from pipeline.fetch.packaged import idx_bytes
-from tests.conftest import Project
+from tests.conftest import Project, Start
 
 STAGES = ("compose", "fetch", "preprocess", "train", "evaluate")
-EARLIER = ("composed.yaml", "dvc.lock", "data", "models", "reports")
 
 
 def ran(output: str) -> list[str]:
@@ -40,11 +36,6 @@ def runs(project: Project) -> list[Run]:
     """All runs, the newest first."""
     mlruns = client(project)
     return list(mlruns.search_runs([experiment.experiment_id for experiment in mlruns.search_experiments()]))
-
-
-def metrics(project: Project) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((project.root / "reports" / "metrics.json").read_text(encoding="utf-8"))
-    return loaded
 
 
 def snapshot(project: Project) -> dict[str, bytes]:
@@ -67,7 +58,7 @@ def test_repro_runs_every_stage_and_ends_with_a_table(trained_once: Project) -> 
 
 
 def test_the_reports_are_about_every_test_image(trained_once: Project) -> None:
-    test = metrics(trained_once)["test"]
+    test = trained_once.report("metrics.json")["test"]
     with (trained_once.root / "reports" / "errors.csv").open(encoding="utf-8") as file:
         errors = list(csv.DictReader(file))
     labels = load_split(trained_once.root / "data" / "prepared" / "test.npz").labels
@@ -76,7 +67,7 @@ def test_the_reports_are_about_every_test_image(trained_once: Project) -> None:
     assert test["accuracy"] == pytest.approx(1 - test["errors"] / 500)
     assert 0.6 < test["accuracy_low"] < test["accuracy"] < test["accuracy_high"] < 1
     assert all(int(row["label"]) == labels[int(row["index"])] != int(row["prediction"]) for row in errors)
-    data = json.loads((trained_once.root / "reports" / "data.json").read_text(encoding="utf-8"))
+    data = trained_once.report("data.json")
     assert [data[part]["images"] for part in ("train", "validation", "test")] == [1188, 109, 500]
 
 
@@ -91,7 +82,7 @@ def test_the_pictures_are_drawn_and_are_dvc_plots(trained: Project) -> None:
 
 def test_one_mlflow_run_tells_everything(trained_once: Project) -> None:
     (run,) = runs(trained_once)
-    test = metrics(trained_once)["test"]
+    test = trained_once.report("metrics.json")["test"]
     assert (run.info.run_name, run.info.status) == ("smoke-mlp-seed-1", "FINISHED")
     composed = yaml.safe_load((trained_once.root / "composed.yaml").read_text(encoding="utf-8"))
     for key, value in (("model.name", "mlp"), ("training.epochs", "2"), ("model.layers.1.units", "512")):
@@ -169,7 +160,10 @@ def test_an_edit_of_params_and_back_comes_out_of_the_cache_and_into_mlflow(train
     assert "Stage 'train' is cached - skipping run" in output
     assert (trained.root / "models" / "model.keras").read_bytes() == before
     assert len(runs(trained)) == 2
-    assert metrics(trained)["test"]["accuracy"] == client(trained).get_run(first).data.metrics["test/accuracy"]
+    assert (
+        trained.report("metrics.json")["test"]["accuracy"]
+        == client(trained).get_run(first).data.metrics["test/accuracy"]
+    )
 
 
 # Experiments.
@@ -192,7 +186,7 @@ def test_exp_run_in_a_temporary_folder_records_to_the_real_root(trained: Project
     trained.succeed("dvc", "exp", "run", "--temp", "-n", "aside", "-S", "training.epochs=1")
     assert sorted(run.info.run_name for run in runs(trained)) == ["aside", "smoke-mlp-seed-1"]
     assert len(client(trained).list_artifacts(runs(trained)[0].info.run_id, "plots")) == 5, "DVC deleted the folder"
-    assert metrics(trained)["training"]["epochs"] == 2, "the workspace stays as it was"
+    assert trained.report("metrics.json")["training"]["epochs"] == 2, "the workspace stays as it was"
 
 
 def test_queued_experiments_run_side_by_side(trained: Project) -> None:
@@ -214,9 +208,7 @@ def test_queued_experiments_run_side_by_side(trained: Project) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_training_goes_on_with_the_next_repro(
-    trained: Project, start: Callable[..., "subprocess.Popen[str]"], how: signal.Signals
-) -> None:
+def test_a_killed_training_goes_on_with_the_next_repro(trained: Project, start: Start, how: signal.Signals) -> None:
     trained.params(
         recipe="smoke", training={"epochs": 40, "deterministic": True}, model={"name": None, "hidden_units": 64}
     )
@@ -238,9 +230,7 @@ def test_a_killed_training_goes_on_with_the_next_repro(
     assert list((trained.root / ".resume").iterdir()) == []
 
 
-def test_a_training_that_was_killed_ends_as_one_that_was_not_and_dvc_sees_it(
-    trained: Project, start: Callable[..., "subprocess.Popen[str]"]
-) -> None:
+def test_a_training_that_was_killed_ends_as_one_that_was_not_and_dvc_sees_it(trained: Project, start: Start) -> None:
     trained.params(
         recipe="smoke", training={"epochs": 40, "deterministic": True}, model={"name": None, "hidden_units": 64}
     )

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.evaluate.scoring import BINS, Mistake, Reliability
+from pipeline.pictures import draw_grid
 
 ROWS, COLUMNS = 4, 8  # of the worst mistakes
 BLUE, ORANGE = "#2563eb", "#ea580c"
@@ -50,13 +51,14 @@ def draw_mistakes(images: NDArray[np.uint8], wrong: list[Mistake]) -> Figure:
     """The mistakes of which the network was surest: what each is, what it was read as, and with which probability."""
     figure = Figure(figsize=(COLUMNS * 1.15, ROWS * 1.45), layout="constrained")
     worst = sorted(wrong, key=lambda mistake: -mistake.probability)[: ROWS * COLUMNS]
-    grid = figure.subplots(ROWS, COLUMNS).flat
-    for axes in grid:
-        axes.axis("off")
-    for axes, mistake in zip(figure.axes, worst, strict=False):
-        axes.imshow(images[mistake.index], cmap="gray")
-        axes.set_title(f"{mistake.label} read as {mistake.prediction}\n{mistake.probability:.2%}", fontsize=8)
-    figure.suptitle("The surest mistakes" if worst else "No mistakes")
+    titles = [f"{mistake.label} read as {mistake.prediction}\n{mistake.probability:.2%}" for mistake in worst]
+    draw_grid(
+        figure,
+        images[[mistake.index for mistake in worst]],
+        titles,
+        (ROWS, COLUMNS),
+        "The surest mistakes" if worst else "No mistakes",
+    )
     return figure
 
 

@@ -51,9 +51,10 @@ def evaluate_and_record(config: Config, test: Split, store: Store) -> None:
     for path, figure in draw(config, history, test, probabilities, figures, wrong).items():
         save_picture(path, figure)
     write_text(paths.ERRORS, errors_csv(wrong))
-    test_md5 = md5(paths.TEST)
-    write_json(paths.METRICS, report(config, figures, facts, test_md5))
-    recorder = record(config, store, figures, facts, history, test_md5)
+    root, test_md5 = paths.project_root(), md5(paths.TEST)
+    recorder = continue_run(store, facts["run_id"], root) or restore_run(config, store, facts, history)
+    write_json(paths.METRICS, report(config, figures, facts, recorder, test_md5))
+    record(recorder, config, figures, facts["epochs"], test_md5)
     Console().print(closing_table(config, figures, facts, recorder))
     print(f"The run is at {address(store, recorder)}")
 
@@ -122,27 +123,25 @@ def errors_csv(wrong: list[Mistake]) -> str:
     return text.getvalue()
 
 
-def report(config: Config, figures: dict[str, Any], facts: dict[str, Any], test_md5: str) -> dict[str, Any]:
-    """The content of reports/metrics.json. DVC shows its numbers and passes over its lists."""
+def report(
+    config: Config, figures: dict[str, Any], facts: dict[str, Any], recorder: Recorder, test_md5: str
+) -> dict[str, Any]:
+    """The content of reports/metrics.json. DVC shows its numbers and names and passes over its lists."""
     training = {name: facts[name] for name in ("epochs", "parameters", "fit_seconds", "device", "backend")}
     dataset = {"name": config.dataset.name, "test_md5": test_md5}
-    return {"test": figures, "training": training, "dataset": dataset}
+    run = {"experiment_id": recorder.experiment_id, "run_id": recorder.run_id}
+    return {"test": figures, "training": training, "dataset": dataset, "mlflow": run}
 
 
-def record(
-    config: Config, store: Store, figures: dict[str, Any], facts: dict[str, Any], history: History, test_md5: str
-) -> Recorder:
-    """Add the test's figures and pictures to the run of the training, or to a restored one."""
-    root = paths.project_root()
-    recorder = continue_run(store, facts["run_id"], root) or restore_run(config, store, facts, history)
+def record(recorder: Recorder, config: Config, figures: dict[str, Any], epochs: int, test_md5: str) -> None:
+    """Add the test's figures and pictures to a run."""
     recorder.dataset(config.dataset.name, "test", test_md5, figures["images"], [])
     recorder.tags({"dvc.test": test_md5})
-    recorder.metrics({f"test/{name}": figures[name] for name in TEST_METRICS}, facts["epochs"])
+    recorder.metrics({f"test/{name}": figures[name] for name in TEST_METRICS}, epochs)
     for picture in (*paths.PICTURES, paths.SAMPLES_PICTURE):
         recorder.artifact(picture, "plots")
     for file in (paths.METRICS, paths.ERRORS, paths.DATA_REPORT):
         recorder.artifact(file, "reports")
-    return recorder
 
 
 def restore_run(config: Config, store: Store, facts: dict[str, Any], history: History) -> Recorder:

@@ -1,6 +1,7 @@
-"""`send` what earlier runs could not record; `ui` opens the MLflow UI on the list of runs."""
+"""`send` what earlier runs could not record; `tag` a run; `ui` opens the MLflow UI on the list of runs."""
 
 import argparse
+import json
 import sys
 
 from pipeline import paths
@@ -20,16 +21,36 @@ def send() -> None:
         sys.exit("\n".join(f"tracking: {problem}" for problem in problems))
 
 
+def tag(run_id: str, tags: dict[str, str]) -> None:
+    """Add tags to a run that the store knows; kept for later where the store does not answer."""
+    from pipeline.tracking.runs import continue_run
+
+    store = open_store(paths.project_root(), required=False)
+    recorder = continue_run(store, run_id, paths.project_root())
+    if recorder is None:
+        raise PipelineError(f"{store.uri} has no run {run_id}")
+    recorder.tags(tags)
+
+
 def main() -> None:
     """Parse the command line and act on it."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.tracking", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("send", help="send to MLflow what earlier runs could not")
+    tagging = commands.add_parser("tag", help="add tags to a run")
+    tagging.add_argument("run_id", help="MLflow's id of the run")
+    tagging.add_argument("tags", type=json.loads, help="the tags as a JSON object")
     ui = commands.add_parser("ui", help="serve the MLflow UI and print the address that shows the runs")
     ui.add_argument("--port", type=int, default=5000, help="the first port to try (default: %(default)s)")
     arguments = parser.parse_args()
     try:
-        send() if arguments.command == "send" else serve(paths.project_root(), arguments.port)
+        match arguments.command:
+            case "send":
+                send()
+            case "tag":
+                tag(arguments.run_id, arguments.tags)
+            case _:
+                serve(paths.project_root(), arguments.port)
     except PipelineError as error:
         sys.exit(f"tracking: {error}")
 

@@ -6,14 +6,13 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from pipeline.config import Config
+from pipeline.config import Config, flatten
 from pipeline.errors import PipelineError
 from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.store import Store, experiment_id
@@ -36,7 +35,7 @@ def start_run(store: Store, config: Config, root: Path, stage: str, extra_tags: 
     except MlflowException as error:
         raise PipelineError(f"the MLflow store {store.uri} does not take a new run: {error}") from None
     recorder = Recorder(store.uri, run.info.run_id, root)
-    recorder.params(dict(flatten(config.model_dump(by_alias=True))))
+    recorder.params(dict(flatten(config.model_dump(by_alias=True, exclude={"gate"}))))
     return recorder
 
 
@@ -93,16 +92,6 @@ def system_metrics(recorder: Recorder) -> Iterator[None]:
         yield
     finally:
         monitor.finish()
-
-
-def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings and lists: ('model.layers.0.units', 512)."""
-    items = values.items() if isinstance(values, dict) else enumerate(values)
-    for key, value in items:
-        if isinstance(value, dict | list):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _user() -> str:

@@ -116,9 +116,10 @@ def experiment_id(store: Store, name: str) -> str:
 
 
 def page(store: Store, path: str, port: int = 5000) -> str:
-    """The address of a page in the MLflow UI; for a local store the one that `make ui` serves."""
-    base = store.uri.rstrip("/") if store.remote else f"http://127.0.0.1:{port}"
-    return f"{base}/#/{path}"
+    """The address of a page in the MLflow UI, without a password; for a local store the one that `make ui` serves."""
+    server = urlsplit(store.uri)
+    base = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    return f"{base if store.remote else f'http://127.0.0.1:{port}'}/#/{path}"
 
 
 def _ask_server(uri: str) -> None:

@@ -5,18 +5,16 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from pipeline.compose.composition import compose_config
-from pipeline.config import PackagedDataset, PackagedFiles, RemoteFile, parse_config
+from pipeline.config import PackagedDataset, PackagedFiles, RemoteFile
 from pipeline.errors import PipelineError
 from pipeline.fetch.packaged import idx_bytes, packaged_files, read_package
 from pipeline.preprocess.idx import read_idx
+from tests.conftest import configured
 
 
 @pytest.fixture
 def digits(tmp_path: Path) -> PackagedDataset:
-    (tmp_path / "params.yaml").write_text("dataset: digits", encoding="utf-8")
-    composed = compose_config(Path(__file__).parent.parent.parent / "conf", tmp_path / "params.yaml")
-    dataset = parse_config(composed, {}, "").dataset
+    dataset = configured(tmp_path, dataset="digits").dataset
     assert isinstance(dataset, PackagedDataset)
     return dataset
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compose.composition import compose_config
-from pipeline.config import IdxDataset, RemoteFile, parse_config
+from pipeline.config import IdxDataset, RemoteFile
 from pipeline.errors import PipelineError
 from pipeline.fetch import sources
 from pipeline.fetch.sources import fetch_file, places
+from tests.conftest import configured
 
 CONTENT = gzip.compress(random.Random(0).randbytes(300_000), 1, mtime=0)
 FILE = RemoteFile(name="images.gz", sha256=hashlib.sha256(CONTENT).hexdigest())
@@ -178,9 +178,7 @@ def test_when_all_failed_each_is_listed_with_its_reason_and_nothing_is_lost(
 
 
 def test_local_places_come_first(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text("recipe: baseline", encoding="utf-8")
-    composed = compose_config(Path(__file__).parent.parent.parent / "conf", tmp_path / "params.yaml")
-    dataset = parse_config(composed, {}, "").dataset
+    dataset = configured(tmp_path, recipe="baseline").dataset
     assert isinstance(dataset, IdxDataset)
     root = tmp_path / "project"
     assert places(dataset, root, None) == dataset.mirrors

@@ -1,56 +1,22 @@
 """A real MLflow server that goes away and comes back."""
 
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import pytest
-import requests
 from mlflow import MlflowClient
 
 from pipeline.tracking.recorder import Recorder, send_unsent
-from tests.conftest import kill_all
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-Server = Callable[[], "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def server(tmp_path: Path, port: int, start: Callable[..., "subprocess.Popen[str]"]) -> Server:
-    """Start, or start again, a server on one port with one store."""
-
-    def begin() -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
-        command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
-        command += ["--artifacts-destination", str(tmp_path / "artifacts")]
-        process = start(command, tmp_path, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-        for _ in range(600):
-            try:
-                if requests.get(f"http://127.0.0.1:{port}/health", timeout=1).ok:
-                    return process
-            except requests.RequestException:
-                time.sleep(0.2)
-        raise AssertionError(process.communicate()[0])
-
-    return begin
+from tests.conftest import Start, free_port, kill_all, serve_store
 
 
 def test_what_the_server_misses_is_kept_and_sent_once_it_is_back(
-    tmp_path: Path, port: int, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    port = free_port()
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    process = server()
+    process = serve_store(start, tmp_path, port)
     client = MlflowClient(f"http://127.0.0.1:{port}")
     run_id = client.create_run("0").info.run_id
     recorder = Recorder(f"http://127.0.0.1:{port}", run_id, tmp_path)
@@ -72,7 +38,7 @@ def test_what_the_server_misses_is_kept_and_sent_once_it_is_back(
     sent, problems = send_unsent(tmp_path)
     assert (sent, len(problems)) == (0, 1)
 
-    server()
+    serve_store(start, tmp_path, port)
     recorder.metrics({"train/loss": 1.0}, 3)  # after what is waiting, not before it
     assert recorder.is_incomplete()
     sent, problems = send_unsent(tmp_path)

@@ -1,4 +1,5 @@
-from pipeline.tracking.runs import epoch_metrics, flatten
+from pipeline.config import flatten
+from pipeline.tracking.runs import epoch_metrics
 
 EPOCH = {"epoch": 3.0, "loss": 0.1, "val_loss": 0.2, "learning_rate": 0.3, "seconds": 4.0, "timestamp": 5.0}
 

@@ -9,8 +9,7 @@ from mlflow import MlflowClient
 
 from pipeline.errors import PipelineError
 from pipeline.tracking.store import Store, experiment_id, locate_store, open_store, page
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.conftest import ROOT
 
 
 def test_the_store_is_anchored_to_the_root(tmp_path: Path) -> None:
@@ -98,3 +97,4 @@ def test_processes_that_start_together_make_one_store(tmp_path: Path) -> None:
 def test_the_address_of_a_page() -> None:
     assert page(Store("sqlite:///a", Path()), "experiments/1") == "http://127.0.0.1:5000/#/experiments/1"
     assert page(Store("http://team:80/", Path()), "experiments/1") == "http://team:80/#/experiments/1"
+    assert page(Store("https://me:secret@team/a", Path()), "experiments/1") == "https://team/a/#/experiments/1"

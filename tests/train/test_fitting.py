@@ -5,17 +5,15 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import yaml
 
-from pipeline.compose.composition import compose_config
-from pipeline.config import Config, parse_config
+from pipeline.config import Config
 from pipeline.dataset import Split
 from pipeline.errors import PipelineError
 from pipeline.train.checkpoint import Checkpoint, Epoch, open_checkpoint
 from pipeline.train.fitting import best_epoch, fit, stops_early
 from pipeline.train.training import history_csv, set_up
+from tests.conftest import configured
 
-CONF = Path(__file__).parent.parent.parent / "conf"
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 10, 640).astype(np.uint8)
 IMAGES = (RANDOM.integers(0, 100, (640, 8, 8)) + 15 * LABELS[:, None, None]).astype(np.uint8)
@@ -24,11 +22,6 @@ TRAIN, VALIDATION = Split(IMAGES[:512], LABELS[:512]), Split(IMAGES[512:], LABEL
 
 class KilledError(Exception):
     """Stands for the end of a process."""
-
-
-def configured(tmp_path: Path, **params: Any) -> Config:
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    return parse_config(compose_config(CONF, tmp_path / "params.yaml"), {}, "")
 
 
 def learn(config: Config, checkpoint: Checkpoint, killed_after: int | None = None) -> tuple[Any, list[Epoch]]:

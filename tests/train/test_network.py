@@ -4,20 +4,14 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import yaml
 
-from pipeline.compose.composition import compose_config, options
-from pipeline.config import Config, Model, Optimizer, parse_config
+from pipeline.compose.composition import options
+from pipeline.config import Model, Optimizer
 from pipeline.errors import PipelineError
 from pipeline.train.network import build_network, build_optimizer
+from tests.conftest import CONF, configured
 
-CONF = Path(__file__).parent.parent.parent / "conf"
 NOTEBOOK_PARAMETERS = 669_706
-
-
-def composed(tmp_path: Path, **params: Any) -> Config:
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    return parse_config(compose_config(CONF, tmp_path / "params.yaml"), {}, "")
 
 
 def images(side: int, count: int = 5) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -25,14 +19,14 @@ def images(side: int, count: int = 5) -> np.ndarray[tuple[int, ...], np.dtype[np
 
 
 def test_the_notebooks_network_has_the_notebooks_parameters(tmp_path: Path) -> None:
-    network = build_network(composed(tmp_path, recipe="notebook").model, (28, 28), 10)
+    network = build_network(configured(tmp_path, recipe="notebook").model, (28, 28), 10)
     assert network.count_params() == NOTEBOOK_PARAMETERS
     kernels = [tuple(weight.shape) for weight in network.trainable_weights]
     assert kernels == [(784, 512), (512,), (512, 512), (512,), (512, 10), (10,)]
 
 
 def test_the_notebooks_network_computes_what_the_notebooks_does(tmp_path: Path) -> None:
-    network = build_network(composed(tmp_path, recipe="notebook").model, (28, 28), 10)
+    network = build_network(configured(tmp_path, recipe="notebook").model, (28, 28), 10)
     layers = keras.layers
     plain = keras.Sequential(
         [
@@ -53,7 +47,7 @@ def test_the_notebooks_network_computes_what_the_notebooks_does(tmp_path: Path) 
 @pytest.mark.parametrize("option", options(CONF)["model"])
 @pytest.mark.parametrize("side", [28, 8])
 def test_every_model_reads_every_size(tmp_path: Path, option: str, side: int) -> None:
-    network = build_network(composed(tmp_path, model=option).model, (side, side), 10)
+    network = build_network(configured(tmp_path, model=option).model, (side, side), 10)
     probabilities = network.predict(images(side), verbose=0)
     assert probabilities.shape == (5, 10)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
@@ -61,7 +55,7 @@ def test_every_model_reads_every_size(tmp_path: Path, option: str, side: int) ->
 
 @pytest.mark.parametrize("option", options(CONF)["optimizer"])
 def test_every_optimizer_is_built_as_configured(tmp_path: Path, option: str) -> None:
-    optimizer = build_optimizer(composed(tmp_path, optimizer={"name": option, "learning_rate": 0.25}).optimizer)
+    optimizer = build_optimizer(configured(tmp_path, optimizer={"name": option, "learning_rate": 0.25}).optimizer)
     assert float(optimizer.learning_rate) == 0.25
 
 
@@ -71,14 +65,14 @@ def test_a_schedule_is_built(tmp_path: Path) -> None:
         "initial_learning_rate": 0.5,
         "decay_steps": 10,
     }
-    optimizer = build_optimizer(composed(tmp_path, optimizer={"name": None, "learning_rate": schedule}).optimizer)
+    optimizer = build_optimizer(configured(tmp_path, optimizer={"name": None, "learning_rate": schedule}).optimizer)
     assert float(optimizer.learning_rate) == 0.5
 
 
 def test_probabilities_are_float32_in_mixed_precision(tmp_path: Path) -> None:
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        network = build_network(composed(tmp_path).model, (28, 28), 10)
+        network = build_network(configured(tmp_path).model, (28, 28), 10)
         assert network.layers[-3].compute_dtype == "bfloat16"
         assert network.predict(images(28), verbose=0).dtype == np.float32
     finally:

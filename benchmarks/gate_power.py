@@ -1,0 +1,135 @@
+"""Measure by simulation how often the gate stops a model that is worse, and one that is not.
+
+A side is drawn from real runs of recipe=baseline on MNIST that differ in the seed alone (runs.csv: which of them got
+which test image wrong), so seed noise is as it was measured. The candidate's runs then get further images wrong: half
+of them among the hard images, by how much seeds disagree about each, half among the others, all alike.
+Prints a table and writes it into docs/gate.md.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipeline.config import Gate
+from pipeline.files import write_text
+from pipeline.gate.record import measure_noise
+from pipeline.gate.report import Figures, Metrics, PerClass, Reading, Report, ScoredImages
+from pipeline.gate.side import Side
+from pipeline.gate.verdict import judge
+
+RUNS = Path(__file__).parent / "runs.csv"
+PAGE = Path(__file__).parent.parent / "docs" / "gate.md"
+MARKS = "<!-- make gate-power -->"
+CLASS_IMAGES = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)  # of MNIST's test set
+DROPS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # percentage points
+SEEDS = (1, 3, 5)
+THRESHOLDS = (0.1, 0.5)  # percentage points that the usual gates allow
+BLIND = "McNemar alone"
+GATES = ("gate", BLIND, *(f"− {limit}" for limit in THRESHOLDS))
+GATE = Gate(base="", alpha=0.05, floor={}, loss_rise=0.0, calibration_rise=0.0, seed_noise={})
+
+
+class Runs(NamedTuple):
+    """Which of the test images each run gets wrong, and what they are."""
+
+    wrong: NDArray[np.bool_]  # (runs, images)
+    labels: NDArray[np.int64]
+
+
+def main() -> None:
+    """Simulate, print and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gate_power", description=__doc__)
+    parser.add_argument("--trials", type=int, default=3000, help="of each drop and number of seeds (default: 3000)")
+    trials: int = parser.parse_args().trials
+    runs, random = read_runs(RUNS), np.random.default_rng(1)
+    with tqdm(total=len(DROPS) * len(SEEDS) * trials, unit="trial") as bar:
+        rates = {
+            (drop, seeds): np.mean([(fires(runs, seeds, drop, random), bar.update())[0] for _ in range(trials)], axis=0)
+            for drop in DROPS
+            for seeds in SEEDS
+        }
+    table = markdown(rates, trials, len(runs.wrong))
+    print(table)
+    before, _, after = PAGE.read_text(encoding="utf-8").split(MARKS)
+    write_text(PAGE, f"{before}{MARKS}\n\n{table}\n\n{MARKS}{after}")
+
+
+def read_runs(path: Path) -> Runs:
+    """The runs; the images that none of them gets wrong have whatever labels are left."""
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    seeds = sorted({int(seed) for row in rows for seed in row["seeds"].split()})
+    wrong = np.zeros((len(seeds), sum(CLASS_IMAGES)), bool)
+    labels = np.full(wrong.shape[1], -1)
+    for row in rows:
+        labels[int(row["index"])] = int(row["label"])
+        wrong[[seeds.index(int(seed)) for seed in row["seeds"].split()], int(row["index"])] = True
+    left = CLASS_IMAGES - np.bincount(labels[labels >= 0], minlength=len(CLASS_IMAGES))
+    labels[labels < 0] = np.repeat(np.arange(len(CLASS_IMAGES)), left)
+    return Runs(wrong, labels)
+
+
+def fires(runs: Runs, seeds: int, drop: float, random: np.random.Generator) -> list[bool]:
+    """One trial: whether the gate stops the candidate, whether it does without a record, and whether thresholds do."""
+    order = random.permutation(len(runs.wrong))
+    drawn, rest = runs.wrong[order[: 2 * seeds]], runs.wrong[order[2 * seeds :]]
+    baseline = side(drawn[:seeds], runs.labels)
+    candidate = side(worsen(drawn[seeds:], harm(runs.wrong, drop), random), runs.labels)
+    blind = judge(candidate, baseline, GATE)
+    noise = measure_noise(side(rest, runs.labels))
+    verdict = judge(candidate._replace(noise=noise), baseline._replace(noise=noise), GATE)
+    change = 100 * (verdict.figures["accuracy"] - verdict.figures["baseline_accuracy"])
+    return [not verdict.passed, not blind.passed, *(change < -limit for limit in THRESHOLDS)]
+
+
+def harm(wrong: NDArray[np.bool_], drop: float) -> NDArray[np.float64]:
+    """For each image the probability that a run which would get it right gets it wrong; `drop` in percentage points."""
+    share = wrong.mean(axis=0)
+    hard = share * (1 - share)
+    easy = (share == 0).astype(float)
+    lost = drop / 100 * wrong.shape[1] * (hard / hard.sum() + easy / easy.sum()) / 2
+    return np.asarray(np.minimum(lost / np.maximum(1 - share, 1e-9), 1))
+
+
+def worsen(wrong: NDArray[np.bool_], harmed: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.bool_]:
+    """Runs that also get wrong what chance adds."""
+    return wrong | (random.random(wrong.shape) < harmed)
+
+
+def side(wrong: NDArray[np.bool_], labels: NDArray[np.int64]) -> Side:
+    """A side as the gate reads it from reports."""
+    return Side("simulated", [report(run, labels) for run in wrong], {"recipe": "baseline"}, {})
+
+
+def report(wrong: NDArray[np.bool_], labels: NDArray[np.int64]) -> Report:
+    """A report with the figures that the verdict looks at; built without checks, which would take most of the time."""
+    missed = np.bincount(labels[wrong], minlength=len(CLASS_IMAGES))
+    per_class = PerClass.model_construct(recall=list(1 - missed / CLASS_IMAGES), images=list(CLASS_IMAGES))
+    figures = {"accuracy": 1 - wrong.mean(), "errors": int(wrong.sum()), "images": len(wrong)}
+    test = Figures.model_construct(**figures, loss=0.0, calibration_error=0.0, per_class=per_class)
+    data = ScoredImages.model_construct(name="mnist", test_md5="")
+    readings = {int(index): Reading(int(labels[index]), -1) for index in np.flatnonzero(wrong)}
+    return Report(Metrics.model_construct(test=test, dataset=data), readings)
+
+
+def markdown(rates: dict[tuple[float, int], NDArray[np.float64]], trials: int, runs: int) -> str:
+    """The table of docs/gate.md."""
+    columns = [
+        (number, name, seeds) for number, name in enumerate(GATES) for seeds in SEEDS if name != BLIND or seeds == 1
+    ]
+    header = ["drop", *(f"{name}: {seeds} seed{'s' * (seeds > 1)}" for _, name, seeds in columns)]
+    rows = [
+        [f"{drop:g}", *(f"{100 * rates[drop, seeds][number]:.1f}" for number, _, seeds in columns)] for drop in DROPS
+    ]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---:"] * len(header), *rows])
+    return (
+        f"{table}\n\nPer cent of {trials:,} trials each, drawn from {runs} runs of recipe=baseline, alpha {GATE.alpha}."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""What the command does: compare, tell, and record."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline.files import write_text
+from pipeline.gate.outcome import Outcome, compare_with, current_candidate
+from pipeline.gate.rendering import for_machines, for_markdown, for_terminal, tags
+
+PASSED, WORSE = 0, 1
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Judge or record, and return the exit status. Raises PipelineError if the two sides cannot be compared."""
+    candidate = current_candidate()
+    if arguments.record:
+        from pipeline.gate.record import record_noise
+
+        print(record_noise(candidate))
+        return PASSED
+    outcome = compare_with(arguments.base, candidate)
+    if arguments.json:
+        print(json.dumps(for_machines(outcome), indent=2))
+    else:
+        Console().print(for_terminal(outcome))
+    if arguments.markdown:
+        write_report(outcome, arguments.markdown, arguments.picture_url)
+    tag_run(outcome)
+    return PASSED if outcome.verdict.passed else WORSE
+
+
+def write_report(outcome: Outcome, path: Path, url: str | None) -> None:
+    """Write the report, and beside it the picture if there is one."""
+    from pipeline.gate.picture import draw_disagreement
+    from pipeline.pictures import save_picture
+
+    figure, picture = draw_disagreement(outcome), path.with_suffix(".png")
+    if figure is not None:
+        save_picture(picture, figure)
+    write_text(path, for_markdown(outcome, (url or picture.name) if figure else None))
+
+
+def tag_run(outcome: Outcome) -> None:
+    """Have the verdict written to the candidate's MLflow run by a process of its own, which nobody has to wait for."""
+    run = outcome.candidate.first.metrics.mlflow
+    if run is None:
+        return
+    command = [sys.executable, "-m", "pipeline.tracking", "tag", run.run_id, json.dumps(tags(outcome))]
+    subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

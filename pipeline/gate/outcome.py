@@ -1,0 +1,96 @@
+"""One comparison from the working tree to the verdict."""
+
+from typing import NamedTuple
+
+from pipeline import paths
+from pipeline.config import Gate
+from pipeline.errors import PipelineError
+from pipeline.gate.repository import check_current, check_repository, recipe_of
+from pipeline.gate.side import (
+    Side,
+    check_comparable,
+    gate_of,
+    read_baseline,
+    read_candidate,
+    with_other_seeds,
+    with_record,
+)
+from pipeline.gate.verdict import Verdict, judge
+
+
+class Outcome(NamedTuple):
+    """Everything that there is to tell."""
+
+    verdict: Verdict
+    candidate: Side
+    baseline: Side | None
+    notes: list[str]
+
+    @property
+    def title(self) -> str:
+        """The outcome in a line."""
+        word = "PASS" if self.verdict.passed else "FAIL"
+        return f"{word}: {self.candidate.name} against {self.baseline.name if self.baseline else 'the floor alone'}"
+
+    @property
+    def newly_wrong(self) -> list[int]:
+        """The images that the candidate alone gets wrong."""
+        return _only(self.candidate, self.baseline) if self.baseline else []
+
+    @property
+    def newly_right(self) -> list[int]:
+        """The images that the baseline alone gets wrong."""
+        return _only(self.baseline, self.candidate) if self.baseline else []
+
+
+def current_candidate() -> Side:
+    """The side of the working tree, made sure of. Raises PipelineError if its reports are not current."""
+    check_repository()
+    candidate = read_candidate()
+    check_current()
+    return candidate
+
+
+def compare_with(base: str | None, candidate: Side) -> Outcome:
+    """Compare the candidate with where the work branched off from `base`, or from what the configuration names.
+
+    Raises PipelineError if there is nothing that it can be compared with.
+    """
+    own = gate_of(candidate)
+    if own is None:
+        raise PipelineError(f"{paths.COMPOSED} has no valid settings for the gate: run `dvc repro`")
+    baseline, read, note = read_baseline(base or own.base, candidate)
+    if baseline is None:
+        dataset = candidate.first.metrics.dataset.name
+        if dataset not in own.floor:
+            raise PipelineError(f"{note}, and there is no floor: add gate.floor.{dataset} to conf/config.yaml")
+        return Outcome(
+            judge(candidate, None, own), candidate, None, [f"no baseline: {note}, so only the floor applies"]
+        )
+    notes = []
+    if recipe_of(candidate.lock) == recipe_of(baseline.lock):
+        notes.append("code and configuration are those of the baseline, but for the seed: other seeds are left out")
+    else:
+        candidate, baseline = with_other_seeds(candidate), with_other_seeds(baseline)
+    check_comparable(candidate, baseline)
+    candidate, baseline = (with_record(side, read, f"in {baseline.name}") for side in (candidate, baseline))
+    gate, whose = settings(own, baseline)
+    return Outcome(judge(candidate, baseline, gate), candidate, baseline, [*notes, *whose])
+
+
+def settings(own: Gate, baseline: Side) -> tuple[Gate, list[str]]:
+    """The settings to judge by, and a line where these are not both sides' own.
+
+    They are the baseline's where it has some, so that no change loosens the settings that it is judged by.
+    """
+    gate = gate_of(baseline)
+    if gate is None:
+        return own, [f"{baseline.name} has no gate settings, or not today's: those of this change apply"]
+    beside = {"base": own.base, "seed_noise": own.seed_noise}
+    if gate.model_copy(update=beside) == own:
+        return gate, []
+    return gate, [f"judged by the gate settings of {baseline.name}: those of this change count once it is merged"]
+
+
+def _only(first: Side, second: Side) -> list[int]:
+    return sorted(first.first.wrong.keys() - second.first.wrong.keys())

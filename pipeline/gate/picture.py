@@ -1,0 +1,26 @@
+"""The images about which the two models disagree."""
+
+from matplotlib.figure import Figure
+
+from pipeline import paths
+from pipeline.dataset import load_split
+from pipeline.gate.outcome import Outcome
+from pipeline.pictures import draw_grid
+
+ROWS, COLUMNS = 2, 10  # of each kind
+
+
+def draw_disagreement(outcome: Outcome) -> Figure | None:
+    """Images that only the candidate gets wrong above those that only the baseline does; None if there are none."""
+    if outcome.baseline is None or not (outcome.newly_wrong or outcome.newly_right):
+        return None
+    images = load_split(paths.TEST).images
+    figure = Figure(figsize=(COLUMNS * 1.0, ROWS * 2.7), layout="constrained")
+    kinds = (("wrong", outcome.newly_wrong, outcome.candidate), ("right", outcome.newly_right, outcome.baseline))
+    for part, (kind, indices, side) in zip(figure.subfigures(2, 1, squeeze=False).flat, kinds, strict=True):
+        shown = indices[: ROWS * COLUMNS]
+        readings = [side.first.wrong[index] for index in shown]
+        titles = [f"{index}\n{r.label} as {r.prediction}" for index, r in zip(shown, readings, strict=True)]
+        count = f"{len(indices)} images" if len(shown) == len(indices) else f"{len(shown)} of {len(indices)} images"
+        draw_grid(part, images[shown], titles, (ROWS, COLUMNS), f"Newly {kind}: {count}")
+    return figure

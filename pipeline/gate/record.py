@@ -1,0 +1,88 @@
+"""Recording how far the runs of a recipe differ when only the seed does."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+
+from pipeline import paths
+from pipeline.config import SeedNoise
+from pipeline.errors import PipelineError
+from pipeline.files import replacing
+from pipeline.gate.repository import in_folder, read_yaml
+from pipeline.gate.side import Side, with_other_seeds
+from pipeline.gate.significance import Wrong
+from pipeline.gate.verdict import align
+
+ENOUGH = 10  # seeds
+DIGITS = 5
+OWN = ("recipe", "dataset", "seed")  # what params.yaml may say while a recipe is measured
+
+
+def record_noise(side: Side) -> str:
+    """Write the spread over a recipe's seeds into its file and return a line that says so.
+
+    Raises PipelineError if there are too few seeds, or if params.yaml changes what the recipe says.
+    """
+    side = with_other_seeds(side)
+    if len(side.reports) < ENOUGH:
+        raise PipelineError(
+            f"{len(side.reports)} seeds of recipe {side.recipe} are too few for a record: `make seeds N={ENOUGH}` first"
+        )
+    params = read_yaml(in_folder(Path()), paths.PARAMS, "in the working tree")
+    changing = [key for key, value in params.items() if key not in OWN and says_something(value)]
+    if changing:
+        raise PipelineError(f"{paths.PARAMS}: {', '.join(changing)}: changes what recipe {side.recipe} says: remove it")
+    path, dataset = paths.CONF / "recipe" / f"{side.recipe}.yaml", side.first.metrics.dataset.name
+    noise = measure_noise(side)
+    write_noise(path, dataset, noise)
+    return (
+        f"{path}: recipe {side.recipe} on {dataset} spreads by {100 * noise.accuracy_std:.3f} points of accuracy "
+        f"over {noise.seeds} seeds. Commit it after `dvc repro`"
+    )
+
+
+def says_something(value: Any) -> bool:
+    """Whether a value of params.yaml, or one inside it, is not null."""
+    return any(map(says_something, value.values())) if isinstance(value, dict) else value is not None
+
+
+def measure_noise(side: Side) -> SeedNoise:
+    """The spread of accuracy, and of each class's recall, over a side's seeds."""
+    pair, test = align(side, side), side.first.metrics.test
+    classes = [
+        spread(pair.candidate[:, pair.labels == label], max(images, 1))
+        for label, images in enumerate(test.per_class.images)
+    ]
+    std, disagreement = spread(pair.candidate, test.images)
+    return SeedNoise(
+        seeds=len(side.reports),
+        accuracy_std=std,
+        accuracy_disagreement=disagreement,
+        recall_std=[std for std, _ in classes],
+        recall_disagreement=[disagreement for _, disagreement in classes],
+    )
+
+
+def spread(wrong: Wrong, images: int) -> tuple[float, float]:
+    """The standard deviation over runs of the share of wrong images, and the mean share on which two runs disagree."""
+    std = np.std(wrong.sum(axis=1) / images, ddof=1)
+    disagreement = 2 * wrong.var(axis=0, ddof=1).sum() / images  # the mean of first ^ second over all pairs
+    return round(float(std), DIGITS), round(float(disagreement), DIGITS)
+
+
+def write_noise(path: Path, dataset: str, noise: SeedNoise) -> None:
+    """Set gate.seed_noise of a dataset in a recipe's file and leave all else, comments included, as it is."""
+    yaml = YAML()
+    yaml.width = 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    recipe = yaml.load(path)
+    values = noise.model_dump()
+    for key in ("recall_std", "recall_disagreement"):
+        values[key] = CommentedSeq(values[key])
+        values[key].fa.set_flow_style()
+    recipe.setdefault("gate", {}).setdefault("seed_noise", {})[dataset] = values
+    with replacing(path) as temporary:
+        yaml.dump(recipe, temporary)

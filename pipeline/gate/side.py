@@ -1,0 +1,177 @@
+"""The two sides of the comparison: the model in the working tree, and the one that it would replace."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from pipeline import paths
+from pipeline.config import Gate, SeedNoise
+from pipeline.errors import PipelineError
+from pipeline.gate.report import Report, parse_report
+from pipeline.gate.repository import (
+    Reader,
+    at_commit,
+    check_lock,
+    commit_of,
+    experiments,
+    head,
+    in_folder,
+    merge_base,
+    read_lock,
+    read_yaml,
+    recipe_of,
+    seed_of,
+)
+
+
+class Side(NamedTuple):
+    """A trained model, and further runs of it with other seeds."""
+
+    name: str  # for people: 'the working tree', 'origin/main at 1a2b3c4'
+    reports: list[Report]  # the model's own first
+    composed: dict[str, Any]
+    lock: dict[str, Any]
+    noise: SeedNoise | None = None  # of its recipe on its dataset, measured before
+
+    @property
+    def first(self) -> Report:
+        """The report of the model itself."""
+        return self.reports[0]
+
+    @property
+    def recipe(self) -> str:
+        """The name of the recipe."""
+        return str(self.composed.get("recipe", "unknown"))
+
+
+class Baseline(NamedTuple):
+    """What to compare with: a side, or why there is none yet; and what else lies there."""
+
+    side: Side | None
+    read: Reader
+    note: str
+
+
+def read_candidate() -> Side:
+    """The side of the working tree. Raises PipelineError if its reports are missing or damaged."""
+    side = read_side(in_folder(Path()), "the working tree", "in the working tree")
+    if side is None:
+        raise PipelineError(f"{paths.METRICS} is missing in the working tree: run `dvc repro`")
+    return side
+
+
+def read_baseline(base: str, candidate: Side) -> Baseline:
+    """The side to compare with: the commit at which the work branched off from a revision, or else a folder.
+
+    There is none yet where there is no commit, where that commit has no reports, or where the candidate's dataset and
+    test images are new. Raises PipelineError if git knows no such revision, or if the reports are damaged.
+    """
+    folder = Path(base)
+    if commit_of(base) is None and folder.is_dir():
+        side = read_side(in_folder(folder), base, f"in {base}")
+        if side is None:
+            raise PipelineError(f"{folder / paths.METRICS} is missing: --base must name a folder with reports/ in it")
+        return Baseline(side, in_folder(folder), "")
+    if head() is None:
+        return Baseline(None, in_folder(Path()), "there is no commit yet")
+    commit = merge_base(base)
+    place = f"at {commit[:7]}, where the work branched off from {base}"
+    read = at_commit(commit)
+    side = read_side(read, f"{base} at {commit[:7]}", place, committed=True)
+    if side is None:
+        return Baseline(None, read, f"there is no {paths.METRICS} yet {place}")
+    ours, theirs = candidate.first.metrics.dataset, side.first.metrics.dataset
+    known = ours.test_md5 == theirs.test_md5 or read(paths.CONF / "dataset" / f"{ours.name}.yaml") is not None
+    if ours.name != theirs.name and not known:
+        return Baseline(None, read, f"the dataset {ours.name} is not yet known {place}")
+    return Baseline(side, read, "")
+
+
+def read_side(read: Reader, name: str, place: str, committed: bool = False) -> Side | None:
+    """A side from its files; None if there is no reports/metrics.json.
+
+    Raises PipelineError if the reports are damaged or, where they were `committed`, not those of dvc.lock.
+    """
+    lock = read_lock(read, place)
+    report = read_report(read, lock if committed else None, place)
+    return report and Side(name, [report], read_yaml(read, paths.COMPOSED, place), lock)
+
+
+def read_report(read: Reader, lock: dict[str, Any] | None, place: str) -> Report | None:
+    """The report of one model, checked against dvc.lock where that is given; None if there is no metrics.json."""
+    metrics, errors = read(paths.METRICS), read(paths.ERRORS)
+    if metrics is None:
+        return None
+    if errors is None:
+        raise PipelineError(f"{paths.ERRORS} is missing {place}, {paths.METRICS} is there")
+    if lock is not None:
+        check_lock(lock, paths.METRICS, metrics, place)
+        check_lock(lock, paths.ERRORS, errors, place)
+    return parse_report(metrics, errors, place)
+
+
+def with_other_seeds(side: Side) -> Side:
+    """The side with a report for every other seed that a DVC experiment has trained with its code and configuration."""
+    recipe, seeds = recipe_of(side.lock), {seed_of(side.lock)}
+    reports = list(side.reports)
+    for commit in experiments():
+        place = f"in the experiment {commit[:7]}"
+        try:
+            lock = read_lock(at_commit(commit), place)
+        except PipelineError:  # whatever it is, it is not a run of this
+            continue
+        if recipe_of(lock) != recipe or seed_of(lock) in seeds:
+            continue
+        report = read_report(at_commit(commit), lock, place)
+        if report is not None:
+            seeds.add(seed_of(lock))
+            reports.append(report)
+    return side._replace(reports=reports)
+
+
+def check_comparable(candidate: Side, baseline: Side) -> None:
+    """Raise PipelineError if any two reports are not of the same test images."""
+    known = candidate.first
+    for side in (candidate, baseline):
+        for report in side.reports:
+            ours, theirs = known.metrics.dataset, report.metrics.dataset
+            if (ours.name, known.metrics.test.images) != (theirs.name, report.metrics.test.images):
+                raise PipelineError(
+                    f"different datasets cannot be compared: {ours.name} ({known.metrics.test.images:,} test images) "
+                    f"in {candidate.name}, {theirs.name} ({report.metrics.test.images:,}) in {side.name}"
+                )
+            if ours.test_md5 != theirs.test_md5:
+                raise PipelineError(
+                    f"different test sets of {ours.name} cannot be compared: MD5 {ours.test_md5[:7]} in "
+                    f"{candidate.name}, {theirs.test_md5[:7]} in {side.name}"
+                )
+            for index in known.wrong.keys() & report.wrong.keys():
+                if known.wrong[index].label != report.wrong[index].label:
+                    raise PipelineError(
+                        f"image {index} is a {known.wrong[index].label} in {paths.ERRORS} of {candidate.name} and a "
+                        f"{report.wrong[index].label} in that of {side.name}: one of them has wrong image indices"
+                    )
+
+
+def gate_of(side: Side) -> Gate | None:
+    """The settings that a side brings; None if it was committed before there was a gate, or with another one."""
+    try:
+        return Gate.model_validate(side.composed.get("gate"))
+    except ValidationError:
+        return None
+
+
+def with_record(side: Side, read: Reader, place: str) -> Side:
+    """The side with what `read` finds on record of its recipe's seeds on its dataset, if it finds any.
+
+    Both sides are looked up where the baseline lies, so that no change brings the record that it is judged by.
+    """
+    metrics = side.first.metrics
+    recipe = read_yaml(read, paths.CONF / "recipe" / f"{side.recipe}.yaml", place)
+    try:
+        noise = SeedNoise.model_validate(recipe["gate"]["seed_noise"][metrics.dataset.name])
+    except (KeyError, TypeError, ValidationError):
+        return side
+    fits = len(noise.recall_std) == len(noise.recall_disagreement) == len(metrics.test.per_class.images)
+    return side._replace(noise=noise) if fits else side

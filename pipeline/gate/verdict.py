@@ -1,0 +1,202 @@
+"""Whether a model may replace the one before it, and why."""
+
+from collections.abc import Callable
+from statistics import fmean, stdev
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Gate, SeedNoise
+from pipeline.gate.report import Figures
+from pipeline.gate.side import Side
+from pipeline.gate.significance import Comparison, Spread, Spreads, Wrong, compare, holm
+
+Outcome = Literal["pass", "warn", "FAIL", "–"]
+TESTS = 2  # of accuracy and of recall, which share alpha
+
+
+class Check(NamedTuple):
+    """One line of the verdict."""
+
+    name: str
+    outcome: Outcome
+    baseline: str
+    candidate: str
+    remark: str
+
+
+class Verdict(NamedTuple):
+    """All checks, what they rest on, and the figures behind them by name."""
+
+    checks: list[Check]
+    notes: list[str]
+    figures: dict[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(check.outcome != "FAIL" for check in self.checks)
+
+
+class Pair(NamedTuple):
+    """Which of the images that any run gets wrong each run of both sides gets wrong, and what these images are."""
+
+    candidate: Wrong
+    baseline: Wrong
+    labels: NDArray[np.int64]
+
+
+def judge(candidate: Side, baseline: Side | None, gate: Gate) -> Verdict:
+    """Check the candidate against the floor and, if there is one, the baseline."""
+    figures: dict[str, Any] = {"accuracy": mean(candidate, accuracy), "runs": len(candidate.reports)}
+    floor = check_floor(candidate, gate)
+    if baseline is None:
+        return Verdict([floor], [], figures)
+    pair = align(candidate, baseline)
+    whole, classes = compare_whole(candidate, baseline, pair), compare_classes(candidate, baseline, pair)
+    p_recall = holm([comparison.p_worse for comparison in classes])
+    checks = [
+        floor,
+        check_accuracy(candidate, baseline, whole, gate.alpha),
+        check_recall(candidate, baseline, classes, p_recall, gate.alpha),
+        check_rise("test loss", candidate, baseline, lambda test: test.loss, gate.loss_rise),
+        check_rise("calibration", candidate, baseline, lambda test: test.calibration_error, gate.calibration_rise),
+    ]
+    figures |= {
+        "baseline_accuracy": mean(baseline, accuracy),
+        "baseline_runs": len(baseline.reports),
+        "accuracy_change": 0.0 - whole.rise,
+        "p_worse": whole.p_worse,
+        "p_mcnemar": whole.p_mcnemar,
+        "p_recall": min(p_recall),
+        "p_recall_by_class": p_recall,
+    }
+    return Verdict(checks, rests_on(candidate, baseline), figures)
+
+
+def accuracy(test: Figures) -> float:
+    """The share of test images that are read rightly."""
+    return test.accuracy
+
+
+def compare_whole(candidate: Side, baseline: Side, pair: Pair) -> Comparison:
+    """Compare on all test images."""
+    images = candidate.first.metrics.test.images
+    spreads = measured(candidate, baseline, lambda noise: (noise.accuracy_std, noise.accuracy_disagreement))
+    return compare(pair.candidate, pair.baseline, images, spreads)
+
+
+def compare_classes(candidate: Side, baseline: Side, pair: Pair) -> list[Comparison]:
+    """Compare on the test images of each class; one without images counts as equal."""
+
+    def of_class(label: int, images: int) -> Comparison:
+        given = pair.labels == label
+        spreads = measured(
+            candidate, baseline, lambda noise: (noise.recall_std[label], noise.recall_disagreement[label])
+        )
+        return compare(pair.candidate[:, given], pair.baseline[:, given], max(images, 1), spreads)
+
+    return [of_class(label, images) for label, images in enumerate(candidate.first.metrics.test.per_class.images)]
+
+
+def check_floor(candidate: Side, gate: Gate) -> Check:
+    """The test accuracy must reach the dataset's floor, whatever it is compared with."""
+    dataset = candidate.first.metrics.dataset.name
+    floor, own = gate.floor.get(dataset), candidate.first.metrics.test.accuracy
+    reached = min(own, mean(candidate, accuracy))  # no seed that turned out well makes up for the model itself
+    after = share(candidate, accuracy)
+    if floor is None:
+        return Check("floor", "–", "", after, f"none: conf/config.yaml may set gate.floor.{dataset}")
+    remark = f"the model itself has {100 * own:.2f} %" if len(candidate.reports) > 1 else ""
+    return Check("floor", "pass" if reached >= floor else "FAIL", f"{100 * floor:.2f} %", after, remark)
+
+
+def check_accuracy(candidate: Side, baseline: Side, whole: Comparison, alpha: float) -> Check:
+    """The test accuracy must not be significantly lower."""
+    outcome: Outcome = "FAIL" if whole.p_worse <= alpha / TESTS else "pass"
+    remark = f"{points(whole)}; p {whole.p_worse:.2g} (stops at {alpha / TESTS:g}), McNemar alone {whole.p_mcnemar:.2g}"
+    return Check("accuracy", outcome, share(baseline, accuracy), share(candidate, accuracy), remark)
+
+
+def check_recall(
+    candidate: Side, baseline: Side, classes: list[Comparison], p_values: list[float], alpha: float
+) -> Check:
+    """The recall of no class must be significantly lower, in as many classes as there are."""
+    order = sorted(range(len(classes)), key=lambda label: (p_values[label], -classes[label].rise))
+    fallen = [label for label in order if p_values[label] <= alpha / TESTS]
+    shown = fallen or order[:1]
+    remark = "; ".join(f"{label}: {points(classes[label])}, adjusted p {p_values[label]:.2g}" for label in shown)
+    before, after = (share(side, lambda test: test.per_class.recall[shown[0]]) for side in (baseline, candidate))
+    return Check(f"recall of {shown[0]}", "FAIL" if fallen else "pass", before, after, remark)
+
+
+def check_rise(name: str, candidate: Side, baseline: Side, figure: Callable[[Figures], float], limit: float) -> Check:
+    """A figure that is better when lower should not rise by more than a limit."""
+    before, after = mean(baseline, figure), mean(candidate, figure)
+    too_much = after - before > limit
+    remark = f"{after - before:+.4f}" + (f", more than {limit}" if too_much else "")
+    return Check(name, "warn" if too_much else "pass", f"{before:.4f}", f"{after:.4f}", remark)
+
+
+def rests_on(candidate: Side, baseline: Side) -> list[str]:
+    """What the verdict takes the spread over seeds from."""
+    dataset = candidate.first.metrics.dataset.name
+    for side in (candidate, baseline):
+        if len(side.reports) == 1 and side.noise is None:
+            return [
+                f"{side.name} has one seed, and there is no record of what seeds change in recipe {side.recipe} on "
+                f"{dataset} where the baseline lies: McNemar's test alone decides, of the two models themselves "
+                "(`make seeds N=10`, then `python -m pipeline.gate --record`, makes a record)"
+            ]
+    lines = []
+    for side in (candidate, baseline):
+        known = [f"its {len(side.reports)} seeds"] if len(side.reports) > 1 else []
+        if side.noise is not None:
+            known.append(f"the record of recipe {side.recipe}: {_spread(side.noise)}")
+        lines.append(f"the spread over seeds of {side.name} is taken from {' and '.join(known)}")
+    return lines
+
+
+def _spread(noise: SeedNoise) -> str:
+    return f"{100 * noise.accuracy_std:.2f} points over {noise.seeds} seeds"
+
+
+def align(candidate: Side, baseline: Side) -> Pair:
+    """Both sides over the images that any run gets wrong, in the order of their indices."""
+    labels = {
+        index: reading.label
+        for side in (candidate, baseline)
+        for report in side.reports
+        for index, reading in report.wrong.items()
+    }
+    indices = sorted(labels)
+
+    def wrong(side: Side) -> Wrong:
+        return np.array([[index in report.wrong for index in indices] for report in side.reports], bool)
+
+    return Pair(wrong(candidate), wrong(baseline), np.array([labels[index] for index in indices], int))
+
+
+def measured(candidate: Side, baseline: Side, figures: Callable[[SeedNoise], tuple[float, float]]) -> Spreads:
+    """What is on record of one figure on both sides."""
+    first, second = (
+        Spread(*figures(side.noise), side.noise.seeds - 1) if side.noise else None for side in (candidate, baseline)
+    )
+    return first, second
+
+
+def mean(side: Side, figure: Callable[[Figures], float]) -> float:
+    """The mean of a figure over a side's runs."""
+    return fmean(figure(report.metrics.test) for report in side.reports)
+
+
+def share(side: Side, figure: Callable[[Figures], float]) -> str:
+    """A share as people read it: '98.41 %', or '98.41 ± 0.04 %' over several runs."""
+    values = [100 * figure(report.metrics.test) for report in side.reports]
+    return f"{fmean(values):.2f} ± {stdev(values):.2f} %" if len(values) > 1 else f"{values[0]:.2f} %"
+
+
+def points(comparison: Comparison) -> str:
+    """A change of accuracy or recall in percentage points."""
+    return f"{-100 * comparison.rise + 0:+.2f} points"

@@ -1,0 +1,400 @@
+"""The gate for real: commands in clones in which models got worse, or did not, on the small dataset."""
+
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from tests.conftest import Project, clone
+from tests.gate.command import GATE, edit, edit_metrics, failed, gate, judge, refusal
+
+
+@pytest.fixture(scope="session")
+def digits_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A clone with recipe=baseline trained on the small dataset and committed."""
+    folder = tmp_path_factory.mktemp("digits") / "project"
+    folder.mkdir()
+    project = clone(folder)
+    project.params(recipe="baseline", dataset="digits", seed=1, training={"epochs": None}, optimizer=None)
+    project.succeed("dvc", "repro")
+    project.commit()
+    return project
+
+
+@pytest.fixture
+def digits(digits_once: Project, tmp_path: Path) -> Project:
+    """A copy of `digits_once`, for tests that change something."""
+    shutil.copytree(digits_once.root, tmp_path / "project", symlinks=True)
+    project = Project(tmp_path / "project")
+    project.succeed("dvc", "status")
+    return project
+
+
+@pytest.fixture
+def smoke(trained: Project) -> Project:
+    """A clone with recipe=smoke trained and committed."""
+    trained.commit()
+    return trained
+
+
+# What must be stopped, and what must not.
+
+
+def test_one_epoch_instead_of_all_is_stopped(digits: Project) -> None:
+    digits.params(recipe="baseline", dataset="digits", seed=1, training={"epochs": 1})
+    digits.succeed("dvc", "repro")
+    verdict = judge(digits)
+    assert verdict["status"] == 1
+    assert failed(verdict) >= {"floor", "accuracy"}
+    assert verdict["changed_params"] == {"training.epochs": [20, 1]}
+
+
+def test_a_learning_rate_thirty_times_too_high_is_stopped(digits: Project) -> None:
+    digits.params(recipe="baseline", dataset="digits", seed=1, optimizer={"name": None, "learning_rate": 0.03})
+    digits.succeed("dvc", "repro")
+    verdict = judge(digits)
+    assert verdict["status"] == 1
+    assert "accuracy" in failed(verdict)
+
+
+def test_a_class_that_is_missing_from_training_is_stopped(digits: Project) -> None:
+    edit(
+        digits,
+        "pipeline/preprocess/__main__.py",
+        "    train = Split(everything.images[kept], everything.labels[kept])\n",
+        "    kept = kept[everything.labels[kept] != 3]\n"
+        "    train = Split(everything.images[kept], everything.labels[kept])\n",
+    )
+    digits.succeed("dvc", "repro")
+    verdict = judge(digits)
+    assert verdict["status"] == 1
+    assert failed(verdict) == {"accuracy", "recall"}
+    assert next(check for check in verdict["checks"] if check["name"].startswith("recall"))["candidate"] == "0.00 %"
+    assert "recall of 3" in gate(digits)[1]
+
+
+def test_inputs_that_are_scaled_twice_are_stopped(digits: Project) -> None:
+    edit(digits, "pipeline/evaluate/evaluation.py", "predict(test.images, batch", "predict(test.images / 255, batch")
+    digits.succeed("dvc", "repro")
+    verdict = judge(digits)
+    assert verdict["status"] == 1
+    assert failed(verdict) == {"floor", "accuracy", "recall"}
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_another_seed_passes(digits: Project, seed: int) -> None:
+    digits.params(recipe="baseline", dataset="digits", seed=seed)
+    digits.succeed("dvc", "repro")
+    verdict = judge(digits)
+    assert verdict["status"] == 0
+    assert verdict["newly_wrong"], "it is another model"
+    assert any("taken from the record of recipe baseline: 0.97 points over 20 seeds" in n for n in verdict["notes"])
+
+
+def test_a_refactoring_passes(digits: Project) -> None:
+    file = digits.root / "pipeline" / "train" / "fitting.py"
+    file.write_text(re.sub(r"\bfit_epoch\b", "train_epoch", file.read_text(encoding="utf-8")), encoding="utf-8")
+    assert "pipeline/train" in digits.succeed("dvc", "status", "train")
+    digits.succeed("dvc", "repro")
+    verdict = judge(digits)
+    assert verdict["status"] == 0
+    assert verdict["changed_params"] == {}
+
+
+def test_a_better_model_passes(digits: Project) -> None:
+    digits.params(recipe="baseline", dataset="digits", seed=1, training={"epochs": 40})
+    digits.succeed("dvc", "repro")
+    verdict = judge(digits)
+    assert verdict["status"] == 0
+    assert verdict["figures"]["accuracy"] > verdict["figures"]["baseline_accuracy"]
+
+
+# What it compares with.
+
+
+def test_nothing_changed_passes_and_is_tagged_in_mlflow(digits: Project) -> None:
+    status, output = gate(digits, "--markdown", "gate.md")
+    assert status == 0
+    assert "PASS: the working tree against HEAD at" in output
+    assert "newly wrong: 0 images" in output
+    assert "![" not in (digits.root / "gate.md").read_text(encoding="utf-8"), "there is nothing to show"
+    client = MlflowClient(f"sqlite:///{digits.root}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    for _ in range(120):
+        tags = {key: value for key, value in client.get_run(run.info.run_id).data.tags.items() if "gate." in key}
+        if tags:
+            break
+        time.sleep(0.5)
+    assert (tags["gate.verdict"], tags["gate.failed"], tags["gate.p_mcnemar"]) == ("pass", "", "1")
+    assert float(tags["gate.p_worse"]) > 0.5
+    assert float(tags["gate.accuracy"]) == run.data.metrics["test/accuracy"]
+    assert tags["gate.baseline_run"] == run.info.run_id
+
+
+def test_a_run_that_the_store_does_not_have_gets_no_tags(digits: Project) -> None:
+    command = (sys.executable, "-m", "pipeline.tracking", "tag")
+    assert re.search(
+        r"^tracking: sqlite:.*mlflow\.db has no run 0123", digits.fail(*command, "0123", "{}"), re.MULTILINE
+    )
+    assert "argument tags: invalid loads value: 'oops'" in digits.fail(*command, "0123", "oops")
+
+
+def test_the_report_shows_what_changed(digits: Project) -> None:
+    digits.params(recipe="baseline", dataset="digits", seed=2)
+    digits.succeed("dvc", "repro")
+    gate(digits, "--markdown", "out/gate.md", MLFLOW_TRACKING_URI="http://me:secret@127.0.0.1:9")
+    report = (digits.root / "out" / "gate.md").read_text(encoding="utf-8")
+    assert "### Gate: PASS" in report
+    assert "| `seed` | `1` | `2` |" in report
+    assert "![Images that only one of the two models gets wrong](gate.png)" in report
+    assert (digits.root / "out" / "gate.png").read_bytes().startswith(b"\x89PNG")
+    assert re.search(r"MLflow run of the working tree: http://127\.0\.0\.1:9/#/experiments/1/runs/\w{32}\n", report)
+    assert "secret" not in report
+    gate(digits, "--markdown", "gate.md", "--picture-url", "https://example.org/gate.png")
+    assert "(https://example.org/gate.png)" in (digits.root / "gate.md").read_text(encoding="utf-8")
+    shutil.rmtree(digits.root / "data" / "prepared")
+    assert "data/prepared/test.npz" in refusal(digits, "--markdown", "gate.md")
+    report = (digits.root / "gate.md").read_text(encoding="utf-8")
+    assert report.startswith("### Gate: not compared\n\nthe reports are not those of"), "no earlier verdict stays"
+
+
+def test_it_compares_with_where_the_work_branched_off(digits: Project) -> None:
+    digits.succeed("git", "switch", "-qc", "work")
+    digits.params(recipe="baseline", dataset="digits", seed=2)
+    digits.succeed("dvc", "repro")
+    digits.commit()
+    digits.succeed("git", "switch", "-q", "main")
+    (digits.root / "reports" / "metrics.json").unlink()
+    digits.commit()
+    digits.succeed("git", "switch", "-q", "work")
+    fork = digits.succeed("git", "rev-parse", "main~1").strip()
+    verdict = judge(digits, base="main")
+    assert (verdict["status"], verdict["baseline"]["name"]) == (0, f"main at {fork[:7]}")
+
+
+def test_a_folder_is_a_baseline_too(digits: Project, tmp_path: Path) -> None:
+    shutil.copytree(digits.root / "reports", tmp_path / "earlier" / "reports")
+    verdict = judge(digits, base=str(tmp_path / "earlier"))
+    assert (verdict["status"], verdict["changed_params"]) == (0, {})
+    shutil.copytree(digits.root / "conf", tmp_path / "earlier" / "conf")
+    shutil.copy(digits.root / "composed.yaml", tmp_path / "earlier")
+    assert "the record of recipe baseline" in gate(digits, base=str(tmp_path / "earlier"))[1]
+    assert "is missing: --base must name a folder with reports/ in it" in refusal(digits, base=str(tmp_path))
+
+
+def test_without_a_baseline_the_floor_decides(digits: Project) -> None:
+    digits.succeed("git", "switch", "-q", "--orphan", "first")
+    digits.succeed("git", "checkout", "-q", "main", "--", ".")
+    digits.succeed("git", "rm", "-rqf", "--cached", "reports")
+    digits.succeed("git", "commit", "-qm", "no reports yet")
+    status, output = gate(digits)
+    assert status == 0
+    assert "against the floor alone" in output
+    assert "no baseline: there is no reports/metrics.json yet at" in output
+
+
+def test_a_change_does_not_loosen_its_own_gate(digits: Project) -> None:
+    conf = digits.root / "conf" / "config.yaml"
+    text = conf.read_text(encoding="utf-8")
+    conf.write_text(text.replace("alpha: 0.05", "alpha: 1.0e-9").replace("digits: 0.8", "digits: 0"), encoding="utf-8")
+    recipe = digits.root / "conf" / "recipe" / "baseline.yaml"
+    loosened = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    loosened["gate"]["seed_noise"]["digits"]["accuracy_std"] = 0.5
+    recipe.write_text(f"# @package _global_\n{yaml.safe_dump(loosened)}", encoding="utf-8")
+    digits.params(recipe="baseline", dataset="digits", seed=1, training={"epochs": 1})
+    digits.succeed("dvc", "repro")
+    verdict = judge(digits)
+    assert verdict["status"] == 1
+    assert failed(verdict) >= {"floor", "accuracy"}
+    assert any("judged by the gate settings of HEAD" in note for note in verdict["notes"])
+
+
+def test_a_recipe_does_not_bring_its_own_record(digits: Project) -> None:
+    recipes = digits.root / "conf" / "recipe"
+    mine = (recipes / "baseline.yaml").read_text(encoding="utf-8").replace("recipe: baseline", "recipe: mine")
+    (recipes / "mine.yaml").write_text(re.sub(r"accuracy_std: .*", "accuracy_std: 0.5", mine), encoding="utf-8")
+    digits.params(recipe="mine", dataset="digits", seed=1, training={"epochs": 1})
+    digits.succeed("dvc", "repro")
+    verdict = judge(digits)
+    assert "accuracy" in failed(verdict)
+    assert any("no record of what seeds change in recipe mine" in note for note in verdict["notes"])
+
+
+def test_a_recipe_without_a_record_is_judged_by_mcnemar_alone(smoke: Project) -> None:
+    verdict = judge(smoke)
+    assert any("there is no record of what seeds change in recipe smoke" in note for note in verdict["notes"])
+    assert verdict["figures"]["p_worse"] == verdict["figures"]["p_mcnemar"]
+
+
+# Bad input: status 2 and one line.
+
+
+def test_missing_reports(smoke: Project) -> None:
+    (smoke.root / "reports" / "errors.csv").unlink()
+    assert "reports/errors.csv is missing in the working tree" in refusal(smoke)
+    (smoke.root / "reports" / "metrics.json").unlink()
+    assert "reports/metrics.json is missing in the working tree: run `dvc repro`" in refusal(smoke)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "errors.csv"])
+def test_truncated_reports(smoke: Project, name: str) -> None:
+    path = smoke.root / "reports" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert f"reports/{name} in the working tree" in refusal(smoke)
+
+
+def test_a_wrong_image_index(smoke: Project) -> None:
+    path = smoke.root / "reports" / "errors.csv"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    beyond = re.sub(r"^\d+", "500", lines[-1])
+    path.write_text("\n".join([*lines[:-1], beyond]), encoding="utf-8")
+    assert f"line {len(lines)}: image 500 is none of the 500 test images" in refusal(smoke)
+
+
+def test_another_images_index(smoke: Project, tmp_path: Path) -> None:
+    shutil.copytree(smoke.root / "reports", tmp_path / "other" / "reports")
+    path = tmp_path / "other" / "reports" / "errors.csv"
+    header, *rows = (line.split(",") for line in path.read_text(encoding="utf-8").splitlines())
+    swapped = next(row for row in rows[1:] if row[1] != rows[0][1])
+    rows[0][0], swapped[0] = swapped[0], rows[0][0]
+    path.write_text("\n".join(",".join(row) for row in [header, *rows]), encoding="utf-8")
+    assert "one of them has wrong image indices" in refusal(smoke, base=str(tmp_path / "other"))
+
+
+def test_reports_that_are_older_than_the_configuration(smoke: Project) -> None:
+    smoke.params(recipe="smoke", seed=7)
+    line = refusal(smoke)
+    assert "not those of the current code, configuration and data: compose (changed deps: params.yaml)" in line
+    assert line.endswith("Run `dvc repro`, then the gate")
+
+
+def test_reports_that_were_edited_by_hand(smoke: Project) -> None:
+    path = smoke.root / "reports" / "metrics.json"
+    path.write_text(
+        re.sub(r'"loss": [\d.]+', '"loss": 0.0001', path.read_text(encoding="utf-8"), count=1), encoding="utf-8"
+    )
+    assert "evaluate (changed outs: reports/metrics.json)" in refusal(smoke)
+    smoke.commit()
+    smoke.succeed("dvc", "repro")
+    assert "is not the one of dvc.lock there: it was edited or committed alone" in refusal(smoke)
+
+
+def test_another_test_set_and_another_dataset(smoke: Project, tmp_path: Path) -> None:
+    shutil.copytree(smoke.root / "reports", tmp_path / "other" / "reports")
+    metrics = tmp_path / "other" / "reports" / "metrics.json"
+    edit_metrics(metrics, test_md5="0123456789")
+    line = refusal(smoke, base=str(tmp_path / "other"))
+    assert "different test sets of digits cannot be compared: MD5" in line
+    assert "0123456 in" in line
+    edit_metrics(metrics, name="mnist")
+    line = refusal(smoke, base=str(tmp_path / "other"))
+    assert "different datasets cannot be compared: digits (500 test images) in the working tree, mnist (500)" in line
+
+
+def test_a_dataset_that_is_new_needs_a_floor(smoke: Project) -> None:
+    (smoke.root / "conf" / "dataset" / "digits.yaml").rename(smoke.root / "conf" / "dataset" / "ours.yaml")
+    edit(smoke, "conf/dataset/ours.yaml", "name: digits\n", "name: ours\n")
+    edit(smoke, "conf/recipe/smoke.yaml", "override /dataset: digits", "override /dataset: ours")
+    smoke.succeed("dvc", "repro")
+    assert "different datasets cannot be compared: ours" in refusal(smoke), "another name does not make it new"
+    edit(smoke, "conf/dataset/ours.yaml", "test_count: 500", "test_count: 400")
+    smoke.succeed("dvc", "repro")
+    line = refusal(smoke)
+    assert "the dataset ours is not yet known at" in line
+    assert "there is no floor: add gate.floor.ours to conf/config.yaml" in line
+    edit(smoke, "conf/config.yaml", "    digits: 0.8\n", "    digits: 0.8\n    ours: 0.7\n")
+    smoke.succeed("dvc", "repro")
+    status, output = gate(smoke)
+    assert status == 0
+    assert "so only the floor applies" in output
+
+
+def test_an_unknown_revision(smoke: Project) -> None:
+    assert "git knows no revision 'nope'; fetch it, or name another revision" in refusal(smoke, base="nope")
+    for arguments, revision in (((), "origin/main"), (("--base=--all",), "--all")):
+        result = smoke.run(*GATE, *arguments)
+        assert result.returncode == 2
+        assert f"git knows no revision '{revision}'" in result.stdout
+
+
+def test_a_shallow_clone_without_the_merge_base(smoke: Project, tmp_path: Path) -> None:
+    smoke.succeed("git", "switch", "-qc", "work")
+    smoke.succeed("git", "commit", "-q", "--allow-empty", "-m", "work")
+    smoke.succeed("git", "switch", "-q", "main")
+    smoke.succeed("git", "commit", "-q", "--allow-empty", "-m", "main goes on")
+    shallow = tmp_path / "shallow"
+    address = smoke.root.as_uri()
+    smoke.succeed("git", "clone", "-q", "--depth", "1", "--no-single-branch", "--branch", "work", address, str(shallow))
+    shutil.rmtree(smoke.root / ".git")
+    shutil.copytree(shallow / ".git", smoke.root / ".git")
+    line = refusal(smoke, base="origin/main")
+    assert "this clone is shallow: fetch all of its history (fetch-depth: 0 in CI, or git fetch --unshallow)" in line
+    assert "fetch-depth: 0" in refusal(smoke, base="HEAD~1")
+
+
+def test_a_baseline_that_git_cannot_read(smoke: Project) -> None:
+    (smoke.root / "params.yaml").write_text("recipe: smoke # the same\n", encoding="utf-8")
+    smoke.succeed("dvc", "repro")
+    blob = smoke.succeed("git", "rev-parse", "HEAD:reports/metrics.json").strip()
+    (smoke.root / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+    assert "git cannot read reports/metrics.json at" in refusal(smoke)
+
+
+@pytest.mark.parametrize("content", ["stages: {train: {deps: [x]}}", "stages: {evaluate: {outs: [1]}}", "- 1", "{"])
+def test_a_damaged_lock(smoke: Project, tmp_path: Path, content: str) -> None:
+    shutil.copytree(smoke.root / "reports", tmp_path / "other" / "reports")
+    (tmp_path / "other" / "dvc.lock").write_text(content, encoding="utf-8")
+    assert f"dvc.lock in {tmp_path}/other is damaged" in refusal(smoke, base=str(tmp_path / "other"))
+
+
+def test_a_bug_or_a_broken_environment_is_no_regression(smoke: Project) -> None:
+    edit(smoke, "pipeline/gate/verdict.py", "def judge(", "import nothing_like_it\n\n\ndef judge(")
+    status, output = gate(smoke)
+    assert status == 2
+    assert "nothing_like_it" in output
+
+
+def test_before_the_first_commit_the_floor_decides(smoke: Project) -> None:
+    shutil.rmtree(smoke.root / ".git")
+    smoke.succeed("git", "init", "-q")
+    status, output = gate(smoke)
+    assert status == 0, output
+    assert "no baseline: there is no commit yet, so only the floor applies" in output
+
+
+def test_a_store_that_cannot_be_used_is_no_matter(smoke: Project) -> None:
+    assert gate(smoke, MLFLOW_TRACKING_URI="./mlruns")[0] == 0
+
+
+def test_histories_that_have_nothing_in_common(smoke: Project) -> None:
+    tree = smoke.succeed("git", "rev-parse", "HEAD^{tree}").strip()
+    stranger = smoke.succeed("git", "commit-tree", tree, "-m", "stranger").strip()
+    assert "git finds no commit that HEAD and" in refusal(smoke, base=stranger)
+
+
+def test_no_git(smoke: Project, tmp_path: Path) -> None:
+    assert "git is not installed" in refusal(smoke, PATH=str(tmp_path))
+    shutil.rmtree(smoke.root / ".git")
+    assert "is not a git repository that can be used (fatal: not a git repository" in refusal(smoke)
+
+
+def test_a_report_that_cannot_be_written(smoke: Project) -> None:
+    (smoke.root / "file").touch()
+    status, output = gate(smoke, "--markdown", "file/gate.md")
+    assert status == 2
+    assert output.splitlines()[-1].startswith("gate: file")
+    assert "Traceback" not in output
+
+
+def test_settings_that_are_not_valid_stop_at_compose(smoke: Project) -> None:
+    edit(smoke, "conf/config.yaml", "alpha: 0.05", "alpha: 5")
+    assert "conf/: gate.alpha: holds 5; " in smoke.fail("dvc", "repro")
+
+
+def test_a_record_needs_ten_seeds_and_the_recipe_as_it_is(smoke: Project) -> None:
+    assert "1 seeds of recipe smoke are too few for a record: `make seeds N=10` first" in refusal(smoke, "--record")

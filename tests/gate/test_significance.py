@@ -1,0 +1,122 @@
+"""The arithmetic of the verdict, on counts small enough to check by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from pipeline.gate.significance import Spread, compare, holm, mcnemar, side_variance
+
+UNKNOWN = (None, None)
+MANY = 1e6  # degrees of freedom: Student's t is the normal distribution
+
+
+def wrong(*runs: str) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    """One string a run, one character an image: x is wrong."""
+    return np.array([[mark == "x" for mark in run] for run in runs])
+
+
+def normal(difference: float, variance: float) -> float:
+    """The probability of so large a difference or a larger one."""
+    return math.erfc(difference / math.sqrt(variance) / math.sqrt(2)) / 2
+
+
+def test_mcnemar_counts_what_only_one_run_gets_wrong() -> None:
+    candidate, baseline = wrong("xxxxxxxxxx..xx")[0], wrong("..........xxxx")[0]
+    assert mcnemar(candidate, baseline) == pytest.approx((66 + 12 + 1) / 2**12), "10 of 12 coins, or more"
+    assert mcnemar(baseline, candidate) == pytest.approx(1 - (12 + 1) / 2**12), "2 of 12 coins, or more"
+    assert mcnemar(candidate, candidate) == 1
+
+
+def test_holm_multiplies_and_never_decreases() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1, 1]
+
+
+def test_without_a_record_two_single_runs_are_compared_by_mcnemar_alone() -> None:
+    found = compare(wrong("xxxxx."), wrong(".....x"), 100, UNKNOWN)
+    assert found.rise == pytest.approx(0.04)
+    assert found.p_worse == found.p_mcnemar == pytest.approx(7 / 64)
+
+
+def test_what_readings_images_and_seeds_add_makes_the_variance() -> None:
+    # By hand: readings 0.02 / 2 / 100 a side; images (0.05 - 0.03²) / 100 in all; seeds 0.02² - 0.0001 a side.
+    found = compare(wrong("xxxx."), wrong("....x"), 100, (Spread(0.02, 0.02, MANY),) * 2)
+    variance = (0.05 - 0.03**2) / 100 + 2 * (0.02**2 - 0.0001)
+    assert found.p_worse == pytest.approx(normal(0.03 - 0.01, variance), rel=0.02)
+
+
+def test_no_part_of_the_variance_is_negative() -> None:
+    # Fewer images differ than readings of 0.9 let expect, and seeds spread less: what readings give remains.
+    found = compare(wrong("xxx"), wrong("..."), 100, (Spread(0.01, 0.9, MANY),) * 2)
+    assert found.p_worse == pytest.approx(normal(0.03 - 0.01, 2 * 0.9 / 2 / 100), rel=0.02)
+
+
+def test_a_recipe_that_spreads_more_must_fall_further() -> None:
+    candidate, baseline = wrong("x" * 14 + ".."), wrong("." * 14 + "xx")
+    p_values = [
+        compare(candidate, baseline, 1000, (Spread(std, 0.01, 19),) * 2).p_worse for std in (0.001, 0.005, 0.02)
+    ]
+    assert p_values == sorted(p_values)
+    assert p_values[0] < 0.01
+    assert p_values[2] > 0.05
+
+
+def test_several_runs_tell_of_their_own_spread() -> None:
+    found = side_variance(wrong("xxxx....", "xxxx....", "......xx"), 100, None)
+    assert found.readings == pytest.approx((4 * (1 / 3) + 2 * (1 / 3)) / 100**2 / 3)
+    assert found.seeds == 0, "4, 4 and 2 errors differ less than independent errors would"
+    found = side_variance(wrong("xxxxxx", "xxx...", "......"), 100, None)
+    assert found.seeds == pytest.approx((0.03**2 - found.readings * 3) / 3)
+    assert found.freedom == 2
+
+
+def test_a_record_and_several_runs_are_pooled_by_how_much_they_know() -> None:
+    found = side_variance(wrong("xxxxxx", "xxx...", "......"), 100, Spread(0.01, 0.001, 18))
+    readings = (2 * 6 * (1 / 3) / 100**2 + 18 * 0.001 / 2 / 100) / 20
+    assert found.readings == pytest.approx(readings / 3)
+    assert found.seeds == pytest.approx(((2 * 0.03**2 + 18 * 0.01**2) / 20 - readings) / 3)
+    assert found.freedom == 20
+
+
+def test_two_lucky_runs_do_not_hide_a_fall_that_the_record_shows() -> None:
+    """A run that lost half a point beside one that did not."""
+    known, baseline = Spread(0.0007, 0.0117, 19), wrong("x" * 160 + "." * 60, "x" * 140 + "." * 80)
+    candidate = wrong("x" * 220, "x" * 180 + "." * 40)
+    assert compare(candidate, baseline, 10_000, (known, known)).p_worse < 0.01
+    assert compare(candidate, baseline, 10_000, UNKNOWN).p_worse > 0.05
+
+
+def test_one_known_side_and_several_runs_of_the_other_are_enough() -> None:
+    found = compare(wrong("xxxx.", "xxx.."), wrong("....x"), 100, (None, Spread(0.01, 0.02, 19)))
+    assert found.p_worse != found.p_mcnemar
+    found = compare(wrong("xxxx.", "xxx.."), wrong("....x"), 100, (Spread(0.01, 0.02, 19), None))
+    assert found.p_worse == found.p_mcnemar, "nothing is known of the one run"
+
+
+def test_a_fall_of_everything_is_no_luck() -> None:
+    assert compare(wrong("xx", "xx"), wrong("..", ".."), 2, UNKNOWN).p_worse == 0
+
+
+def test_equal_runs_are_not_worse() -> None:
+    same = wrong("xx..", "xx..")
+    assert compare(same, same, 100, UNKNOWN).p_worse == 1
+    assert compare(wrong("xx..")[:, :0], wrong("xx..")[:, :0], 100, UNKNOWN) == (0, 1, 1)
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_an_unchanged_recipe_is_stopped_as_often_as_alpha_says(runs: int) -> None:
+    """Images of all difficulties, and seeds of which some are worse throughout."""
+    random = np.random.default_rng(0)
+    difficulty = np.concatenate([random.uniform(0, 1, 300), np.zeros(1700)])
+
+    def train(count: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+        luck = random.normal(1, 0.05, (count, 1))
+        return np.asarray(random.random((count, len(difficulty))) < difficulty * luck)
+
+    known = train(400)
+    spread = Spread(
+        float((known.sum(axis=1) / 2000).std(ddof=1)), float(2 * known.var(axis=0, ddof=1).sum() / 2000), 399
+    )
+    fired = [compare(train(runs), train(runs), 2000, (spread, spread)).p_worse <= 0.05 for _ in range(2000)]
+    assert 0.01 < np.mean(fired) < 0.06

@@ -1,0 +1,131 @@
+"""The verdict on sides of a few thousand images with a known answer."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config import Gate, SeedNoise
+from pipeline.gate.report import Figures, Metrics, PerClass, Reading, Report, ScoredImages
+from pipeline.gate.repository import in_folder
+from pipeline.gate.side import Side, with_record
+from pipeline.gate.verdict import Verdict, judge
+
+IMAGES = 1000  # of each of two classes; even indices are of class 0
+GATE = Gate(base="", alpha=0.05, floor={"tiny": 0.9}, loss_rise=0.1, calibration_rise=0.01, seed_noise={})
+QUIET: dict[str, Any] = {"seeds": 20, "accuracy_std": 0.001, "accuracy_disagreement": 0.002}
+QUIET |= {"recall_std": [0.001, 0.001], "recall_disagreement": [0.002, 0.002]}
+
+
+def report(wrong: set[int], loss: float = 0.1, calibration: float = 0.01) -> Report:
+    missed = [len([index for index in wrong if index % 2 == label]) for label in range(2)]
+    test = Figures(
+        accuracy=1 - len(wrong) / (2 * IMAGES),
+        loss=loss,
+        errors=len(wrong),
+        images=2 * IMAGES,
+        calibration_error=calibration,
+        per_class=PerClass(recall=[1 - count / IMAGES for count in missed], images=[IMAGES, IMAGES]),
+    )
+    readings = {index: Reading(index % 2, 1 - index % 2) for index in wrong}
+    return Report(Metrics(test=test, dataset=ScoredImages(name="tiny", test_md5="0")), readings)
+
+
+def side(*reports: Report, noise: dict[str, Any] | None = None) -> Side:
+    return Side("here", list(reports), {"recipe": "baseline"}, {}, SeedNoise.model_validate(noise) if noise else None)
+
+
+def outcomes(verdict: Verdict) -> dict[str, str]:
+    return {check.name.split()[0]: check.outcome for check in verdict.checks}
+
+
+def verdict_on(candidate: Side, baseline: Side) -> Verdict:
+    return judge(candidate, baseline, GATE)
+
+
+def test_the_same_model_passes_everything() -> None:
+    found = verdict_on(side(report({1, 2, 3})), side(report({1, 2, 3})))
+    assert found.passed
+    assert set(outcomes(found).values()) == {"pass"}
+    assert found.figures["accuracy_change"] == 0
+
+
+def test_the_floor_is_reached_or_not() -> None:
+    assert judge(side(report(set(range(200)))), None, GATE).passed, "90 % of 90 %"
+    assert not judge(side(report(set(range(201)))), None, GATE).passed
+    unknown = judge(side(report({1})), None, GATE.model_copy(update={"floor": {}}))
+    assert outcomes(unknown) == {"floor": "–"}
+
+
+def test_both_tests_together_stop_as_often_as_alpha_says() -> None:
+    # McNemar of 5 to 0 is 1/32, between alpha / 2 and alpha; of 6 to 0 it is 1/64, below both.
+    assert outcomes(verdict_on(side(report({0, 1, 2, 3, 4})), side(report(set()))))["accuracy"] == "pass"
+    assert outcomes(verdict_on(side(report({0, 1, 2, 3, 4, 5})), side(report(set()))))["accuracy"] == "FAIL"
+
+
+def test_one_class_that_falls_is_stopped_although_the_whole_does_not() -> None:
+    found = verdict_on(side(report(set(range(0, 40, 2)))), side(report(set(range(1, 40, 2)))))
+    assert outcomes(found) == {
+        "floor": "pass",
+        "accuracy": "pass",
+        "recall": "FAIL",
+        "test": "pass",
+        "calibration": "pass",
+    }
+    assert next(check.name for check in found.checks if check.outcome == "FAIL") == "recall of 0"
+    assert not found.passed
+
+
+def test_a_class_is_judged_by_its_own_spread() -> None:
+    candidate, baseline = report(set(range(0, 40, 2))), report(set(range(1, 40, 2)))
+    trading = QUIET | {"recall_std": [0.02, 0.02], "recall_disagreement": [0.04, 0.04]}
+    assert verdict_on(side(candidate, noise=trading), side(baseline, noise=trading)).passed
+    assert not verdict_on(side(candidate, noise=QUIET), side(baseline, noise=QUIET)).passed
+
+
+def test_loss_and_calibration_only_warn() -> None:
+    found = verdict_on(side(report({1}, loss=0.3, calibration=0.1)), side(report({1})))
+    assert (outcomes(found)["test"], outcomes(found)["calibration"]) == ("warn", "warn")
+    assert found.passed
+    found = verdict_on(side(report({1}, loss=0.19, calibration=0.019)), side(report({1})))
+    assert set(outcomes(found).values()) == {"pass"}
+
+
+def test_the_record_is_the_one_that_lies_with_the_baseline(tmp_path: Path) -> None:
+    recipe = tmp_path / "conf" / "recipe" / "baseline.yaml"
+    assert with_record(side(report({1})), in_folder(tmp_path), "there").noise is None
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text(yaml.safe_dump({"gate": {"seed_noise": {"tiny": QUIET}}}), encoding="utf-8")
+    assert with_record(side(report({1})), in_folder(tmp_path), "there").noise == SeedNoise.model_validate(QUIET)
+    other_classes = QUIET | {"recall_std": [0.1], "recall_disagreement": [0.1]}
+    for content in ({"tiny": other_classes}, {"other": QUIET}, {"tiny": {"seeds": 9}}, None):
+        recipe.write_text(yaml.safe_dump({"gate": {"seed_noise": content}}), encoding="utf-8")
+        assert with_record(side(report({1})), in_folder(tmp_path), "there").noise is None
+
+
+def test_where_mcnemar_alone_decides_it_says_so() -> None:
+    (note,) = verdict_on(side(report({1}), noise=QUIET), side(report({1}))).notes
+    assert "here has one seed, and there is no record of what seeds change in recipe baseline on tiny" in note
+    assert "McNemar's test alone decides" in note
+    notes = verdict_on(side(report({1}), report({2})), side(report({1}), noise=QUIET)).notes
+    assert notes == [
+        "the spread over seeds of here is taken from its 2 seeds",
+        "the spread over seeds of here is taken from the record of recipe baseline: 0.10 points over 20 seeds",
+    ]
+
+
+def test_no_seed_that_turned_out_well_makes_up_for_the_model_itself() -> None:
+    found = judge(side(report(set(range(300))), report({1}), report({1})), None, GATE)
+    assert not found.passed, "85 % in the working tree, 95 % on average"
+
+
+def test_several_seeds_a_side_are_compared_by_their_own_spread() -> None:
+    baseline = [report(set(range(100 + shift))) for shift in (0, 2, 4)]
+    worse = [report(set(range(200 + shift))) for shift in (0, 2, 4)]
+    noisy = [report(set(range(errors))) for errors in (20, 200, 110)]
+    found = verdict_on(side(*worse), side(*baseline))
+    assert outcomes(found)["accuracy"] == "FAIL"
+    assert found.figures["runs"] == found.figures["baseline_runs"] == 3
+    accuracy = next(check for check in found.checks if check.name == "accuracy")
+    assert (accuracy.baseline, accuracy.candidate) == ("94.90 ± 0.10 %", "89.90 ± 0.10 %")
+    assert outcomes(verdict_on(side(*noisy), side(*baseline)))["accuracy"] == "pass"
