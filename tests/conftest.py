@@ -8,17 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import yaml
 
 from pipeline.compose.composition import compose_config
 from pipeline.config import Config, parse_config
+from pipeline.errors import PipelineError
+from pipeline.tracking.ui import wait_until_up
 
 Start = Callable[..., "subprocess.Popen[str]"]
 ROOT = Path(__file__).parent.parent
@@ -166,16 +166,12 @@ def serve(start: Start, folder: Path, port: int, *command: str, **settings: str)
     """Start a server of MLflow's and wait until it answers."""
     command = (sys.executable, "-m", "mlflow", *command, "--port", str(port))
     process = start(command, folder, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", **settings)
-    for _ in range(600):
-        if process.poll() is not None:
-            break
-        try:
-            if requests.get(f"http://127.0.0.1:{port}/health", timeout=1).ok:
-                return process
-        except requests.RequestException:
-            time.sleep(0.2)
-    kill_all(process)
-    raise AssertionError(process.communicate()[0])
+    try:
+        wait_until_up(process, port)
+    except PipelineError:
+        kill_all(process)
+        raise AssertionError(process.communicate()[0]) from None
+    return process
 
 
 def serve_store(start: Start, folder: Path, port: int) -> "subprocess.Popen[str]":

@@ -39,11 +39,6 @@ def _said(finished: "subprocess.CompletedProcess[bytes]") -> str:
     return " ".join(finished.stderr.decode(errors="replace").split())
 
 
-def head() -> str | None:
-    """The commit that is checked out; None before the first one."""
-    return commit_of("HEAD")
-
-
 def commit_of(revision: str) -> str | None:
     """The commit that a revision names; None if git does not know it."""
     found = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")

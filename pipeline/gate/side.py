@@ -15,7 +15,6 @@ from pipeline.gate.repository import (
     check_lock,
     commit_of,
     experiments,
-    head,
     in_folder,
     merge_base,
     read_lock,
@@ -73,7 +72,7 @@ def read_baseline(base: str, candidate: Side) -> Baseline:
         if side is None:
             raise PipelineError(f"{folder / paths.METRICS} is missing: --base must name a folder with reports/ in it")
         return Baseline(side, in_folder(folder), "")
-    if head() is None:
+    if commit_of("HEAD") is None:
         return Baseline(None, in_folder(Path()), "there is no commit yet")
     commit = merge_base(base)
     place = f"at {commit[:7]}, where the work branched off from {base}"

@@ -12,7 +12,7 @@ from pipeline.gate.report import Figures
 from pipeline.gate.side import Side
 from pipeline.gate.significance import Comparison, Spread, Spreads, Wrong, compare, holm
 
-Outcome = Literal["pass", "warn", "FAIL", "–"]
+Mark = Literal["pass", "warn", "FAIL", "–"]
 TESTS = 2  # of accuracy and of recall, which share alpha
 
 
@@ -20,7 +20,7 @@ class Check(NamedTuple):
     """One line of the verdict."""
 
     name: str
-    outcome: Outcome
+    outcome: Mark
     baseline: str
     candidate: str
     remark: str
@@ -114,7 +114,7 @@ def check_floor(candidate: Side, gate: Gate) -> Check:
 
 def check_accuracy(candidate: Side, baseline: Side, whole: Comparison, alpha: float) -> Check:
     """The test accuracy must not be significantly lower."""
-    outcome: Outcome = "FAIL" if whole.p_worse <= alpha / TESTS else "pass"
+    outcome: Mark = "FAIL" if whole.p_worse <= alpha / TESTS else "pass"
     remark = f"{points(whole)}; p {whole.p_worse:.2g} (stops at {alpha / TESTS:g}), McNemar alone {whole.p_mcnemar:.2g}"
     return Check("accuracy", outcome, share(baseline, accuracy), share(candidate, accuracy), remark)
 

@@ -8,6 +8,7 @@ import sys
 import time
 import webbrowser
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -49,7 +50,7 @@ def serve(root: Path, port: int) -> None:
         server.wait()
 
 
-def wait_until_up(server: "subprocess.Popen[bytes]", port: int) -> None:
+def wait_until_up(server: "subprocess.Popen[Any]", port: int) -> None:
     """Return when the server answers. Raises PipelineError if it ends first, or does not answer in time."""
     end = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < end:
