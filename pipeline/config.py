@@ -88,6 +88,15 @@ class IdxFiles(Section):
     test_labels: RemoteFile
 
 
+class About(Section):
+    """What a model card says of a dataset."""
+
+    title: str
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    licence: str
+    description: str
+
+
 class IdxDataset(Section):
     """A dataset that is published as four gzipped IDX files."""
 
@@ -96,6 +105,7 @@ class IdxDataset(Section):
     classes: PositiveInt
     files: IdxFiles
     mirrors: list[Annotated[str, Field(pattern=r"^https?://")]]
+    about: About | None = None
 
 
 class PackagedFiles(Section):
@@ -112,6 +122,7 @@ class PackagedDataset(Section):
     classes: PositiveInt
     test_count: PositiveInt
     files: PackagedFiles
+    about: About | None = None
 
 
 class Model(Section):

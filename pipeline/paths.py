@@ -26,6 +26,8 @@ HISTORY = Path("models/history.csv")
 DATA_REPORT = Path("reports/data.json")
 METRICS = Path("reports/metrics.json")
 ERRORS = Path("reports/errors.csv")
+REPORT = Path("reports/report.html")
+MODEL_CARD = Path("reports/model_card.md")
 
 SAMPLES_PICTURE = Path("reports/pictures/samples.png")
 CURVES_PICTURE = Path("reports/pictures/curves.png")

@@ -36,7 +36,9 @@ def environment(settings: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow writes its address into this process's environment, too: undone after each test."""
+    """MLflow writes its address into this process's environment, and remembers it: neither outlives a test."""
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
     for name in SETTINGS:
         monkeypatch.setenv(name, "")
 

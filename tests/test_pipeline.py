@@ -176,7 +176,7 @@ def test_exp_run_picks_a_recipe_and_sets_a_value_and_keeps_the_comments(project:
     assert "# What to run." in params
     assert yaml.safe_load(params)["training"]["epochs"] == 1
     (run,) = runs(project)
-    assert (run.info.run_name, run.data.tags["dvc.experiment"]) == ("mine", "mine")
+    assert (run.info.run_name, run.data.tags["dvc.experiment"]) == ("smoke-mlp-seed-1 (mine)", "mine")
     difference = project.succeed("dvc", "params", "diff", "--targets", "composed.yaml")
     assert re.search(r"training\.epochs +20 +1", difference)
     assert "mine" in project.succeed("dvc", "exp", "show", "--csv")
@@ -184,7 +184,7 @@ def test_exp_run_picks_a_recipe_and_sets_a_value_and_keeps_the_comments(project:
 
 def test_exp_run_in_a_temporary_folder_records_to_the_real_root(trained: Project) -> None:
     trained.succeed("dvc", "exp", "run", "--temp", "-n", "aside", "-S", "training.epochs=1")
-    assert sorted(run.info.run_name for run in runs(trained)) == ["aside", "smoke-mlp-seed-1"]
+    assert sorted(run.info.run_name for run in runs(trained)) == ["smoke-mlp-seed-1", "smoke-mlp-seed-1 (aside)"]
     assert len(client(trained).list_artifacts(runs(trained)[0].info.run_id, "plots")) == 5, "DVC deleted the folder"
     assert trained.report("metrics.json")["training"]["epochs"] == 2, "the workspace stays as it was"
 
@@ -329,7 +329,12 @@ def test_what_was_edited_or_deleted_by_hand_comes_back(trained: Project) -> None
         ("data/prepared/train.npz", None, "train", "train: data/prepared/train.npz is missing: run `dvc repro`"),
         ("data/prepared/test.npz", b"PK", "evaluate", "evaluate: data/prepared/test.npz cannot be read"),
         ("models/model.keras", None, "evaluate", "evaluate: models/model.keras is missing: run `dvc repro`"),
-        ("models/model.keras", b"edited", "evaluate", "evaluate: models/model.keras cannot be read"),
+        (
+            "models/model.keras",
+            b"edited",
+            "evaluate",
+            "evaluate: models/model.keras is not the file that train wrote: ",
+        ),
         ("models/run.json", b"{}", "evaluate", "evaluate: models/run.json cannot be read"),
         ("models/history.csv", b"a\n1\n", "evaluate", "evaluate: models/history.csv cannot be read"),
         ("models/run.json", b"{", "evaluate", "evaluate: models/run.json cannot be read"),
@@ -354,7 +359,9 @@ def test_a_flipped_byte_in_the_model_is_noticed(trained: Project) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(bytes(content))
-    assert "evaluate: models/model.keras cannot be read" in trained.fail(sys.executable, "-m", "pipeline.evaluate")
+    message = trained.fail(sys.executable, "-m", "pipeline.evaluate")
+    assert "evaluate: models/model.keras is not the file that train wrote: its MD5 is" in message
+    assert "`dvc checkout` brings that one back" in message
 
 
 def test_a_folder_that_was_deleted_comes_back(trained: Project) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pipeline.evaluate.scoring import BINS, Mistake, Reliability
@@ -18,14 +19,25 @@ def draw_curves(history: History, watched: str) -> Figure:
     """Loss and accuracy after each epoch, on the training images and on the watched ones."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        axes.plot(history["epoch"], history[name], color=BLUE, marker=".", label="training")
-        if f"val_{name}" in history:
-            axes.plot(history["epoch"], history[f"val_{name}"], color=ORANGE, marker=".", label=watched)
-        axes.set(xlabel="epoch", title=name)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
+        _curve(axes, history, name, watched)
     return figure
+
+
+def draw_curve(history: History, name: str, watched: str) -> Figure:
+    """One of the two by itself."""
+    figure = Figure(figsize=(4.8, 3.4), layout="constrained")
+    _curve(figure.add_subplot(), history, name, watched)
+    return figure
+
+
+def _curve(axes: Axes, history: History, name: str, watched: str) -> None:
+    axes.plot(history["epoch"], history[name], color=BLUE, marker=".", label="training")
+    if f"val_{name}" in history:
+        axes.plot(history["epoch"], history[f"val_{name}"], color=ORANGE, marker=".", label=watched)
+    axes.set(xlabel="epoch", title=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
 
 
 def draw_confusion(matrix: NDArray[np.int64]) -> Figure:

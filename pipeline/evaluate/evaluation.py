@@ -10,7 +10,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -20,17 +19,23 @@ from pipeline.config import Config
 from pipeline.dataset import Split
 from pipeline.device import use_device
 from pipeline.errors import PipelineError, first_line
+from pipeline.evaluate.documents import Findings, model_card, report_page, run_markdown
 from pipeline.evaluate.drawing import History, draw_confusion, draw_curves, draw_mistakes, draw_reliability
-from pipeline.evaluate.scoring import Mistake, mistakes, reliability, score
+from pipeline.evaluate.scoring import Mistake, Reliability, mistakes, reliability, score
 from pipeline.files import md5, write_json, write_text
 from pipeline.pictures import save_picture
 from pipeline.stage import quietly
+from pipeline.tracking.provenance import Provenance, commands
 from pipeline.tracking.recorder import Recorder
-from pipeline.tracking.runs import continue_run, epoch_metrics, start_run
+from pipeline.tracking.runs import continue_run, describe_run, epoch_metrics, link_run, start_run
 from pipeline.tracking.store import Store, page
 
 BATCH = 1000
-FACTS = ("run_id", "device", "backend", "parameters", "epochs", "fit_seconds")
+FACTS = (
+    *("run_id", "model_md5", "device", "backend", "parameters", "epochs", "fit_seconds", "peak_memory_mib"),
+    *("machine", "versions"),
+)
+DATA = ("train", "validation", "test", "duplicates")
 CURVES = ("epoch", "loss", "accuracy")
 TEST_METRICS = ("accuracy", "accuracy_low", "accuracy_high", "loss", "errors", "images", "calibration_error")
 
@@ -39,7 +44,8 @@ def evaluate_and_record(config: Config, test: Split, store: Store) -> None:
     """Score, write reports/ and record them. Raises PipelineError if models/ is not what train writes."""
     with quietly():
         use_device()
-    network, facts, history = load_network(paths.MODEL), read_facts(paths.RUN), read_history(paths.HISTORY)
+    facts, history, data = read_facts(paths.RUN), read_history(paths.HISTORY), read_data(paths.DATA_REPORT)
+    network = load_network(paths.MODEL, facts["model_md5"])
     if network.input_shape[1:] != test.images.shape[1:]:
         raise PipelineError(
             f"{paths.MODEL} reads images of {network.input_shape[1:]}, the test images are {test.images.shape[1:]}: "
@@ -48,19 +54,25 @@ def evaluate_and_record(config: Config, test: Split, store: Store) -> None:
     logits, probabilities = predict(network, test)
     figures = score(logits, probabilities, test.labels)
     wrong = mistakes(probabilities, test.labels)
-    for path, figure in draw(config, history, test, probabilities, figures, wrong).items():
-        save_picture(path, figure)
-    write_text(paths.ERRORS, errors_csv(wrong))
-    root, test_md5 = paths.project_root(), md5(paths.TEST)
-    recorder = continue_run(store, facts["run_id"], root) or restore_run(config, store, facts, history)
-    write_json(paths.METRICS, report(config, figures, facts, recorder, test_md5))
-    record(recorder, config, figures, facts["epochs"], test_md5)
-    Console().print(closing_table(config, figures, facts, recorder))
+    findings = Findings(config, facts, history, data, figures, wrong, test.images)
+    recorder, provenance = find_run(config, store, facts, history), Provenance(**facts["provenance"])
+    write_reports(findings, reliability(probabilities, test.labels), commands(provenance, facts["run_id"]))
+    write_json(paths.METRICS, report(findings, recorder, md5(paths.TEST)))
+    record(recorder, findings, provenance)
+    Console().print(closing_table(findings, recorder))
     print(f"The run is at {address(store, recorder)}")
 
 
-def load_network(path: Path) -> keras.Model:
-    """The saved network, without running any code that the file may bring along (Keras's safe mode)."""
+def load_network(path: Path, digest: str) -> keras.Model:
+    """The network that train saved, without running any code that the file may bring along (Keras's safe mode).
+
+    Raises PipelineError if its MD5 is not `digest`, or if it is no network.
+    """
+    if path.exists() and md5(path) != digest:
+        raise PipelineError(
+            f"{path} is not the file that train wrote: its MD5 is {md5(path)}, {paths.RUN} has {digest}. "
+            "`dvc checkout` brings that one back"
+        )
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
@@ -82,7 +94,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     """What train wrote about the run."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        return {name: facts[name] for name in FACTS}
+        return {name: facts[name] for name in FACTS} | {"provenance": Provenance(**facts["provenance"])._asdict()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{path} cannot be read ({error}): run `dvc repro`") from None
 
@@ -96,22 +108,29 @@ def read_history(path: Path) -> History:
         raise PipelineError(f"{path} cannot be read ({error}): run `dvc repro`") from None
 
 
-def draw(
-    config: Config,
-    history: History,
-    test: Split,
-    probabilities: NDArray[np.float32],
-    figures: dict[str, Any],
-    wrong: list[Mistake],
-) -> dict[Path, Figure]:
-    """All pictures, by where they go."""
-    bins = reliability(probabilities, test.labels)
-    return {
-        paths.CURVES_PICTURE: draw_curves(history, config.training.validate_on),
+def read_data(path: Path) -> dict[str, Any]:
+    """What preprocess wrote about the data."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {name: data[name] for name in DATA}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"{path} cannot be read ({error}): run `dvc repro`") from None
+
+
+def write_reports(findings: Findings, bins: Reliability, reproduce: list[str]) -> None:
+    """Write the pictures, the list of wrong images, the report and the model card."""
+    figures = findings.figures
+    curve = draw_reliability(bins, figures["calibration_error"])
+    for path, figure in {
+        paths.CURVES_PICTURE: draw_curves(findings.history, findings.config.training.validate_on),
         paths.CONFUSION_PICTURE: draw_confusion(np.array(figures["confusion_matrix"])),
-        paths.MISTAKES_PICTURE: draw_mistakes(test.images, wrong),
-        paths.RELIABILITY_PICTURE: draw_reliability(bins, figures["calibration_error"]),
-    }
+        paths.MISTAKES_PICTURE: draw_mistakes(findings.images, findings.wrong),
+        paths.RELIABILITY_PICTURE: curve,
+    }.items():
+        save_picture(path, figure)
+    write_text(paths.ERRORS, errors_csv(findings.wrong))
+    write_text(paths.REPORT, report_page(findings, curve, reproduce))
+    write_text(paths.MODEL_CARD, model_card(findings))
 
 
 def errors_csv(wrong: list[Mistake]) -> str:
@@ -123,43 +142,68 @@ def errors_csv(wrong: list[Mistake]) -> str:
     return text.getvalue()
 
 
-def report(
-    config: Config, figures: dict[str, Any], facts: dict[str, Any], recorder: Recorder, test_md5: str
-) -> dict[str, Any]:
+def report(findings: Findings, recorder: Recorder, test_md5: str) -> dict[str, Any]:
     """The content of reports/metrics.json. DVC shows its numbers and names and passes over its lists."""
-    training = {name: facts[name] for name in ("epochs", "parameters", "fit_seconds", "device", "backend")}
-    dataset = {"name": config.dataset.name, "test_md5": test_md5}
+    training = {name: findings.facts[name] for name in ("epochs", "parameters", "fit_seconds", "device", "backend")}
+    dataset = {"name": findings.config.dataset.name, "test_md5": test_md5}
     run = {"experiment_id": recorder.experiment_id, "run_id": recorder.run_id}
-    return {"test": figures, "training": training, "dataset": dataset, "mlflow": run}
+    return {"test": findings.figures, "training": training, "dataset": dataset, "mlflow": run}
 
 
-def record(recorder: Recorder, config: Config, figures: dict[str, Any], epochs: int, test_md5: str) -> None:
-    """Add the test's figures and pictures to a run."""
-    recorder.dataset(config.dataset.name, "test", test_md5, figures["images"], [])
-    recorder.tags({"dvc.test": test_md5})
-    recorder.metrics({f"test/{name}": figures[name] for name in TEST_METRICS}, epochs)
+def record(recorder: Recorder, findings: Findings, provenance: Provenance) -> None:
+    """Add the test's figures, pictures and documents to a run."""
+    figures, digest = findings.figures, md5(paths.TEST)
+    recorder.dataset(findings.config.dataset.name, "test", digest, figures["images"], list(findings.images.shape[1:]))
+    recorder.tags({"dvc.test": digest})
+    recorder.metrics({f"test/{name}": figures[name] for name in TEST_METRICS}, findings.facts["epochs"])
     for picture in (*paths.PICTURES, paths.SAMPLES_PICTURE):
         recorder.artifact(picture, "plots")
     for file in (paths.METRICS, paths.ERRORS, paths.DATA_REPORT):
         recorder.artifact(file, "reports")
+    for file in (paths.REPORT, paths.MODEL_CARD):
+        recorder.artifact(file)
+    recorder.model_file(paths.MODEL_CARD)
+    recorder.model_file(paths.MISTAKES_PICTURE, paths.MISTAKES_PICTURE.parent.name)  # where the card looks for it
+    describe_run(recorder, run_markdown(findings), commands(provenance, recorder.run_id))
 
 
-def restore_run(config: Config, store: Store, facts: dict[str, Any], history: History) -> Recorder:
-    """A run for a model that came out of DVC's cache or a remote, and whose own run this store does not have."""
-    print(f"evaluate: MLflow has no run {facts['run_id']}: the model was restored, and so is its run")
-    tags = {"restored": "true", "restored.from": facts["run_id"], "dvc.model": md5(paths.MODEL)}
-    tags |= {"device": facts["device"], "keras.backend": facts["backend"]}
-    recorder = start_run(store, config, paths.project_root(), "evaluate", tags)
+def find_run(config: Config, store: Store, facts: dict[str, Any], history: History) -> Recorder:
+    """The run that gets the figures: that of the training, or one that stands for it."""
+    root, provenance = paths.project_root(), Provenance(**facts["provenance"])
+    recorder = continue_run(store, facts["run_id"], root)
+    if recorder is None:
+        print(f"evaluate: MLflow has no run {facts['run_id']}: the model was restored, and so is its run")
+        recorder = start_run(store, config, root, provenance, restored_tags(facts))
+        record_curves(recorder, config, history)
+        recorder.model(paths.MODEL)
+        recorder.status("FINISHED")
+        return recorder
+    linked = link_run(store, facts["run_id"], config, root, provenance)
+    if linked is None:
+        return recorder
+    print(f"evaluate: the model is that of MLflow's run {facts['run_id']}; this experiment has a run below it")
+    record_curves(linked, config, history)
+    linked.status("FINISHED")
+    return linked
+
+
+def restored_tags(facts: dict[str, Any]) -> dict[str, str]:
+    """What the run of a model has to say that came out of DVC's cache or a remote: this store has not seen its own."""
+    tags = {"restored": "true", "restored.from": facts["run_id"], "dvc.model": facts["model_md5"]}
+    made = {"device": facts["device"], "keras.backend": facts["backend"]}
+    return tags | made | {name: facts[name] for name in ("machine", "versions")}
+
+
+def record_curves(recorder: Recorder, config: Config, history: History) -> None:
+    """Add the figures of every epoch to a run."""
     for index, number in enumerate(history["epoch"]):
         epoch = {name: values[index] for name, values in history.items()}
         recorder.metrics(epoch_metrics(epoch, config.training.validate_on), int(number))
-    recorder.model(paths.MODEL)
-    recorder.status("FINISHED")
-    return recorder
 
 
-def closing_table(config: Config, figures: dict[str, Any], facts: dict[str, Any], recorder: Recorder) -> Table:
+def closing_table(findings: Findings, recorder: Recorder) -> Table:
     """What a person wants to know at the end."""
+    config, figures, facts = findings.config, findings.figures, findings.facts
     title = f"{config.recipe}: {config.model.name} on {config.dataset.name}, seed {config.seed}"
     table = Table(title=title, title_justify="left", show_header=False)
     low, high = figures["accuracy_low"], figures["accuracy_high"]
@@ -167,7 +211,7 @@ def closing_table(config: Config, figures: dict[str, Any], facts: dict[str, Any]
     table.add_row("test accuracy", f"{figures['accuracy']:.2%}  (95 % interval {low:.2%} … {high:.2%})")
     table.add_row("errors", f"{figures['errors']} of {figures['images']:,} images, listed in {paths.ERRORS}")
     table.add_row("training", f"{facts['fit_seconds']:.1f} s, {facts['epochs']} epochs, {facts['device']}")
-    table.add_row("pictures", f"{paths.CURVES_PICTURE.parent}/, or `dvc plots show`")
+    table.add_row("to read", f"{paths.REPORT} in a browser, {paths.MODEL_CARD}, or `dvc plots show`")
     if recorder.is_incomplete():
         table.add_row("MLflow", "the store did not take everything: `python -m pipeline.tracking send` sends the rest")
     return table

@@ -40,15 +40,15 @@ def score(logits: Logits, probabilities: Probabilities, labels: Labels) -> dict[
     """All figures of the test: logits and probabilities (N, classes) against labels (N,)."""
     predictions = probabilities.argmax(axis=1)
     right = int((predictions == labels).sum())
-    interval = binomtest(right, len(labels)).proportion_ci(CONFIDENCE, method="wilson")
+    low, high = proportion_interval(right, len(labels))
     classes = range(probabilities.shape[1])
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predictions, labels=list(classes), zero_division=0
     )
     return {
         "accuracy": round(right / len(labels), DIGITS),
-        "accuracy_low": round(float(interval.low), DIGITS),
-        "accuracy_high": round(float(interval.high), DIGITS),
+        "accuracy_low": round(low, DIGITS),
+        "accuracy_high": round(high, DIGITS),
         "loss": round(log_loss(logits, labels), DIGITS),
         "errors": len(labels) - right,
         "images": len(labels),
@@ -61,6 +61,12 @@ def score(logits: Logits, probabilities: Probabilities, labels: Labels) -> dict[
         },
         "confusion_matrix": confusion_matrix(labels, predictions, labels=list(classes)).tolist(),
     }
+
+
+def proportion_interval(right: int, images: int) -> tuple[float, float]:
+    """Wilson's interval at 95 % for the share of images that are read right (Wilson, JASA 22, 1927)."""
+    interval = binomtest(right, images).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def log_loss(logits: Logits, labels: Labels) -> float:

@@ -15,6 +15,7 @@ from pipeline.errors import PipelineError, first_line
 
 LOCK = Path("dvc.lock")
 SEED = "seed"
+JUDGING = "gate."  # settings that say how figures are judged, and make none
 CODE = "pipeline/"  # how the paths of a stage's code start
 
 Reader = Callable[[Path], bytes | None]  # the content of a file somewhere; None where it does not exist
@@ -157,7 +158,10 @@ def check_lock(lock: dict[str, Any], path: Path, content: bytes, place: str) -> 
 
 
 def recipe_of(lock: dict[str, Any]) -> str:
-    """Code and configuration of all that a model's figures come from, but for the seed: equal for its other seeds."""
+    """Code and configuration of all that a model's figures come from, but for the seed: equal for its other seeds.
+
+    The settings of the gate, which the model card tells of, are no part of it: a record of seeds keeps its runs.
+    """
     stages = {
         name: {
             "cmd": stage.get("cmd"),
@@ -166,7 +170,7 @@ def recipe_of(lock: dict[str, Any]) -> str:
                 key: value
                 for values in stage.get("params", {}).values()
                 for key, value in (values or {}).items()
-                if key != SEED
+                if key != SEED and not key.startswith(JUDGING)
             },
         }
         for name, stage in _stages(lock).items()

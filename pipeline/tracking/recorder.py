@@ -64,8 +64,8 @@ class Recorder:
         """Record a text as an artifact."""
         self._record({"kind": "text", "name": name, "content": content})
 
-    def artifact(self, path: Path, folder: str) -> None:
-        """Record a file as an artifact in a folder of the run's."""
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Record a file as an artifact, at the top or in a folder of the run's."""
         self._record({"kind": "artifact", "folder": folder}, path)
 
     def dataset(self, name: str, context: str, digest: str, images: int, shape: list[int]) -> None:
@@ -76,6 +76,10 @@ class Recorder:
     def model(self, path: Path) -> None:
         """Record the network in a `.keras` file as the run's model."""
         self._record({"kind": "model"}, path)
+
+    def model_file(self, path: Path, folder: str = "") -> None:
+        """Put a file beside the run's model, if the run has one."""
+        self._record({"kind": "model file", "folder": folder}, path)
 
     def status(self, status: str) -> None:
         """Say how the run stands: RUNNING, FINISHED, FAILED or KILLED."""
@@ -123,7 +127,7 @@ def reason(error: Exception) -> str:
     return first_line(error)[:200]
 
 
-def send_event(client: MlflowClient, run_id: str, event: Event, path: Path | None) -> None:
+def send_event(client: MlflowClient, run_id: str, event: Event, path: Path | None) -> None:  # noqa: PLR0912 (one case a kind)
     """Write one event to the store. Raises whatever MLflow raises."""
     match event:
         case {"kind": "params", "values": values}:
@@ -137,7 +141,7 @@ def send_event(client: MlflowClient, run_id: str, event: Event, path: Path | Non
         case {"kind": "text", "name": name, "content": content}:
             client.log_text(run_id, content, name)
         case {"kind": "artifact", "folder": folder}:
-            client.log_artifact(run_id, str(path), folder)
+            client.log_artifact(run_id, str(path), folder or None)
         case {"kind": "dataset", "name": name, "context": context, "digest": digest, "profile": profile}:
             source = json.dumps({"uri": f"data/prepared/{context}.npz"})
             dataset = Dataset(name, digest, "local", source, profile=json.dumps(profile))
@@ -145,6 +149,9 @@ def send_event(client: MlflowClient, run_id: str, event: Event, path: Path | Non
         case {"kind": "model"}:
             assert path is not None
             log_network(client, run_id, path)
+        case {"kind": "model file", "folder": folder}:
+            for logged in client.get_run(run_id).outputs.model_outputs[-1:]:
+                client.log_model_artifact(logged.model_id, str(path), folder or None)
         case {"kind": "status", "status": "RUNNING"}:
             client.update_run(run_id, "RUNNING")
         case {"kind": "status", "status": status, "time": stamp}:

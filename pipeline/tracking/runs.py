@@ -2,7 +2,6 @@
 
 import getpass
 import os
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,31 +11,79 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+from pipeline import paths
 from pipeline.config import Config, flatten
 from pipeline.errors import PipelineError
+from pipeline.machine import describe_machine, describe_versions
+from pipeline.tracking.provenance import EXPERIMENT, PATCH, Provenance, commands
 from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.store import Store, experiment_id
 
-EXPERIMENT = "DVC_EXP_NAME"  # set by DVC for the stages of `dvc exp run`
-BASELINE = "DVC_EXP_BASELINE_REV"
-
+DESCRIPTION = "mlflow.note.content"  # what the UI shows, as Markdown, at the top of a run's page
+BYTES = {"mirrors", "files"}  # of the dataset: they say where it comes from, and its digests are on the run anyway
+SCORED = "test/accuracy"  # a run that has it has been evaluated
+PARENT = "mlflow.parentRunId"
 EPOCH_NAMES = {"seconds": "seconds_per_epoch"}
 
 
-def start_run(store: Store, config: Config, root: Path, stage: str, extra_tags: dict[str, str]) -> Recorder:
-    """Open a run for one model, named after the DVC experiment or the recipe, with everything it was configured to be.
+def start_run(
+    store: Store, config: Config, root: Path, provenance: Provenance, extra_tags: Mapping[str, str]
+) -> Recorder:
+    """Open a run for one model, with everything it was configured to be and the code that it comes from.
 
     Raises PipelineError if the store does not take it: nothing has been trained yet.
     """
-    name = os.environ.get(EXPERIMENT) or f"{config.recipe}-{config.model.name}-seed-{config.seed}"
-    tags = run_tags(stage) | {"recipe": config.recipe} | extra_tags
+    tags = run_tags(provenance) | {"recipe": config.recipe, **extra_tags}
     try:
-        run = MlflowClient(store.uri).create_run(experiment_id(store, config.dataset.name), tags=tags, run_name=name)
+        experiment = experiment_id(store, config.dataset.name)
+        run = MlflowClient(store.uri).create_run(experiment, tags=tags, run_name=run_name(config))
     except MlflowException as error:
         raise PipelineError(f"the MLflow store {store.uri} does not take a new run: {error}") from None
     recorder = Recorder(store.uri, run.info.run_id, root)
-    recorder.params(dict(flatten(config.model_dump(by_alias=True, exclude={"gate"}))))
+    values = config.model_dump(by_alias=True, exclude={"gate": True, "dataset": BYTES})
+    recorder.params(dict(flatten(values)))
+    for path in (paths.COMPOSED, paths.PARAMS):
+        recorder.artifact(path, "config")
+    if provenance.patch:
+        recorder.text(PATCH, provenance.patch)
+    describe_run(recorder, "No test figures yet.", commands(provenance, recorder.run_id))
     return recorder
+
+
+def link_run(store: Store, run_id: str, config: Config, root: Path, provenance: Provenance) -> Recorder | None:
+    """A run for a DVC experiment that reuses the model of an earlier run; None if that run is this experiment's own.
+
+    The UI shows it below the earlier run, which has the model. A second evaluation goes on with it.
+    """
+    client, experiment = MlflowClient(store.uri), os.environ.get(EXPERIMENT)
+    if not experiment:
+        return None
+    try:
+        run = client.get_run(run_id)
+        if run.data.tags.get("dvc.experiment") == experiment or SCORED not in run.data.metrics:
+            return None
+        query = f"tags.`{PARENT}` = '{run_id}' and tags.`dvc.experiment` = '{experiment}'"
+        found = client.search_runs([run.info.experiment_id], query, max_results=1)
+    except MlflowException:  # a store that does not answer: what is recorded is kept, under the run that is known
+        return None
+    if found:
+        return Recorder(store.uri, found[0].info.run_id, root)
+    kept = {
+        name: run.data.tags.get(name, "") for name in ("machine", "versions", "device", "keras.backend", "dvc.model")
+    }
+    return start_run(store, config, root, provenance, kept | {PARENT: run_id, "reused": "true", "reused.from": run_id})
+
+
+def run_name(config: Config) -> str:
+    """What a person recognises: recipe, network and seed, and the name of the DVC experiment if it is one."""
+    name, experiment = f"{config.recipe}-{config.model.name}-seed-{config.seed}", os.environ.get(EXPERIMENT)
+    return f"{name} ({experiment})" if experiment else name
+
+
+def describe_run(recorder: Recorder, text: str, reproduce: list[str]) -> None:
+    """Set what stands at the top of the run's page: a text in Markdown, and how to get the same run again."""
+    lines = "\n".join(reproduce)
+    recorder.tags({DESCRIPTION: f"{text}\n\nThe same run again, in a clone of the repository:\n\n```\n{lines}\n```\n"})
 
 
 def continue_run(store: Store, run_id: str | None, root: Path) -> Recorder | None:
@@ -54,17 +101,18 @@ def continue_run(store: Store, run_id: str | None, root: Path) -> Recorder | Non
     return recorder if run.info.lifecycle_stage == "active" else None
 
 
-def run_tags(stage: str) -> dict[str, str]:
-    """Who ran what from which code: MLflow's own tags, and git's and DVC's names for it."""
-    commit = os.environ.get(BASELINE) or _git("rev-parse", "HEAD")
+def run_tags(provenance: Provenance) -> dict[str, str]:
+    """Who ran what from which code on which machine: MLflow's own tags, and git's and DVC's names for it."""
     return {
         "mlflow.user": _user(),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": f"python -m pipeline.{stage}",
-        "mlflow.source.git.commit": commit,
-        "git.commit": commit,
-        "git.dirty": str(bool(_git("status", "--porcelain"))).lower(),
+        "mlflow.source.name": "python -m pipeline.train",
+        "mlflow.source.git.commit": provenance.commit,
+        "git.commit": provenance.commit,
+        "git.dirty": str(bool(provenance.patch)).lower(),
         "dvc.experiment": os.environ.get(EXPERIMENT, ""),
+        "machine": describe_machine(),
+        "versions": describe_versions(),
     }
 
 
@@ -100,12 +148,3 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):
         return str(os.getuid())
-
-
-def _git(*arguments: str) -> str:
-    """What git answers, or nothing where there is no git or no repository."""
-    try:
-        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return answer.stdout.strip()

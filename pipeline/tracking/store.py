@@ -23,6 +23,11 @@ PATIENCE = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 RELATIVE = "sqlite:///"  # what follows is a path; an absolute one starts with a fourth stroke
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "A run for each trained model: curves, figures on the test images, pictures, a report, the "
+    "model, and the commands that give the same run again. Runs below another one reuse its model.",
+}
 UNSUPPORTED = "MLflow 3 no longer keeps runs in folders such as mlruns/"
 
 
@@ -104,7 +109,7 @@ def experiment_id(store: Store, name: str) -> str:
     if found is None:
         try:
             place = None if store.remote else store.artifacts.as_uri()
-            return client.create_experiment(name, place, {"mlflow.experimentKind": "custom_model_development"})
+            return client.create_experiment(name, place, EXPERIMENT_TAGS)
         except MlflowException:  # another process was faster
             found = client.get_experiment_by_name(name)
     if found is None or found.lifecycle_stage != "active":

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import resource
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ from pipeline.dataset import Split
 from pipeline.device import use_device
 from pipeline.errors import PipelineError
 from pipeline.files import md5, write_json, write_text
+from pipeline.machine import describe_machine, describe_versions
 from pipeline.stage import quietly
 from pipeline.stopwatch import Stopwatch
+from pipeline.tracking.provenance import EXPERIMENT, Provenance, find_provenance
 from pipeline.tracking.recorder import Recorder, send_unsent
 from pipeline.tracking.runs import continue_run, epoch_metrics, start_run, system_metrics
 from pipeline.tracking.store import Store
@@ -36,8 +39,9 @@ def train_and_record(config: Config, train: Split, validation: Split, store: Sto
     network, learner = set_up(config, train.images.shape[1:])
     send_unsent(root)
     watch.lap("build")
+    provenance = find_provenance()
     with open_checkpoint(root / paths.CHECKPOINTS, training_name(config)) as checkpoint:
-        recorder = open_run(config, store, root, checkpoint, {"device": device})
+        recorder = open_run(config, store, provenance, checkpoint, device)
         record_data(recorder, config, train, validation)
         recorder.text("model_summary.txt", summary(network))
         watch.lap("log")
@@ -46,11 +50,13 @@ def train_and_record(config: Config, train: Split, validation: Split, store: Sto
         save_network(paths.MODEL, network)
         write_text(paths.HISTORY, history_csv(epochs))
         watch.lap("save")
-        recorder.tags({"dvc.model": md5(paths.MODEL)})
+        digest = md5(paths.MODEL)
+        recorder.tags({"dvc.model": digest})
         recorder.model(paths.MODEL)
         watch.lap("log")
         facts = {
             "run_id": recorder.run_id,
+            "model_md5": digest,
             "device": device,
             "backend": keras.backend.backend(),
             "parameters": network.count_params(),
@@ -58,6 +64,9 @@ def train_and_record(config: Config, train: Split, validation: Split, store: Sto
             "fit_seconds": round(sum(epoch["seconds"] for epoch in epochs), 2),
             "peak_memory_mib": peak_memory_mib(),
             "seconds": {name: round(seconds, 2) for name, seconds in watch.seconds.items()},
+            "machine": describe_machine(),
+            "versions": describe_versions(),
+            "provenance": provenance._asdict(),
         }
         write_json(paths.RUN, facts)
         recorder.metrics(costs(facts), len(epochs))
@@ -80,12 +89,15 @@ def training_name(config: Config) -> str:
     return fingerprint(relevant, [paths.TRAIN, paths.VALIDATION, *sorted(Path(__file__).parent.glob("*.py"))])
 
 
-def open_run(config: Config, store: Store, root: Path, checkpoint: Checkpoint, extra_tags: dict[str, str]) -> Recorder:
+def open_run(config: Config, store: Store, provenance: Provenance, checkpoint: Checkpoint, device: str) -> Recorder:
     """The run of the training that is being continued, or else a new one."""
+    root = paths.project_root()
     recorder = continue_run(store, checkpoint.run_id, root)
     if recorder is None:
-        recorder = start_run(store, config, root, "train", extra_tags | {"keras.backend": keras.backend.backend()})
+        tags = {"device": device, "keras.backend": keras.backend.backend()}
+        recorder = start_run(store, config, root, provenance, tags)
         checkpoint.run_id = recorder.run_id
+    recorder.tags({"dvc.experiment": os.environ.get(EXPERIMENT, "")})  # another one may have begun it
     recorder.status("RUNNING")
     return recorder
 

@@ -1,0 +1,34 @@
+"""What computes here, in words: results are told with the machine and the versions they come from."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+PACKAGES = {"tensorflow": "TensorFlow", "keras": "Keras", "mlflow": "MLflow", "dvc": "DVC"}
+
+
+def describe_machine() -> str:
+    """Processor, cores, memory and system: 'AMD EPYC 9B14, 2 cores, 24 GiB, Linux'."""
+    memory = psutil.virtual_memory().total / (1 << 30)
+    return f"{_processor()}, {psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
+
+
+def describe_versions() -> str:
+    """Python and the packages that matter: 'Python 3.11.7, TensorFlow 2.21.0, …'."""
+    packages = (f"{name} {version(package)}" for package, name in PACKAGES.items())
+    return f"Python {platform.python_version()}, {', '.join(packages)}"
+
+
+def _processor() -> str:
+    """The processor's name; its architecture where the system does not tell."""
+    try:
+        if platform.system() == "Darwin":
+            asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration, subprocess.CalledProcessError):
+        return platform.machine()
