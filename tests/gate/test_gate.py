@@ -270,7 +270,7 @@ def test_reports_that_are_older_than_the_configuration(smoke: Project) -> None:
     smoke.params(recipe="smoke", seed=7)
     line = refusal(smoke)
     assert "not those of the current code, configuration and data: compose (changed deps: params.yaml)" in line
-    assert line.endswith("Run `dvc repro`, then the gate")
+    assert line.endswith("Run `dvc repro`, then this again")
 
 
 def test_reports_that_were_edited_by_hand(smoke: Project) -> None:

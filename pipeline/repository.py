@@ -26,7 +26,7 @@ def git(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
     try:
         return subprocess.run(["git", *arguments], capture_output=True, check=False)
     except OSError:
-        raise PipelineError("git is not installed: the gate needs it to find what to compare with") from None
+        raise PipelineError("git is not installed: it is needed to find which models there are") from None
 
 
 def check_repository() -> None:
@@ -103,7 +103,7 @@ def check_current() -> None:
     if changed:
         raise PipelineError(
             f"the reports are not those of the current code, configuration and data: {'; '.join(_changes(changed))}. "
-            "Run `dvc repro`, then the gate"
+            "Run `dvc repro`, then this again"
         )
 
 
@@ -137,20 +137,21 @@ def read_lock(read: Reader, place: str) -> dict[str, Any]:
     """What dvc.lock says; nothing where there is none. Raises PipelineError if it is not what DVC writes."""
     lock = read_yaml(read, LOCK, place)
     try:
-        recipe_of(lock), seed_of(lock), _outputs(lock)
+        recipe_of(lock), seed_of(lock), outputs(lock)
     except (AttributeError, KeyError, TypeError):
         raise PipelineError(f"{LOCK} {place} is damaged: it is not what DVC writes") from None
     return lock
 
 
-def _outputs(lock: dict[str, Any]) -> dict[str, str]:
-    """The MD5 of each output of evaluate."""
-    return {out["path"]: out["md5"] for out in _stages(lock).get("evaluate", {}).get("outs", [])}
+def outputs(lock: dict[str, Any]) -> dict[str, str]:
+    """The MD5 of each output of train and evaluate."""
+    stages = (_stages(lock).get(name, {}) for name in ("train", "evaluate"))
+    return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
 
 
 def check_lock(lock: dict[str, Any], path: Path, content: bytes, place: str) -> None:
-    """Raise PipelineError if a file's content is not what dvc.lock has for the outputs of evaluate."""
-    if _outputs(lock).get(str(path)) != hashlib.md5(content, usedforsecurity=False).hexdigest():
+    """Raise PipelineError if a file's content is not what dvc.lock has for it."""
+    if outputs(lock).get(str(path)) != hashlib.md5(content, usedforsecurity=False).hexdigest():
         raise PipelineError(
             f"{path} {place} is not the one of {LOCK} there: it was edited or committed alone. "
             "Run `dvc repro` there and commit both"
