@@ -21,6 +21,7 @@ PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 RELATIVE = "sqlite:///"  # what follows is a path; an absolute one starts with a fourth stroke
 EXPERIMENT_TAGS = {
