@@ -64,6 +64,14 @@ def merge_base(revision: str) -> str:
     return base.stdout.decode().strip()
 
 
+def uncommitted(*names: str | Path) -> list[str]:
+    """Which of some files and folders are not committed as they are, by git's name for them."""
+    found = git("status", "--porcelain", "--untracked-files=all", "--", *map(str, names))
+    if found.returncode:
+        raise PipelineError(f"`git status` fails: {_said(found)}")
+    return [line[3:] for line in found.stdout.decode(errors="replace").splitlines()]
+
+
 def in_folder(folder: Path) -> Reader:
     """Reads the files of a checkout, or of a folder into which reports/ was copied."""
 

@@ -16,7 +16,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from pipeline.errors import PipelineError, first_line
-from pipeline.tracking.servable import Servable
 from pipeline.tracking.store import RELATIVE, Store
 
 CHAMPION, PREVIOUS = "champion", "previous"
@@ -81,18 +80,18 @@ class Registry:
         """A version by its number."""
         return self.client.get_model_version(self.name, number)
 
-    def create(self, servable: Servable, run_id: str, tags: Mapping[str, str], description: str, about: str) -> str:
-        """Register a model that is logged to a run as a new version and return its number.
-
-        The registered model itself is made, with `about` as its description, where there is none yet.
-        """
+    def create(self, about: str) -> None:
+        """Make the registered model, with a description, where there is none yet."""
         try:
             self.client.create_registered_model(self.name, {"dataset": self.name}, about)
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
+
+    def add(self, source: str, model_id: str, run_id: str, tags: Mapping[str, str], description: str) -> str:
+        """Register a model that is logged to a run as a new version, tags and all at once, and return its number."""
         version = self.client.create_model_version(
-            self.name, servable.source, run_id, dict(tags), description=description, model_id=servable.model_id
+            self.name, source, run_id, dict(tags), description=description, model_id=model_id
         )
         return str(version.version)
 
