@@ -39,7 +39,9 @@ def act(arguments: argparse.Namespace) -> None:
     digest = None if arguments.rollback else check_model()
     from pipeline.promote.promotion import promote, rollback
 
-    Console().print(rollback() if digest is None else promote(arguments.base, digest))
+    table, lines = rollback() if digest is None else promote(arguments.base, digest)
+    Console().print(table)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Making a model the champion, and going back to the one before."""
 
+from typing import NamedTuple
+
 from rich.table import Table
 
 from pipeline import paths
@@ -24,7 +26,14 @@ ABOUT = (
 )
 
 
-def promote(base: str | None, digest: str) -> Table:
+class Standing(NamedTuple):
+    """How things stand at the end: a table, and lines to copy from or to read below it."""
+
+    table: Table
+    lines: list[str]
+
+
+def promote(base: str | None, digest: str) -> Standing:
     """Make the model with an MD5, that of the working tree, the champion, and return how things stand then.
 
     Raises PipelineError, and leaves the aliases alone, if the model is not current, not committed or worse than what
@@ -44,13 +53,11 @@ def promote(base: str | None, digest: str) -> Table:
             number = str(known.version)
             registry.describe(number, facts, text)
         move(registry, now, number)
-        table = standing(store, registry, Aliases(number, now.champion), "is the champion now")
-    for note in (*outcome.notes, *outcome.verdict.notes):
-        table.add_row("note", note)
-    return table
+        end = standing(store, registry, Aliases(number, now.champion), "is the champion now")
+    return end._replace(lines=[*outcome.notes, *outcome.verdict.notes, *end.lines])
 
 
-def rollback() -> Table:
+def rollback() -> Standing:
     """Swap champion and previous. Raises PipelineError if there are not both."""
     store, name = open_store(paths.project_root()), load_config().dataset.name
     with open_registry(store, name, paths.project_root()) as registry:
@@ -148,7 +155,7 @@ def serve_command(name: str) -> str:
     return f"mlflow models serve -m models:/{name}@champion --env-manager local"
 
 
-def standing(store: Store, registry: Registry, now: Aliases, outcome: str) -> Table:
+def standing(store: Store, registry: Registry, now: Aliases, outcome: str) -> Standing:
     """What a person wants to know at the end."""
     assert now.champion is not None
     facts = registry.version(now.champion).tags
@@ -157,7 +164,6 @@ def standing(store: Store, registry: Registry, now: Aliases, outcome: str) -> Ta
     table.add_row("gate", f"{facts.get('gate.verdict', 'unknown')}, against {facts.get('gate.baseline', 'the floor')}")
     table.add_row("model", f"{facts.get(DIGEST, 'unknown')} (MD5), commit {facts.get(COMMIT, 'unknown')[:7]}")
     table.add_row("previous", f"version {now.previous}" if now.previous else "none")
-    table.add_row("to serve it", f"make serve, or {serve_command(registry.name)}")
     where = page(store, f"models/{registry.name}/versions/{now.champion}")
-    table.add_row("in MLflow", where if store.remote else f"{where} once `make ui` serves it")
-    return table
+    served = f"To serve it: make serve, or {serve_command(registry.name)}"
+    return Standing(table, [served, f"It is at {where}{'' if store.remote else ' once `make ui` serves it'}"])
