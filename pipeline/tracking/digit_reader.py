@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from numpy.typing import NDArray
 
 NETWORK = "model.onnx"
@@ -20,7 +21,7 @@ class BadImages(MlflowException):
     """What was sent cannot be read as images: the server answers 400 with the message."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, error_code="INVALID_PARAMETER_VALUE")
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Keep the message: MLflow's server would put all that was sent in front of it."""

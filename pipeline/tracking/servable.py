@@ -1,6 +1,5 @@
 """The form in which a model is registered: served from raw images, without Keras, and checked before it is loaded."""
 
-import hashlib
 import shutil
 import sys
 import tempfile
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
-import mlflow.artifacts
 import mlflow.pyfunc
 import numpy as np
 from mlflow import MlflowClient
@@ -22,11 +20,11 @@ from pipeline.files import sha256
 from pipeline.stage import quietly
 from pipeline.tracking import digit_reader
 from pipeline.tracking.keras_model import example_of, log_model, pinned, signature_of
+from pipeline.tracking.model_files import digest, download
 
 NAME = "served"
 FOLDER = "network"  # in the model's data/
 TOLERANCE = 1e-5  # of a probability: how far the served network may be from the trained one
-SIGNED = ("MLmodel", "data", "code")  # what decides an answer; cards and examples lie beside it
 
 
 class Servable(NamedTuple):
@@ -100,18 +98,3 @@ def save_model(path: str, mlflow_model: Model, folder: Path, **_: Any) -> None:
         input_example=example_of(network),
         pip_requirements=pinned("mlflow", "numpy", "onnxruntime"),
     )
-
-
-def download(source: str, folder: str) -> Path:
-    """The files of a model, below `folder`, without what Python made of its code where it was loaded before."""
-    files = Path(mlflow.artifacts.download_artifacts(source, dst_path=folder))
-    for cache in [*files.rglob("__pycache__")]:
-        shutil.rmtree(cache)
-    return files
-
-
-def digest(folder: Path) -> str:
-    """The SHA-256 over all files of a downloaded model that decide an answer, their names included."""
-    files = (file for name in SIGNED for file in sorted([folder / name, *(folder / name).rglob("*")]))
-    listing = "".join(f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files if file.is_file())
-    return hashlib.sha256(listing.encode()).hexdigest()
