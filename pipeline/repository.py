@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -199,9 +199,23 @@ def _stages(lock: dict[str, Any]) -> dict[str, Any]:
     return stages if isinstance(stages, dict) else {}
 
 
-def experiments() -> list[str]:
-    """The commits of all DVC experiments in this repository, the newest first."""
+def commits_of(path: Path) -> list[str]:
+    """The commits in which a file changed, in any branch, the newest first."""
+    everywhere = ("--branches", "--tags", "--remotes", *(["HEAD"] if commit_of("HEAD") else []))
+    listing = git("log", "--format=%H", *everywhere, "--", path.as_posix())
+    return listing.stdout.decode().split()
+
+
+class Experiment(NamedTuple):
+    """A DVC experiment: its name, and the commit in which DVC keeps it."""
+
+    name: str
+    commit: str
+
+
+def experiments() -> list[Experiment]:
+    """All DVC experiments in this repository, the newest first."""
     listing = git("for-each-ref", "--sort=-committerdate", "--format=%(objectname) %(refname)", "refs/exps")
-    named = (line.split() for line in listing.stdout.decode().splitlines())
+    found = ((commit, name.split("/")) for commit, name in map(str.split, listing.stdout.decode().splitlines()))
     # An experiment is refs/exps/SHA[:2]/SHA[2:]/NAME; exec/, stash and celery/ are DVC's own.
-    return [commit for commit, name in named if len(name.split("/")) == 5 and len(name.split("/")[2]) == 2]  # noqa: PLR2004
+    return [Experiment(parts[4], commit) for commit, parts in found if len(parts) == 5 and len(parts[2]) == 2]  # noqa: PLR2004

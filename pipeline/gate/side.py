@@ -118,7 +118,7 @@ def with_other_seeds(side: Side) -> Side:
     """The side with a report for every other seed that a DVC experiment has trained with its code and configuration."""
     recipe, seeds = recipe_of(side.lock), {seed_of(side.lock)}
     reports = list(side.reports)
-    for commit in experiments():
+    for _, commit in experiments():
         place = f"in the experiment {commit[:7]}"
         try:
             lock = read_lock(at_commit(commit), place)

@@ -14,7 +14,8 @@ from pipeline.gate.side import Side, read_commit
 from pipeline.promote.checks import check_committed, check_model
 from pipeline.repository import commit_of
 from pipeline.stage import quietly
-from pipeline.tracking.registry import DIGEST, Aliases, Registry, open_registry
+from pipeline.tracking.model_files import DIGEST as SERVED
+from pipeline.tracking.registry import DVC_HASH, Aliases, Registry, open_registry
 from pipeline.tracking.store import Store, open_store, page
 
 COMMIT = "git.commit"
@@ -52,8 +53,9 @@ def promote(base: str | None, digest: str) -> Standing:
         else:
             number = str(known.version)
             registry.describe(number, facts, text)
-        move(registry, now, number)
-        end = standing(store, registry, Aliases(number, now.champion), "is the champion now")
+        leaves = registry.leaving(now, digest)
+        move(registry, leaves, number)
+        end = standing(store, registry, Aliases(number, leaves.champion), "is the champion now")
     return end._replace(lines=[*outcome.notes, *outcome.verdict.notes, *end.lines])
 
 
@@ -119,7 +121,7 @@ def register(registry: Registry, run_id: str, digest: str, facts: dict[str, str]
     if check_model() != digest:  # a `dvc repro` beside this one
         raise PipelineError(f"{paths.MODEL} was replaced while it was judged: promote again")
     registry.create(ABOUT.format(name=registry.name))
-    return registry.add(servable.source, servable.model_id, run_id, facts | {"served.sha256": servable.digest}, text)
+    return registry.add(servable.source, servable.model_id, run_id, facts | {SERVED: servable.digest}, text)
 
 
 def move(registry: Registry, now: Aliases, number: str) -> None:
@@ -134,7 +136,7 @@ def move(registry: Registry, now: Aliases, number: str) -> None:
 def version_tags(outcome: Outcome, commit: str, digest: str) -> dict[str, str]:
     """What there is to know of a version, to search by."""
     accuracy = outcome.candidate.first.metrics.test.accuracy
-    facts = {COMMIT: commit, DIGEST: digest, "test.accuracy": f"{accuracy:.6g}", "recipe": outcome.candidate.recipe}
+    facts = {COMMIT: commit, DVC_HASH: digest, "test.accuracy": f"{accuracy:.6g}", "recipe": outcome.candidate.recipe}
     return facts | {key: value for key, value in tags(outcome).items() if value}
 
 
@@ -162,7 +164,7 @@ def standing(store: Store, registry: Registry, now: Aliases, outcome: str) -> St
     table = Table(title=f"{registry.name} version {now.champion} {outcome}", title_justify="left", show_header=False)
     table.add_row("test accuracy", f"{float(facts.get('test.accuracy', 'nan')):.2%}")
     table.add_row("gate", f"{facts.get('gate.verdict', 'unknown')}, against {facts.get('gate.baseline', 'the floor')}")
-    table.add_row("model", f"{facts.get(DIGEST, 'unknown')} (MD5), commit {facts.get(COMMIT, 'unknown')[:7]}")
+    table.add_row("model", f"{facts.get(DVC_HASH, 'unknown')} (MD5), commit {facts.get(COMMIT, 'unknown')[:7]}")
     table.add_row("previous", f"version {now.previous}" if now.previous else "none")
     where = page(store, f"models/{registry.name}/versions/{now.champion}")
     served = f"To serve it: make serve, or {serve_command(registry.name)}"

@@ -4,6 +4,7 @@ An alias belongs to one version by construction, and moving it is one write, so 
 champion, and none only before the first. What is not one write is moving both: see `Registry.move`.
 """
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from pipeline.errors import PipelineError, first_line
+from pipeline.tracking.model_files import DIGEST as SERVED
+from pipeline.tracking.model_files import digest, download
 from pipeline.tracking.store import RELATIVE, Store
 
 CHAMPION, PREVIOUS = "champion", "previous"
 BEFORE = "previous.before"  # of the registered model: the version that was `previous` before the latest move
-DIGEST = "dvc.model"  # of a version, as of a run: the MD5 by which DVC knows the network
+DVC_HASH = "dvc.model"  # of a version, as of a run: the MD5 by which DVC knows the network
 
 
 class Aliases(NamedTuple):
@@ -70,11 +73,16 @@ class Registry:
             self.client.set_registered_model_alias(self.name, PREVIOUS, now.champion)
         return True
 
-    def find(self, digest: str) -> ModelVersion | None:
-        """The first version of the network with an MD5."""
-        query = f"name = '{self.name}' and tags.`{DIGEST}` = '{digest}'"
-        found = self.client.search_model_versions(query)
-        return min(found, key=lambda version: int(version.version), default=None)
+    def leaving(self, now: Aliases, md5: str) -> Aliases:
+        """The same, but for a champion with the network of an MD5, whose files are lost: nobody goes back to that."""
+        lost = now.champion is not None and self.version(now.champion).tags.get(DVC_HASH) == md5
+        return Aliases(now.previous, now.previous) if lost else now
+
+    def find(self, md5: str) -> ModelVersion | None:
+        """The newest version of the network with an MD5 whose files are still those that were registered."""
+        query = f"name = '{self.name}' and tags.`{DVC_HASH}` = '{md5}'"
+        found = sorted(self.client.search_model_versions(query), key=lambda version: int(version.version), reverse=True)
+        return next((version for version in found if is_intact(version)), None)
 
     def version(self, number: str) -> ModelVersion:
         """A version by its number."""
@@ -109,6 +117,15 @@ class Registry:
             if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 return False
             raise
+
+
+def is_intact(version: ModelVersion) -> bool:
+    """Whether the files of a version are there, and those that were registered."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return digest(download(version.source, folder)) == version.tags.get(SERVED)
+        except (MlflowException, OSError):
+            return False
 
 
 @contextmanager
