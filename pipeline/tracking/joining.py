@@ -127,12 +127,12 @@ def row_of(result: Result, run: Run | None, runs: Mapping[str, Run]) -> Row:
     if result.experiment:
         again = f"dvc exp apply {result.name} && dvc exp run --force --single-item evaluate --name {result.name}"
     if result.run_id is None:
-        return Row(result.name, "", "", "only in DVC", "it names no run", f"{again} gives it one")
+        return Row(result.name, "", "", "only in DVC", "it names no run", f"`{again}` gives it one")
     if result.run_id in runs:
-        restore = f"mlflow runs restore --run-id {result.run_id} brings it back"
+        restore = f"`mlflow runs restore --run-id {result.run_id}` brings it back"
         return Row(result.name, "", result.run_id, "only in DVC", "its run was deleted", restore)
     return Row(
-        result.name, "", result.run_id, "only in DVC", "this store has no such run", f"{again} gives it one here"
+        result.name, "", result.run_id, "only in DVC", "this store has no such run", f"`{again}` gives it one here"
     )
 
 
@@ -148,7 +148,7 @@ def how_joined(result: Result, run: Run, runs: Mapping[str, Run]) -> str:
 
 def row_of_run(run: Run, experiments_here: set[str], known: tuple[str, str] | None) -> Row:
     """A run that is nobody's own: `known` is what it was committed as, and why else something knows it."""
-    name, reason, remedy = run.info.run_name, "", f"mlflow runs delete --run-id {run.info.run_id} if it is not wanted"
+    name, reason, remedy = run.info.run_name, "", f"`mlflow runs delete --run-id {run.info.run_id}` if it is not wanted"
     if known is not None:
         return Row(known[0], name, run.info.run_id, "joined", known[1], "")
     experiment = run.data.tags.get(EXPERIMENT_TAG)
@@ -158,7 +158,7 @@ def row_of_run(run: Run, experiments_here: set[str], known: tuple[str, str] | No
         reason = f"the experiment {experiment} has another run by now"
     elif experiment:
         reason = f"this clone has no experiment {experiment}: it was removed, or is elsewhere"
-        remedy = f"dvc exp pull REMOTE {experiment}, or {remedy}"
+        remedy = f"`dvc exp pull REMOTE {experiment}`, or {remedy}"
     else:
         reason = "a `dvc repro` whose results were replaced before they were committed"
     return Row("", name, run.info.run_id, "only in MLflow", reason, remedy)
