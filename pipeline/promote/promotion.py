@@ -54,7 +54,7 @@ def promote(base: str | None, digest: str) -> Standing:
             number = str(known.version)
             registry.describe(number, facts, text)
         leaves = registry.leaving(now, digest)
-        move(registry, leaves, number)
+        move(registry, now, leaves, number)
         end = standing(store, registry, Aliases(number, leaves.champion), "is the champion now")
     return end._replace(lines=[*outcome.notes, *outcome.verdict.notes, *end.lines])
 
@@ -69,7 +69,7 @@ def rollback() -> Standing:
         if now.champion is None or now.previous is None:
             lacking = "champion" if now.champion is None else "previous model"
             raise PipelineError(f"the registered model {name!r} has no {lacking}: there is nothing to go back to")
-        move(registry, now, now.previous)
+        move(registry, now, now, now.previous)
         return standing(store, registry, Aliases(now.previous, now.champion), "is the champion again")
 
 
@@ -124,9 +124,13 @@ def register(registry: Registry, run_id: str, digest: str, facts: dict[str, str]
     return registry.add(servable.source, servable.model_id, run_id, facts | {SERVED: servable.digest}, text)
 
 
-def move(registry: Registry, now: Aliases, number: str) -> None:
-    """Make a version the champion. Raises PipelineError if it is not because somebody else was at it, too."""
-    if not registry.move(now, number):
+def move(registry: Registry, now: Aliases, leaves: Aliases, number: str) -> None:
+    """Make a version the champion instead of those that leave.
+
+    Raises PipelineError if the aliases are no longer as they were when it was judged: somebody on another machine was
+    at it, too, and what was judged against the champion of then may be worse than that of now.
+    """
+    if (registry.aliases() or Aliases(None, None)) != now or not registry.move(leaves, number):
         raise PipelineError(
             f"somebody else made another version of {registry.name} than {number} the champion at the same time, and "
             "theirs stands: look at it, and run this again if it should be yours"
