@@ -179,10 +179,10 @@ def test_a_champion_whose_commit_git_does_not_know(candidates: Project, client: 
     assert aliases(client) == {"champion": 2, "previous": 1}
 
 
-def test_a_store_that_does_not_know_the_run(candidates_once: Project) -> None:
-    run_id = candidates_once.report("metrics.json")["mlflow"]["run_id"]
-    other = f"sqlite:///{candidates_once.root}/other.db"
-    line = refusal(candidates_once, "--base", "HEAD", MLFLOW_TRACKING_URI=other)
+def test_a_store_that_does_not_know_the_run(candidates: Project) -> None:
+    run_id = candidates.report("metrics.json")["mlflow"]["run_id"]
+    other = f"sqlite:///{candidates.root}/other.db"
+    line = refusal(candidates, "--base", "HEAD", MLFLOW_TRACKING_URI=other)
     assert f"{other} has no run {run_id}, which reports/metrics.json names: `dvc repro --force" in line
 
 
