@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 N ?= 5
 
-.PHONY: help repro seeds gate gate-power test test-slow test-browser check pictures ui send bench lock clean
+.PHONY: help repro seeds gate gate-power test test-slow test-browser check pictures ui serve send bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -39,6 +39,9 @@ check: .venv/requirements-dev.txt ## ruff, ruff format, mypy strict
 
 ui: .venv/$(LOCK) ## open the MLflow UI on the list of runs
 	python -m pipeline.tracking ui
+
+serve: .venv/$(LOCK) ## draw a digit and see what the registered champion reads
+	python -m pipeline.serve
 
 send: .venv/$(LOCK) ## send to MLflow what earlier runs could not
 	python -m pipeline.tracking send

@@ -29,6 +29,10 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A clone in which three models of two recipes and two networks have been trained."""
     folder = tmp_path_factory.mktemp("browser") / "project"
     folder.mkdir()
+    return train_runs(folder)
+
+
+def train_runs(folder: Path) -> Project:
     project = clone(folder)
     project.params(recipe="smoke", dataset=None, model={"name": None}, optimizer={"name": None}, seed=1)
     project.commit()
@@ -47,7 +51,8 @@ def register(project: Project, run_name: str) -> None:
     run = next(run for run in all_runs(client) if run.info.run_name == run_name)
     model_id = run.outputs.model_outputs[0].model_id
     client.create_registered_model(CHAMPION)
-    version = client.create_model_version(CHAMPION, f"models:/{model_id}", run.info.run_id, model_id=model_id)
+    source = client.get_logged_model(model_id).artifact_location
+    version = client.create_model_version(CHAMPION, source, run.info.run_id, model_id=model_id)
     client.set_registered_model_alias(CHAMPION, "champion", version.version)
 
 
@@ -63,7 +68,7 @@ def all_runs(client: MlflowClient) -> list[Run]:
 @pytest.fixture(scope="session")
 def runs(trained_runs: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """The runs, served as `make ui` does."""
-    by_name = {run.info.run_name: run for run in all_runs(store_client(trained_runs))}
+    by_name = {str(run.info.run_name): run for run in all_runs(store_client(trained_runs))}
     with serve_ui(trained_runs.root, tmp_path_factory.mktemp("server") / "log") as address:
         yield Runs(trained_runs, address, by_name)
 
@@ -78,9 +83,12 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page in a browser in which nobody has been before; a test that fails leaves its picture in screenshots/."""
-    context = open_context(browser)
+def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page in a browser in which nobody has been before; a test that fails leaves its picture in screenshots/.
+
+    A test may set options of the browser, such as its size: `parametrize("page", [{…}], indirect=True)`.
+    """
+    context = open_context(browser, **getattr(request, "param", {}))
     yield context.new_page()
     context.close()
 

@@ -104,7 +104,7 @@ def sort_runs(page: Page, column: str) -> None:
     page.get_by_role("button", name="Sort:").click()
     page.get_by_placeholder("Search", exact=True).fill(column)
     page.get_by_role("menuitemcheckbox", name=column, exact=True).click()
-    expect(page.get_by_role("button", name=f"Sort: {column}")).to_be_visible()
+    expect(page.get_by_text(f"Sort: {column}")).to_be_visible()
 
 
 def search_runs(page: Page, query: str, matches: int) -> None:
@@ -173,9 +173,10 @@ def framed_page(page: Page) -> FrameLocator:
 # The model registry.
 
 
-def open_registered_model(page: Page, address: str, name: str) -> None:
-    """Open a registered model's page, by way of the list of them."""
-    page.goto(f"{address.split('#')[0]}#/models")
+def open_registered_model(page: Page, name: str) -> None:
+    """Open a registered model's page from any other, by way of the list of them."""
+    page.get_by_role("link", name="Model registry").click()
+    expect(page.get_by_role("heading", name="Registered Models")).to_be_visible()
     page.get_by_role("link", name=name, exact=True).click()
     expect(page.get_by_role("heading", name=name)).to_be_visible()
 

@@ -1,0 +1,60 @@
+"""A registered model, made sure of, behind MLflow's scoring interface."""
+
+import tempfile
+from typing import Any, NamedTuple
+
+import mlflow.pyfunc
+from fastapi import FastAPI
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.scoring_server import init
+
+from pipeline.errors import PipelineError, first_line
+from pipeline.tracking.model_files import DIGEST, digest, download
+from pipeline.tracking.store import Store
+
+
+class Served(NamedTuple):
+    """What is served: MLflow's application, the model, the images that it reads, and what the registry says of it."""
+
+    app: FastAPI
+    model: Any
+    image_shape: tuple[int, ...]
+    version: str
+    tags: dict[str, str]
+
+
+def load_registered(store: Store, name: str, alias: str) -> Served:
+    """The version of a registered model that an alias names.
+
+    Raises PipelineError if there is none, or if its files are not those that were registered.
+    """
+    client = MlflowClient(store.uri)
+    try:
+        version = client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        raise PipelineError(
+            f"{store.uri} has no model {name!r} with the alias {alias!r} ({first_line(error)}). "
+            "`make promote` registers the current one"
+        ) from None
+    with tempfile.TemporaryDirectory() as folder:
+        model = load_checked(version, folder)
+    (images,) = model.metadata.get_input_schema().inputs
+    return Served(init(model), model, tuple(images.shape[1:]), str(version.version), dict(version.tags))
+
+
+def load_checked(version: Any, folder: str) -> Any:
+    """Download a version below `folder` and load it, if its digest is the one that the registry has."""
+    name = f"version {version.version} of {version.name}"
+    try:
+        files = download(version.source, folder)
+    except (MlflowException, OSError) as error:
+        raise PipelineError(f"the files of {name} cannot be had: {first_line(error)}") from None
+    expected, found = version.tags.get(DIGEST), digest(files)
+    if found != expected:
+        raise PipelineError(
+            f"the files of {name} are not those that were registered: their SHA-256 is {found}, the registry has "
+            f"{expected}. They are not loaded. `make promote` registers the model anew, "
+            "`make promote ROLLBACK=1` goes back to the one before"
+        )
+    return mlflow.pyfunc.load_model(str(files))
