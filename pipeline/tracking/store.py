@@ -32,6 +32,7 @@ EXPERIMENT_TAGS = {
 }
 VIEW = "results"  # the name of the view below
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+WIDTHS = {"0": 70, "attributes.`Run Name`": 240, "runDateAndNestInfo": 130, "duration": 80}  # always there; in pixels
 COLUMNS = [f"metrics.`{name}`" for name in ("test/accuracy", "test/errors", "test/loss", "work/fit_seconds")] + [
     f"params.`{name}`" for name in ("optimizer.name", "optimizer.learning_rate", "training.epochs")
 ]
@@ -134,8 +135,8 @@ def run_list(store: Store, name: str) -> str:
     """
     from mlflow import MlflowClient
 
-    experiment, widths = experiment_id(store, name), {"attributes.`Run Name`": 280, **dict.fromkeys(COLUMNS, 130)}
-    view = {"selectedColumns": ["attributes.`Models`", *COLUMNS], "columnWidths": widths}
+    experiment, widths = experiment_id(store, name), WIDTHS | dict.fromkeys(COLUMNS, 120)
+    view = {"selectedColumns": COLUMNS, "columnOrder": [*widths], "columnWidths": widths}
     MlflowClient(store.uri).set_experiment_tag(experiment, VIEW_TAG, json.dumps(view))
     return f"experiments/{experiment}/runs?viewStateShareKey={VIEW}"
 

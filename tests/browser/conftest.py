@@ -21,6 +21,7 @@ class Runs(NamedTuple):
 
     project: Project
     address: str
+    client: MlflowClient
     by_name: dict[str, Run]
 
 
@@ -68,9 +69,10 @@ def all_runs(client: MlflowClient) -> list[Run]:
 @pytest.fixture(scope="session")
 def runs(trained_runs: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """The runs, served as `make ui` does."""
-    by_name = {str(run.info.run_name): run for run in all_runs(store_client(trained_runs))}
+    client = store_client(trained_runs)
+    by_name = {str(run.info.run_name): run for run in all_runs(client)}
     with serve_ui(trained_runs.root, tmp_path_factory.mktemp("server") / "log") as address:
-        yield Runs(trained_runs, address, by_name)
+        yield Runs(trained_runs, address, client, by_name)
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,19 @@ def test_a_runs_curves_are_drawn_in_groups(page: Page, runs: Runs) -> None:
     ui.open_runs(page, runs.address)
     ui.open_run(page, FIRST)
     ui.open_tab(page, "Model metrics")
+    groups = [re.compile(rf"^{name}\s*\(\d+\)") for name in ("test", "train", "val", "work", "Model metrics")]
+    expect(ui.chart_groups(page)).to_have_text(groups)
+    for metric in ("train/loss", "val/accuracy"):
+        points = runs.client.get_metric_history(runs.by_name[FIRST].info.run_id, metric)
+        assert [point.step for point in points] == [1, 2]
+        curve = ui.find_curve(page, metric)
+        expect(curve).to_have_attribute("d", re.compile(r"^M[\d.]+,[\d.]+L[\d.]+,[\d.]+$"))
+        box = curve.bounding_box()
+        assert box is not None
+        assert min(box["width"], box["height"]) > 100
     ui.open_tab(page, "System metrics")
+    expect(page.get_by_text("cpu_utilization_percentage").first).to_be_visible()
+    expect(page.locator("path.js-line").first).to_be_visible()
 
 
 def test_artifacts_are_shown_where_they_are(page: Page, runs: Runs) -> None:
@@ -86,13 +98,16 @@ def test_artifacts_are_shown_where_they_are(page: Page, runs: Runs) -> None:
 
 
 def test_the_report_is_shown_among_the_artifacts(page: Page, runs: Runs) -> None:
+    asked: list[str] = []
     ui.open_runs(page, runs.address)
     ui.open_run(page, FIRST)
+    page.on("request", lambda request: asked.append(request.url) if request.frame != page.main_frame else None)
     ui.open_artifact(page, "report.html")
     report = ui.framed_page(page)
     expect(report.get_by_role("heading", level=1)).to_have_text("smoke: mlp on digits, seed 1")
     errors = int(runs.by_name[FIRST].data.metrics["test/errors"])
     assert ui.wait_for_images(report.locator("img")) == 4 + min(errors, 40)
+    assert [url for url in asked if not url.startswith(("blob:", "data:"))] == []
 
 
 def test_two_runs_are_compared_side_by_side(page: Page, runs: Runs) -> None:
@@ -100,9 +115,12 @@ def test_two_runs_are_compared_side_by_side(page: Page, runs: Runs) -> None:
     ui.compare_runs(page, [FIRST, CONVOLUTIONS])
     for name in (FIRST, CONVOLUTIONS):
         expect(page.get_by_role("cell", name=name, exact=True)).to_be_visible()
+    rows = ui.show_differences(page)
+    expect(rows.filter(has_text="model.name")).to_have_text("model.namemlpcnn")
+    expect(rows.filter(has_text="dataset.name")).to_have_count(0)
 
 
 def test_the_champion_is_in_the_registry(page: Page, runs: Runs) -> None:
     ui.open_runs(page, runs.address)
     ui.open_registered_model(page, CHAMPION)
-    expect(page.get_by_text("champion").first).to_be_visible()
+    expect(page.get_by_role("row").filter(has_text="Version 1")).to_contain_text("@ champion")

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, BrowserContext, FrameLocator, Locator, Page, Playwright, expect
 
-from pipeline.tracking.ui import wait_until_up
 from tests.conftest import environment, free_port, kill_all
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -61,20 +60,20 @@ def serve_ui(project: Path, log: Path, **settings: str) -> Iterator[str]:
             start_new_session=True,
         )
     try:
-        wait_until_up(server, port)
-        yield _printed_address(log)
+        yield _printed_address(server, log)
     finally:
         kill_all(server)
 
 
-def _printed_address(log: Path) -> str:
-    """What stands behind "The runs are at": it comes as soon as the server answers."""
-    for _ in range(100):
-        found = re.search(r"^The runs are at (\S+)$", log.read_text(encoding="utf-8"), re.MULTILINE)
-        if found:
+def _printed_address(server: "subprocess.Popen[str]", log: Path) -> str:
+    """The address that is printed as soon as the server answers; of a store on a server, its own."""
+    while True:
+        ended, printed = server.poll() is not None, log.read_text(encoding="utf-8")
+        if found := re.search(r"^The runs are at (\S+)$", printed, re.MULTILINE):
             return found[1]
+        if ended:
+            raise AssertionError(printed)
         time.sleep(0.1)
-    raise AssertionError(log.read_text(encoding="utf-8"))
 
 
 # The run list.
@@ -120,6 +119,11 @@ def show_runs(page: Page, mode: str) -> None:
     page.locator(f"label:has(input[name=runs-view-mode][value={MODES[mode]}])").click()
 
 
+def close_notice(page: Page) -> None:
+    """Close what the run list says about its columns being a shared view."""
+    page.get_by_role("alert").get_by_role("button", name="Close").click()
+
+
 def compare_runs(page: Page, names: list[str]) -> None:
     """Tick runs in the list and compare them."""
     for name in names:
@@ -127,6 +131,12 @@ def compare_runs(page: Page, names: list[str]) -> None:
         row.get_by_role("checkbox", name="toggle row selection").check()
     page.get_by_role("button", name="Compare").click()
     expect(page.get_by_role("heading", name=f"Comparing {len(names)} Runs")).to_be_visible()
+
+
+def show_differences(page: Page) -> Locator:
+    """Leave the parameters in which compared runs differ; the rows of their table."""
+    page.get_by_text("Show diff only").first.click()
+    return page.get_by_role("row")
 
 
 # A run's page.
@@ -152,8 +162,20 @@ def open_tab(page: Page, name: str) -> None:
 
 
 def chart_groups(page: Page) -> Locator:
-    """The headings of the groups of charts, from the top down."""
-    return page.get_by_role("button", name=re.compile(r"^\S+\s*\(\d+\)"))
+    """The headings of the groups of charts, from the top down, each with its number of charts."""
+    return page.get_by_role("button", name=re.compile(r"\(\d+\)"))
+
+
+def find_curve(page: Page, metric: str) -> Locator:
+    """Search the charts for a metric's, and return the line that is drawn in it."""
+    search_charts(page, f"^{metric}$")
+    expect(page.get_by_text(f"({metric})")).to_have_count(1)  # the legend
+    return page.locator("path.js-line")
+
+
+def search_charts(page: Page, pattern: str) -> None:
+    """Leave the charts whose metric matches a regular expression."""
+    page.get_by_placeholder("Search metric charts").fill(pattern)
 
 
 def open_artifact(page: Page, path: str) -> None:
@@ -176,8 +198,8 @@ def framed_page(page: Page) -> FrameLocator:
 def open_registered_model(page: Page, name: str) -> None:
     """Open a registered model's page from any other, by way of the list of them."""
     page.get_by_role("link", name="Model registry").click()
-    expect(page.get_by_role("heading", name="Registered Models")).to_be_visible()
-    page.get_by_role("link", name=name, exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Close").click()  # what MLflow announces, once
+    page.get_by_role("row").get_by_role("link", name=name, exact=True).click()
     expect(page.get_by_role("heading", name=name)).to_be_visible()
 
 
