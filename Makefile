@@ -32,6 +32,9 @@ test-slow: .venv/requirements-dev.txt ## the default recipe on the real MNIST, a
 test-browser: .venv/requirements-dev.txt ## look at the MLflow UI and the report in Chromium, as a person would
 	pytest -m browser -n 0
 
+pictures: .venv/requirements-dev.txt ## take the README's pictures anew, of the runs and the report that are there
+	python -m tests.browser.pictures
+
 check: .venv/requirements-dev.txt ## ruff, ruff format, mypy strict
 	ruff check
 	ruff format --check

@@ -30,12 +30,18 @@ EXPERIMENT_TAGS = {
     "mlflow.note.content": "A run for each trained model: figures, curves, pictures, a report, how to get it again."
     "\n\nRuns below another one reuse its model.",  # folded, the UI shows the first line
 }
-VIEW = "results"  # the name of the view below
+VIEW = "results"  # the columns below, by this name
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-WIDTHS = {"0": 70, "attributes.`Run Name`": 240, "runDateAndNestInfo": 130, "duration": 80}  # always there; in pixels
-COLUMNS = [f"metrics.`{name}`" for name in ("test/accuracy", "test/errors", "test/loss", "work/fit_seconds")] + [
-    f"params.`{name}`" for name in ("optimizer.name", "optimizer.learning_rate", "training.epochs")
-]
+FIXED = {"0": 70, "attributes.`Run Name`": 250, "runDateAndNestInfo": 150, "duration": 75}  # the UI's own; pixels
+COLUMNS = {
+    "metrics.`test/accuracy`": 125,
+    "metrics.`test/errors`": 95,
+    "metrics.`test/loss`": 95,
+    "metrics.`work/fit_seconds`": 135,
+    "params.`optimizer.name`": 125,
+    "params.`optimizer.learning_rate`": 180,
+    "params.`training.epochs`": 125,
+}
 UNSUPPORTED = "MLflow 3 no longer keeps runs in folders such as mlruns/"
 
 
@@ -135,8 +141,8 @@ def run_list(store: Store, name: str) -> str:
     """
     from mlflow import MlflowClient
 
-    experiment, widths = experiment_id(store, name), WIDTHS | dict.fromkeys(COLUMNS, 120)
-    view = {"selectedColumns": COLUMNS, "columnOrder": [*widths], "columnWidths": widths}
+    experiment, widths = experiment_id(store, name), FIXED | COLUMNS
+    view = {"selectedColumns": [*COLUMNS], "columnOrder": [*widths], "columnWidths": widths}
     MlflowClient(store.uri).set_experiment_tag(experiment, VIEW_TAG, json.dumps(view))
     return f"experiments/{experiment}/runs?viewStateShareKey={VIEW}"
 

@@ -54,7 +54,7 @@ def picture_runs(page: Page, address: str, path: Path) -> None:
 def picture_run(page: Page, name: str | None, path: Path) -> None:
     """A run's page, its description unfolded."""
     ui.show_runs(page, "table")
-    ui.open_run(page, name or ui.run_links(page).first.inner_text())
+    ui.open_run(page, name or page.locator("[row-index='0']").get_by_role("link").first.inner_text())
     ui.read_description(page)
     save_picture(page, path)
 

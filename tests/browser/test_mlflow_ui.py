@@ -16,7 +16,7 @@ WATCHED = "notebook-mlp-seed-1 (watched)"
 
 def test_the_printed_address_opens_the_list_of_runs(page: Page, runs: Runs) -> None:
     ui.open_runs(page, runs.address)
-    expect(ui.run_links(page)).to_have_text([WATCHED, CONVOLUTIONS, FIRST])
+    ui.expect_runs(page, [WATCHED, CONVOLUTIONS, FIRST])
     assert set(runs.by_name) == {WATCHED, CONVOLUTIONS, FIRST}
     expect(page.get_by_text("A run for each trained model")).to_be_visible()
     for column in ("test/accuracy", "test/errors", "optimizer.name"):
@@ -30,16 +30,15 @@ def test_runs_are_sorted_by_test_accuracy(page: Page, runs: Runs) -> None:
     ui.sort_runs(page, "test/accuracy")
     accuracy = {name: run.data.metrics["test/accuracy"] for name, run in runs.by_name.items()}
     assert len(set(accuracy.values())) == 3
-    best_first: list[str] = sorted(accuracy, key=lambda name: -accuracy[name])
-    expect(ui.run_links(page)).to_have_text(best_first)
+    ui.expect_runs(page, sorted(accuracy, key=lambda name: -accuracy[name]))
 
 
 def test_a_filter_leaves_the_runs_that_it_names(page: Page, runs: Runs) -> None:
     ui.open_runs(page, runs.address)
     ui.search_runs(page, "params.\"model.name\" = 'cnn'", 1)
-    expect(ui.run_links(page)).to_have_text([CONVOLUTIONS])
+    ui.expect_runs(page, [CONVOLUTIONS])
     ui.search_runs(page, 'metrics."test/accuracy" > 2', 0)
-    expect(ui.run_links(page)).to_have_count(0)
+    ui.expect_runs(page, [])
 
 
 def test_a_runs_page_has_its_results_and_the_commands_that_give_it_again(page: Page, runs: Runs) -> None:

@@ -94,15 +94,23 @@ def close_assistant(page: Page) -> None:
 
 
 def run_links(page: Page) -> Locator:
-    """The names in the run list, from the top down."""
+    """The names in the run list, in no order: each row is moved to where it belongs."""
     return page.get_by_role("row").get_by_role("link").filter(has_text="seed")
+
+
+def expect_runs(page: Page, names: list[str]) -> None:
+    """Wait until these runs are in the list, in this order from the top down, and no others."""
+    expect(run_links(page)).to_have_count(len(names))
+    for index, name in enumerate(names):
+        row = page.get_by_role("row").and_(page.locator(f"[row-index='{index}']"))
+        expect(row.get_by_role("link").filter(has_text="seed")).to_have_text(name)
 
 
 def sort_runs(page: Page, column: str) -> None:
     """Sort the run list by a column, the highest value first."""
     page.get_by_role("button", name="Sort:").click()
     page.get_by_placeholder("Search", exact=True).fill(column)
-    page.get_by_role("menuitemcheckbox", name=column, exact=True).click()
+    page.get_by_role("menuitemcheckbox").get_by_text(column, exact=True).click()
     expect(page.get_by_text(f"Sort: {column}")).to_be_visible()
 
 
@@ -152,7 +160,7 @@ def read_description(page: Page) -> Locator:
     """Unfold the description at the top of a run's page."""
     page.get_by_text("Show more").click()
     expect(page.get_by_text("Show less")).to_be_visible()
-    return page.get_by_role("tabpanel", name="Overview")
+    return page.get_by_role("main")
 
 
 def open_tab(page: Page, name: str) -> None:
@@ -163,14 +171,14 @@ def open_tab(page: Page, name: str) -> None:
 
 def chart_groups(page: Page) -> Locator:
     """The headings of the groups of charts, from the top down, each with its number of charts."""
-    return page.get_by_role("button", name=re.compile(r"\(\d+\)"))
+    return page.get_by_test_id("experiment-view-compare-runs-section-header")
 
 
 def find_curve(page: Page, metric: str) -> Locator:
     """Search the charts for a metric's, and return the line that is drawn in it."""
     search_charts(page, f"^{metric}$")
     expect(page.get_by_text(f"({metric})")).to_have_count(1)  # the legend
-    return page.locator("path.js-line")
+    return page.locator("path.js-line").first  # the second is the legend's or the range's
 
 
 def search_charts(page: Page, pattern: str) -> None:
