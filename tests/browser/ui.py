@@ -129,7 +129,7 @@ def show_runs(page: Page, mode: str) -> None:
 
 def close_notice(page: Page) -> None:
     """Close what the run list says about its columns being a shared view."""
-    page.get_by_role("alert").get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Hide banner").click()
 
 
 def compare_runs(page: Page, names: list[str]) -> None:
