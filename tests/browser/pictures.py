@@ -58,7 +58,7 @@ def picture_run(page: Page, address: str, name: str | None, path: Path) -> None:
     run = rows.get_by_role("link").first.get_attribute("href")
     page.goto(f"{address.partition('#')[0]}{run}?workflowType=machine_learning")
     ui.read_description(page)
-    expect(page.get_by_text("Registered models")).to_be_visible()
+    expect(page.get_by_role("heading", name="Registered models")).to_be_visible()
     save_picture(page, path)
 
 
