@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 N ?= 5
 
-.PHONY: help repro seeds gate gate-power test test-slow test-browser check pictures ui serve send bench lock clean
+.PHONY: help repro seeds gate gate-power promote test test-slow test-browser check pictures ui serve send joined bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -22,6 +22,9 @@ seeds: .venv/$(LOCK) ## train seeds 1 to N (N=5) of what is configured, as DVC e
 
 gate: .venv/$(LOCK) ## is this model worse than where the work branched off? BASE=REV names another baseline
 	python -m pipeline.gate $(if $(BASE),--base $(BASE)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
+
+promote: .venv/$(LOCK) ## make this model the champion if the gate lets it (BASE=REV); ROLLBACK=1 goes back to the one before
+	python -m pipeline.promote $(if $(BASE),--base $(BASE)) $(if $(ROLLBACK),--rollback)
 
 test: .venv/requirements-dev.txt ## set up what the tests need, then pass them
 	pytest
@@ -48,6 +51,9 @@ serve: .venv/$(LOCK) ## draw a digit and see what the registered champion reads
 
 send: .venv/$(LOCK) ## send to MLflow what earlier runs could not
 	python -m pipeline.tracking send
+
+joined: .venv/$(LOCK) ## is every DVC experiment in MLflow, and every run in DVC?
+	python -m pipeline.tracking check
 
 bench: .venv/requirements-dev.txt ## measure the cost against a plain Keras script; writes docs/bench.json
 	python -m benchmarks

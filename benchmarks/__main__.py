@@ -1,4 +1,4 @@
-"""Measure what the pipeline costs beside a plain Keras script of the notebook, in turn on this machine.
+"""Measure what the pipeline costs beside a plain Keras script of the notebook, and what a served model does.
 
 Needs the four MNIST files at hand: in ../shared/mnist beside the project, or in the folder DATASET_MIRROR.
 Prints a table and writes docs/bench.json. Commit first: what is measured is a clone of HEAD.
@@ -24,11 +24,14 @@ from mlflow import MlflowClient
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figures import Figures, add
 from benchmarks.script import PLAIN
+from benchmarks.serving import measure_engines, measure_http
 from pipeline.files import write_json
 
 ROOT = Path(__file__).parent.parent
 TAGGING = 10.0  # seconds after which the process that tags the gate's run is gone
+PARTS = ("pipeline", "serving")
 MIN_EPOCHS = 2  # the first one is not compared
 STAGES = ("compose", "fetch", "preprocess", "evaluate")  # train tells of itself
 EMPTY = "stages:\n  only:\n    cmd: python -c pass\n    deps: [input]\n"
@@ -42,8 +45,6 @@ seconds, usage = time.perf_counter() - started, resource.getrusage(resource.RUSA
 open(sys.argv[1], "w").write(f"{seconds} {usage.ru_maxrss}")
 sys.exit(code)
 """
-
-Figures = dict[str, tuple[list[float], str]]  # name -> values, unit
 
 
 class Finished(NamedTuple):
@@ -59,18 +60,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--pairs", type=int, default=3, help="script and pipeline in turn, so often (default: 3)")
     parser.add_argument("--epochs", type=int, default=20, help="epochs of each (default: 20, the notebook's)")
+    parser.add_argument("--only", choices=PARTS, help="measure one part; the other figures stay as they are")
     arguments = parser.parse_args()
     if arguments.pairs < 1 or arguments.epochs < MIN_EPOCHS:
         parser.error(f"--pairs must be 1 or more, --epochs {MIN_EPOCHS} or more")
+    parts = PARTS if arguments.only is None else (arguments.only,)
     data = Path(os.environ.get("DATASET_MIRROR") or ROOT.parent / "shared" / "mnist")
     if not data.is_dir():
         sys.exit(f"benchmarks: {data} is no folder: set DATASET_MIRROR to one with the four MNIST files")
     with tempfile.TemporaryDirectory() as folder:
-        figures, project = compare(Path(folder), data, arguments.pairs, arguments.epochs)
-        figures |= measure_no_op(Path(folder), project, 3 * arguments.pairs)
+        figures = measure(Path(folder), data, parts, arguments)
+    report(figures)
+
+
+def measure(folder: Path, data: Path, parts: tuple[str, ...], arguments: argparse.Namespace) -> Figures:
+    """All figures of some parts."""
+    figures: Figures = {}
+    if "pipeline" in parts:
+        figures, project = compare(folder, data, arguments.pairs, arguments.epochs)
+        figures |= measure_no_op(folder, project, 3 * arguments.pairs)
         figures |= measure_gate(project, 3 * arguments.pairs)
         figures |= measure_stages(project, data, arguments.pairs)
-    report(figures)
+    if "serving" in parts:
+        figures |= measure_engines(ROOT / "conf", 3 * arguments.pairs)
+        figures |= measure_champion(clone(folder / "served", seed=1, epochs=2), data, arguments.pairs)
+    return figures
+
+
+def measure_champion(project: Path, data: Path, rounds: int) -> Figures:
+    """Train, promote and serve in a clone."""
+    run(["dvc", "repro"], project, DATASET_MIRROR=str(data))
+    identity = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost"]
+    run(["git", *identity, "commit", "-qam", "a champion"], project)
+    promoted = run([sys.executable, "-m", "pipeline.promote", "--base", "HEAD"], project)
+    metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))
+    figures = measure_http(project, metrics["mlflow"]["run_id"], metrics["dataset"]["name"], rounds)
+    add(figures, "promote_seconds", promoted.seconds, "s")
+    return figures
 
 
 def compare(folder: Path, data: Path, pairs: int, epochs: int) -> tuple[Figures, Path]:
@@ -203,14 +229,15 @@ def epoch_seconds(project: Path) -> list[float]:
 def report(figures: Figures) -> None:
     """Print the table and write docs/bench.json."""
     table = Table("figure", "median", "min", "max", "n", "unit", title=machine(), title_justify="left")
-    summary: dict[str, dict[str, Any]] = {}
+    path = ROOT / "docs" / "bench.json"
+    summary: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, (values, unit) in figures.items():
         spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-        rounded = {key: round(value, 4) for key, value in spread.items()}
+        rounded = {key: float(f"{value:.5g}") for key, value in spread.items()}
         summary[name] = rounded | {"n": len(values), "unit": unit}
         table.add_row(name, *(f"{value:g}" for value in rounded.values()), str(len(values)), unit)
     Console(width=120).print(table)
-    write_json(ROOT / "docs" / "bench.json", summary)
+    write_json(path, summary)
 
 
 def machine() -> str:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 from pipeline import paths
 from pipeline.config import Gate
 from pipeline.errors import PipelineError
-from pipeline.gate.repository import check_current, check_repository, recipe_of
 from pipeline.gate.side import (
+    Baseline,
     Side,
     check_comparable,
     gate_of,
@@ -16,6 +16,7 @@ from pipeline.gate.side import (
     with_record,
 )
 from pipeline.gate.verdict import Verdict, judge
+from pipeline.repository import check_current, check_repository, recipe_of
 
 
 class Outcome(NamedTuple):
@@ -56,10 +57,20 @@ def compare_with(base: str | None, candidate: Side) -> Outcome:
 
     Raises PipelineError if there is nothing that it can be compared with.
     """
+    return compare_to(read_baseline(base or own_gate(candidate).base, candidate), candidate)
+
+
+def own_gate(candidate: Side) -> Gate:
+    """The candidate's settings of the gate. Raises PipelineError if it has none that are valid."""
     own = gate_of(candidate)
     if own is None:
         raise PipelineError(f"{paths.COMPOSED} has no valid settings for the gate: run `dvc repro`")
-    baseline, read, note = read_baseline(base or own.base, candidate)
+    return own
+
+
+def compare_to(found: Baseline, candidate: Side) -> Outcome:
+    """Compare the candidate with a baseline. Raises PipelineError if the two cannot be compared."""
+    own, (baseline, read, note) = own_gate(candidate), found
     if baseline is None:
         dataset = candidate.first.metrics.dataset.name
         if dataset not in own.floor:

@@ -11,10 +11,10 @@ from pipeline import paths
 from pipeline.config import SeedNoise
 from pipeline.errors import PipelineError
 from pipeline.files import replacing
-from pipeline.gate.repository import in_folder, read_yaml
 from pipeline.gate.side import Side, with_other_seeds
 from pipeline.gate.significance import Wrong
 from pipeline.gate.verdict import align
+from pipeline.repository import in_folder, read_yaml
 
 ENOUGH = 10  # seeds
 DIGITS = 5

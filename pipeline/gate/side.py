@@ -9,7 +9,7 @@ from pipeline import paths
 from pipeline.config import Gate, SeedNoise
 from pipeline.errors import PipelineError
 from pipeline.gate.report import Report, parse_report
-from pipeline.gate.repository import (
+from pipeline.repository import (
     Reader,
     at_commit,
     check_lock,
@@ -75,9 +75,13 @@ def read_baseline(base: str, candidate: Side) -> Baseline:
     if commit_of("HEAD") is None:
         return Baseline(None, in_folder(Path()), "there is no commit yet")
     commit = merge_base(base)
-    place = f"at {commit[:7]}, where the work branched off from {base}"
+    return read_commit(commit, base, f"at {commit[:7]}, where the work branched off from {base}", candidate)
+
+
+def read_commit(commit: str, name: str, place: str, candidate: Side) -> Baseline:
+    """The side of a commit that is known by a name. Raises PipelineError if its reports are damaged."""
     read = at_commit(commit)
-    side = read_side(read, f"{base} at {commit[:7]}", place, committed=True)
+    side = read_side(read, f"{name} at {commit[:7]}", place, committed=True)
     if side is None:
         return Baseline(None, read, f"there is no {paths.METRICS} yet {place}")
     ours, theirs = candidate.first.metrics.dataset, side.first.metrics.dataset
@@ -114,7 +118,7 @@ def with_other_seeds(side: Side) -> Side:
     """The side with a report for every other seed that a DVC experiment has trained with its code and configuration."""
     recipe, seeds = recipe_of(side.lock), {seed_of(side.lock)}
     reports = list(side.reports)
-    for commit in experiments():
+    for _, commit in experiments():
         place = f"in the experiment {commit[:7]}"
         try:
             lock = read_lock(at_commit(commit), place)

@@ -28,9 +28,7 @@ def open_picture(content: bytes) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(content), formats=["PNG"])
         if max(picture.size) > LARGEST:
-            raise PipelineError(
-                f"the picture has {picture.width}×{picture.height} pixels, {LARGEST} a side are allowed"
-            )
+            raise PipelineError(f"the picture has {picture.width}×{picture.height} pixels: at most {LARGEST} a side")
         coloured = picture.convert("RGBA")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise PipelineError("this is not a whole PNG picture") from None

@@ -33,6 +33,7 @@ def serve(root: Path, name: str, alias: str, port: int) -> None:
     app = with_page(served, name)
     config = uvicorn.Config(app, host=HOST, port=free_port(port), log_level="warning")
     socket = config.bind_socket()
+    socket.listen(config.backlog)  # who follows the address below at once waits, and is not refused
     address = f"http://{HOST}:{config.port}"
     print(f"Version {served.version} of {name} answers at {address}/invocations")
     if served.image_shape == (SIDE, SIDE):

@@ -1,4 +1,4 @@
-"""`send` what earlier runs could not record; `tag` a run; `ui` opens the MLflow UI on the list of runs."""
+"""What there is to do about MLflow: see that DVC and it know of each other, send what it missed, tag, look at it."""
 
 import argparse
 import json
@@ -32,6 +32,24 @@ def tag(run_id: str, tags: dict[str, str]) -> None:
     recorder.tags(tags)
 
 
+def check() -> None:
+    """Say what DVC and MLflow know of each other. Exits with status 1 if something is on one side only."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.tracking.joining import join
+
+    rows = join(open_store(paths.project_root()))
+    table = Table("experiment", "run", "run id", "state", "")
+    for row in rows:
+        table.add_row(row.result, row.run_name, row.run_id, row.state, row.reason)
+    Console().print(table)
+    lost = [row for row in rows if row.state != "joined"]
+    print(f"tracking: {len(rows) - len(lost)} joined, {len(lost)} on one side only")
+    if lost:
+        sys.exit("\n".join(f"{row.state}: {row.result or row.run_name}: {row.reason}. {row.remedy}" for row in lost))
+
+
 def main() -> None:
     """Parse the command line and act on it."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.tracking", description=__doc__)
@@ -40,6 +58,7 @@ def main() -> None:
     tagging = commands.add_parser("tag", help="add tags to a run")
     tagging.add_argument("run_id", help="MLflow's id of the run")
     tagging.add_argument("tags", type=json.loads, help="the tags as a JSON object")
+    commands.add_parser("check", help="list what only one of DVC and MLflow has; exit status 1 if there is anything")
     ui = commands.add_parser("ui", help="serve the MLflow UI and print the address that shows the runs")
     ui.add_argument("--port", type=int, default=5000, help="the first port to try (default: %(default)s)")
     arguments = parser.parse_args()
@@ -49,6 +68,8 @@ def main() -> None:
                 send()
             case "tag":
                 tag(arguments.run_id, arguments.tags)
+            case "check":
+                check()
             case _:
                 serve(paths.project_root(), arguments.port)
     except PipelineError as error:

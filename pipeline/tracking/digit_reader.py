@@ -56,8 +56,6 @@ def check_images(data: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         images = np.asarray(data)
     except ValueError:
         raise BadImages(f"the rows or images differ in length: send images of shape {wanted}") from None
-    if images.dtype == object and isinstance(data, list):
-        raise BadImages(f"the rows or images differ in length, or hold what is no number: send {wanted} bytes")
     if images.shape[1:] != shape or not len(images):
         raise BadImages(f"images of shape {wanted} are read here, and this has shape {images.shape}")
     if images.dtype.kind not in "iu":

@@ -13,7 +13,10 @@ SIGNED = ("MLmodel", "data", "code")  # what decides an answer; cards and exampl
 
 
 def download(source: str, folder: str) -> Path:
-    """The files of a model, below `folder`, without what Python made of its code where it was loaded before."""
+    """The files of a model in the current store, below `folder`.
+
+    Without what Python compiled of its code where it was loaded before: nothing says what that holds.
+    """
     files = Path(mlflow.artifacts.download_artifacts(source, dst_path=folder))
     for cache in [*files.rglob("__pycache__")]:
         shutil.rmtree(cache)

@@ -14,6 +14,8 @@ from pipeline import paths
 from pipeline.config import flatten
 
 EXPERIMENT = "DVC_EXP_NAME"  # set by DVC for the stages of `dvc exp run`
+EXPERIMENT_TAG = "dvc.experiment"  # of a run: the experiment's name, empty outside of `dvc exp run`
+REUSED_FROM = "reused.from"  # of a run: the one whose model it has
 BASELINE = "DVC_EXP_BASELINE_REV"
 
 SOURCES = ("pipeline", "conf", "params.yaml", "dvc.yaml", "requirements.txt")  # what decides a result; all else follows

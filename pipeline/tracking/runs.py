@@ -15,7 +15,7 @@ from pipeline import paths
 from pipeline.config import Config, flatten
 from pipeline.errors import PipelineError
 from pipeline.machine import describe_machine, describe_versions
-from pipeline.tracking.provenance import EXPERIMENT, PATCH, Provenance, commands
+from pipeline.tracking.provenance import EXPERIMENT, EXPERIMENT_TAG, PATCH, REUSED_FROM, Provenance, commands
 from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.store import Store, experiment_id
 
@@ -60,9 +60,9 @@ def link_run(store: Store, run_id: str, config: Config, root: Path, provenance: 
         return None
     try:
         run = client.get_run(run_id)
-        if run.data.tags.get("dvc.experiment") == experiment or SCORED not in run.data.metrics:
+        if run.data.tags.get(EXPERIMENT_TAG) == experiment or SCORED not in run.data.metrics:
             return None
-        query = f"tags.`{PARENT}` = '{run_id}' and tags.`dvc.experiment` = '{experiment}'"
+        query = f"tags.`{PARENT}` = '{run_id}' and tags.`{EXPERIMENT_TAG}` = '{experiment}'"
         found = client.search_runs([run.info.experiment_id], query, max_results=1)
     except MlflowException:  # a store that does not answer: what is recorded is kept, under the run that is known
         return None
@@ -71,7 +71,7 @@ def link_run(store: Store, run_id: str, config: Config, root: Path, provenance: 
     kept = {
         name: run.data.tags.get(name, "") for name in ("machine", "versions", "device", "keras.backend", "dvc.model")
     }
-    return start_run(store, config, root, provenance, kept | {PARENT: run_id, "reused": "true", "reused.from": run_id})
+    return start_run(store, config, root, provenance, kept | {PARENT: run_id, "reused": "true", REUSED_FROM: run_id})
 
 
 def run_name(config: Config) -> str:
@@ -110,7 +110,7 @@ def run_tags(provenance: Provenance) -> dict[str, str]:
         "mlflow.source.git.commit": provenance.commit,
         "git.commit": provenance.commit,
         "git.dirty": str(bool(provenance.patch)).lower(),
-        "dvc.experiment": os.environ.get(EXPERIMENT, ""),
+        EXPERIMENT_TAG: os.environ.get(EXPERIMENT, ""),
         "machine": describe_machine(),
         "versions": describe_versions(),
     }

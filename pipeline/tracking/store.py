@@ -113,12 +113,17 @@ def _prepare(store: Store, root: Path) -> None:
         ) from None
 
 
+def experiment_name(dataset: str) -> str:
+    """What MLFLOW_EXPERIMENT_NAME says, else the dataset's name."""
+    return os.environ.get(EXPERIMENT_VARIABLE) or dataset
+
+
 def experiment_id(store: Store, name: str) -> str:
     """The experiment called MLFLOW_EXPERIMENT_NAME, else `name`; created, with a place for artifacts, if it is new."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    client, name = MlflowClient(store.uri), os.environ.get(EXPERIMENT_VARIABLE) or name
+    client, name = MlflowClient(store.uri), experiment_name(name)
     found = client.get_experiment_by_name(name)
     if found is None:
         try:

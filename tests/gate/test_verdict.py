@@ -7,9 +7,9 @@ import yaml
 
 from pipeline.config import Gate, SeedNoise
 from pipeline.gate.report import Figures, Metrics, PerClass, Reading, Report, ScoredImages
-from pipeline.gate.repository import in_folder
 from pipeline.gate.side import Side, with_record
 from pipeline.gate.verdict import Verdict, judge
+from pipeline.repository import in_folder
 
 IMAGES = 1000  # of each of two classes; even indices are of class 0
 GATE = Gate(base="", alpha=0.05, floor={"tiny": 0.9}, loss_rise=0.1, calibration_rise=0.01, seed_noise={})

@@ -18,13 +18,16 @@ RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 10, 640).astype(np.uint8)
 IMAGES = (RANDOM.integers(0, 100, (640, 8, 8)) + 15 * LABELS[:, None, None]).astype(np.uint8)
 TRAIN, VALIDATION = Split(IMAGES[:512], LABELS[:512]), Split(IMAGES[512:], LABELS[512:])
+WRONG = Split(VALIDATION.images, (VALIDATION.labels + 1) % 10)  # the better the network, the worse it does on these
 
 
 class KilledError(Exception):
     """Stands for the end of a process."""
 
 
-def learn(config: Config, checkpoint: Checkpoint, killed_after: int | None = None) -> tuple[Any, list[Epoch]]:
+def learn(
+    config: Config, checkpoint: Checkpoint, killed_after: int | None = None, watched: Split = VALIDATION
+) -> tuple[Any, list[Epoch]]:
     """Fit as the stage does; returns the network and what was reported, in order."""
     network, learner = set_up(config, (8, 8))
     reported: list[Epoch] = []
@@ -35,7 +38,7 @@ def learn(config: Config, checkpoint: Checkpoint, killed_after: int | None = Non
             raise KilledError
 
     with contextlib.suppress(KilledError):
-        fit(learner, TRAIN, VALIDATION, config, checkpoint, report)
+        fit(learner, TRAIN, watched, config, checkpoint, report)
     return network, reported
 
 
@@ -101,25 +104,17 @@ def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
 
 
 def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
-    config = configured(
-        tmp_path,
-        optimizer={"name": None, "learning_rate": 0.03},
-        training={"epochs": 6, "keep_best_epoch": True, "batch_size": 32},
-    )
-    network, reported = learn(config, Checkpoint(tmp_path / "c"))
+    config = configured(tmp_path, training={"epochs": 6, "keep_best_epoch": True, "batch_size": 32})
+    network, reported = learn(config, Checkpoint(tmp_path / "c"), watched=WRONG)
     best = min(reported, key=lambda epoch: epoch["val_loss"])
     assert best["epoch"] < 6, "the case needs a training that got worse"
     network.compile(loss=keras.losses.SparseCategoricalCrossentropy())
-    assert network.evaluate(*VALIDATION, verbose=0) == pytest.approx(best["val_loss"], rel=1e-5)
+    assert network.evaluate(*WRONG, verbose=0) == pytest.approx(best["val_loss"], rel=1e-5)
 
 
 def test_training_stops_early(tmp_path: Path) -> None:
-    config = configured(
-        tmp_path,
-        optimizer={"name": None, "learning_rate": 0.03},
-        training={"epochs": 50, "early_stopping": 2, "batch_size": 32},
-    )
-    _, reported = learn(config, Checkpoint(tmp_path / "c"))
+    config = configured(tmp_path, training={"epochs": 50, "early_stopping": 2, "batch_size": 32})
+    _, reported = learn(config, Checkpoint(tmp_path / "c"), watched=WRONG)
     assert len(reported) == best_epoch(reported) + 2 < 50
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -26,7 +26,7 @@ def git(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
     try:
         return subprocess.run(["git", *arguments], capture_output=True, check=False)
     except OSError:
-        raise PipelineError("git is not installed: the gate needs it to find what to compare with") from None
+        raise PipelineError("git is not installed: it is needed to find which models there are") from None
 
 
 def check_repository() -> None:
@@ -62,6 +62,14 @@ def merge_base(revision: str) -> str:
         reason = remedy if shallow else "name another revision or a folder with --base"
         raise PipelineError(f"git finds no commit that HEAD and {revision!r} have in common; {reason}")
     return base.stdout.decode().strip()
+
+
+def uncommitted(*names: str | Path) -> list[str]:
+    """Which of some files and folders are not committed as they are, by git's name for them."""
+    found = git("status", "--porcelain", "--untracked-files=all", "--", *map(str, names))
+    if found.returncode:
+        raise PipelineError(f"`git status` fails: {_said(found)}")
+    return [line[3:] for line in found.stdout.decode(errors="replace").splitlines()]
 
 
 def in_folder(folder: Path) -> Reader:
@@ -103,7 +111,7 @@ def check_current() -> None:
     if changed:
         raise PipelineError(
             f"the reports are not those of the current code, configuration and data: {'; '.join(_changes(changed))}. "
-            "Run `dvc repro`, then the gate"
+            "Run `dvc repro`, then this again"
         )
 
 
@@ -137,20 +145,21 @@ def read_lock(read: Reader, place: str) -> dict[str, Any]:
     """What dvc.lock says; nothing where there is none. Raises PipelineError if it is not what DVC writes."""
     lock = read_yaml(read, LOCK, place)
     try:
-        recipe_of(lock), seed_of(lock), _outputs(lock)
+        recipe_of(lock), seed_of(lock), outputs(lock)
     except (AttributeError, KeyError, TypeError):
         raise PipelineError(f"{LOCK} {place} is damaged: it is not what DVC writes") from None
     return lock
 
 
-def _outputs(lock: dict[str, Any]) -> dict[str, str]:
-    """The MD5 of each output of evaluate."""
-    return {out["path"]: out["md5"] for out in _stages(lock).get("evaluate", {}).get("outs", [])}
+def outputs(lock: dict[str, Any]) -> dict[str, str]:
+    """The MD5 of each output of train and evaluate."""
+    stages = (_stages(lock).get(name, {}) for name in ("train", "evaluate"))
+    return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
 
 
 def check_lock(lock: dict[str, Any], path: Path, content: bytes, place: str) -> None:
-    """Raise PipelineError if a file's content is not what dvc.lock has for the outputs of evaluate."""
-    if _outputs(lock).get(str(path)) != hashlib.md5(content, usedforsecurity=False).hexdigest():
+    """Raise PipelineError if a file's content is not what dvc.lock has for it."""
+    if outputs(lock).get(str(path)) != hashlib.md5(content, usedforsecurity=False).hexdigest():
         raise PipelineError(
             f"{path} {place} is not the one of {LOCK} there: it was edited or committed alone. "
             "Run `dvc repro` there and commit both"
@@ -190,9 +199,23 @@ def _stages(lock: dict[str, Any]) -> dict[str, Any]:
     return stages if isinstance(stages, dict) else {}
 
 
-def experiments() -> list[str]:
-    """The commits of all DVC experiments in this repository, the newest first."""
+def commits_of(path: Path) -> list[str]:
+    """The commits in which a file changed, in any branch, the newest first."""
+    everywhere = ("--branches", "--tags", "--remotes", *(["HEAD"] if commit_of("HEAD") else []))
+    listing = git("log", "--format=%H", *everywhere, "--", path.as_posix())
+    return listing.stdout.decode().split()
+
+
+class Experiment(NamedTuple):
+    """A DVC experiment: its name, and the commit in which DVC keeps it."""
+
+    name: str
+    commit: str
+
+
+def experiments() -> list[Experiment]:
+    """All DVC experiments in this repository, the newest first."""
     listing = git("for-each-ref", "--sort=-committerdate", "--format=%(objectname) %(refname)", "refs/exps")
-    named = (line.split() for line in listing.stdout.decode().splitlines())
+    found = ((commit, name.split("/")) for commit, name in map(str.split, listing.stdout.decode().splitlines()))
     # An experiment is refs/exps/SHA[:2]/SHA[2:]/NAME; exec/, stash and celery/ are DVC's own.
-    return [commit for commit, name in named if len(name.split("/")) == 5 and len(name.split("/")[2]) == 2]  # noqa: PLR2004
+    return [Experiment(parts[4], commit) for commit, parts in found if len(parts) == 5 and len(parts[2]) == 2]  # noqa: PLR2004

@@ -1,0 +1,175 @@
+"""What answers cost: a network in three engines inside one process, and the served champion over HTTP."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import requests
+from numpy.typing import NDArray
+
+from benchmarks.figures import Figures, add
+from pipeline.tracking.ui import free_port, wait_until_up
+
+Images = NDArray[np.uint8]
+Engine = Callable[[Images], Any]
+
+SHAPE = (28, 28)
+NETWORKS = ("mlp", "cnn")
+BATCHES = {1: 300, 100: 100, 10_000: 1}  # images at once -> calls that are timed together
+CLIENTS = (1, 8, 32)
+REQUESTS = 640  # of one image each, by all clients together
+POSTS = {1: 200, 100: 40, 10_000: 2}  # images in a request -> requests, one after the other
+
+
+def measure_engines(conf: Path, rounds: int) -> Figures:
+    """Milliseconds a call of each engine, in turn, and how far its answers are from TensorFlow's."""
+    figures: Figures = {}
+    for network in NETWORKS:
+        with tempfile.TemporaryDirectory() as folder:
+            engines = build_engines(network, conf, Path(folder))
+            for batch, calls in BATCHES.items():
+                images = np.random.default_rng(batch).integers(0, 256, (batch, *SHAPE), dtype=np.uint8)
+                expected = np.asarray(engines["tensorflow"](images))
+                for name, engine in engines.items():
+                    difference = float(np.abs(np.asarray(engine(images)) - expected).max())
+                    add(figures, f"engine_{network}_{batch}_{name}_difference", difference, "probability")
+                for _ in range(rounds):
+                    taken = {name: seconds(engine, images, calls) for name, engine in engines.items()}
+                    for name, each in taken.items():
+                        add(figures, f"engine_{network}_{batch}_{name}_ms", 1000 * each, "ms")
+                        if name != "onnxruntime":
+                            ratio = each / taken["onnxruntime"]
+                            add(figures, f"engine_{network}_{batch}_{name}_over_onnxruntime", ratio, "ratio")
+    return figures
+
+
+def seconds(engine: Engine, images: Images, calls: int) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    for _ in range(calls):
+        engine(images)
+    return (time.perf_counter() - started) / calls
+
+
+def build_engines(name: str, conf: Path, folder: Path) -> dict[str, Engine]:
+    """One untrained network of conf/model/ in each engine: speed does not depend on the weights."""
+    import tensorflow as tf
+    from ai_edge_litert.interpreter import Interpreter
+
+    from pipeline.compose.composition import compose_config
+    from pipeline.config import parse_config
+    from pipeline.tracking.digit_reader import DigitReader
+    from pipeline.tracking.servable import convert
+    from pipeline.train.archive import save_network
+    from pipeline.train.network import build_network
+
+    (folder / "params.yaml").write_text(f"model: {{name: {name}}}\n", encoding="utf-8")
+    config = parse_config(compose_config(conf, folder / "params.yaml"), {}, "")
+    network = build_network(config.model, SHAPE, config.dataset.classes)
+    save_network(folder / "model.keras", network)
+    convert(folder / "model.keras", folder / "model.onnx", np.zeros((1, *SHAPE), np.uint8))
+    network.export(folder / "model.tflite", format="litert", verbose=False)
+    compiled = tf.function(
+        lambda images: network(images, training=False), input_signature=[tf.TensorSpec((None, *SHAPE), tf.uint8)]
+    )
+    interpreter = Interpreter(str(folder / "model.tflite"), num_threads=os.cpu_count())
+    return {
+        "tensorflow": lambda images: compiled(tf.constant(images)).numpy(),
+        "onnxruntime": DigitReader(folder / "model.onnx").predict,
+        "litert": LiteRt(interpreter),
+    }
+
+
+class LiteRt:
+    """LiteRT, which has to be told when the number of images changes."""
+
+    def __init__(self, interpreter: Any) -> None:
+        self._interpreter = interpreter
+        self._input = interpreter.get_input_details()[0]["index"]
+        self._output = interpreter.get_output_details()[0]["index"]
+        self._shape: tuple[int, ...] = ()
+
+    def __call__(self, images: Images) -> Any:
+        """The probabilities."""
+        if images.shape != self._shape:
+            self._interpreter.resize_tensor_input(self._input, images.shape)
+            self._interpreter.allocate_tensors()
+            self._shape = images.shape
+        self._interpreter.set_tensor(self._input, images)
+        self._interpreter.invoke()
+        return self._interpreter.get_tensor(self._output)
+
+
+def measure_http(project: Path, run_id: str, name: str, rounds: int) -> Figures:
+    """The champion as `make serve` serves it, and the run's Keras model as MLflow does, in turn on this machine."""
+    figures: Figures = {}
+    keras_model = ["-m", "mlflow", "models", "serve", "-m", f"runs:/{run_id}/model", "--env-manager", "local"]
+    settings = {"MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db"}
+    with (
+        server(project, ["-m", "pipeline.serve", "--name", name], settings) as (champion, start),
+        server(project, keras_model, settings) as (other, other_start),
+    ):
+        add(figures, "serve_start_seconds", start, "s")
+        add(figures, "serve_keras_start_seconds", other_start, "s")
+        for address in (champion, other):
+            latencies(address, 1, 20)  # the first answers are slower
+        for _ in range(rounds):
+            for clients in CLIENTS:
+                p50, p99 = np.percentile(latencies(champion, clients, REQUESTS), [50, 99])
+                add(figures, f"serve_{clients}_clients_p50_ms", 1000 * p50, "ms")
+                add(figures, f"serve_{clients}_clients_p99_ms", 1000 * p99, "ms")
+            slow = float(np.median(latencies(other, 1, REQUESTS // 8)))
+            fast = float(np.median(latencies(champion, 1, REQUESTS // 8)))
+            add(figures, "serve_keras_1_clients_p50_ms", 1000 * slow, "ms")
+            add(figures, "serve_keras_over_champion_p50", slow / fast, "ratio")
+            for batch, posts in POSTS.items():
+                took = sum(latencies(champion, 1, posts, batch))
+                add(figures, f"serve_batch_{batch}_images_per_second", batch * posts / took, "1/s")
+    return figures
+
+
+@contextmanager
+def server(folder: Path, arguments: list[str], settings: dict[str, str]) -> Iterator[tuple[str, float]]:
+    """A server on a free port: its address, and the seconds until it answered."""
+    port, started = free_port(5100), time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *arguments, "--port", str(port)],
+        cwd=folder,
+        env=os.environ | settings,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until_up(process, port)
+        yield f"http://127.0.0.1:{port}", time.perf_counter() - started
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def latencies(address: str, clients: int, total: int, batch: int = 1) -> list[float]:
+    """Seconds of each request, by so many clients at once; what a client does to write JSON is not counted."""
+    images = np.random.default_rng(batch).integers(0, 256, (batch, *SHAPE), dtype=np.uint8)
+    body = json.dumps({"inputs": images.tolist()}).encode()
+
+    def client(requested: int) -> list[float]:
+        taken = []
+        with requests.Session() as session:
+            session.headers["Content-Type"] = "application/json"
+            for _ in range(requested):
+                started = time.perf_counter()
+                session.post(f"{address}/invocations", data=body, timeout=120).raise_for_status()
+                taken.append(time.perf_counter() - started)
+        return taken
+
+    with ThreadPoolExecutor(clients) as pool:
+        return [each for taken in pool.map(client, [total // clients] * clients) for each in taken]

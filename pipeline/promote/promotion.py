@@ -1,0 +1,175 @@
+"""Making a model the champion, and going back to the one before."""
+
+from typing import NamedTuple
+
+from rich.table import Table
+
+from pipeline import paths
+from pipeline.config import load_config
+from pipeline.dataset import load_split
+from pipeline.errors import PipelineError
+from pipeline.gate.outcome import Outcome, compare_to, compare_with, current_candidate
+from pipeline.gate.rendering import tags
+from pipeline.gate.side import Side, read_commit
+from pipeline.promote.checks import check_committed, check_model
+from pipeline.repository import commit_of
+from pipeline.stage import quietly
+from pipeline.tracking.model_files import DIGEST as SERVED
+from pipeline.tracking.registry import DVC_HASH, Aliases, Registry, open_registry
+from pipeline.tracking.store import Store, open_store, page
+
+COMMIT = "git.commit"
+TRIED = 1000  # training images: the form that is served must answer to them as the network does
+ABOUT = (
+    "Reads the digits of the dataset `{name}` from raw images. The alias `champion` is the model to use, `previous` "
+    "the one before it; `make promote` and `make promote ROLLBACK=1` move them. A version's tags say which commit and "
+    "which DVC hash it is and what the gate compared it with."
+)
+
+
+class Standing(NamedTuple):
+    """How things stand at the end: a table, and lines to copy from or to read below it."""
+
+    table: Table
+    lines: list[str]
+
+
+def promote(base: str | None, digest: str) -> Standing:
+    """Make the model with an MD5, that of the working tree, the champion, and return how things stand then.
+
+    Raises PipelineError, and leaves the aliases alone, if the model is not current, not committed or worse than what
+    it is compared with, or if MLflow does not know its run.
+    """
+    store, root = open_store(paths.project_root()), paths.project_root()
+    candidate, commit = current_candidate(), check_committed()
+    with open_registry(store, candidate.first.metrics.dataset.name, root) as registry:
+        now, known = registry.aliases() or Aliases(None, None), registry.find(digest)
+        if known is not None and str(known.version) == now.champion:
+            return standing(store, registry, now, "is the champion already: nothing to do")
+        outcome = judge(base, candidate, registry, now)
+        facts, text = version_tags(outcome, commit, digest), description(outcome, commit, digest, registry.name)
+        if known is None:
+            number = register(registry, find_run(candidate, registry, store), digest, facts, text)
+        else:
+            number = str(known.version)
+            registry.describe(number, facts, text)
+        leaves = registry.leaving(now, digest)
+        move(registry, now, leaves, number)
+        end = standing(store, registry, Aliases(number, leaves.champion), "is the champion now")
+    return end._replace(lines=[*outcome.notes, *outcome.verdict.notes, *end.lines])
+
+
+def rollback() -> Standing:
+    """Swap champion and previous. Raises PipelineError if there are not both."""
+    store, name = open_store(paths.project_root()), load_config().dataset.name
+    with open_registry(store, name, paths.project_root()) as registry:
+        now = registry.aliases()
+        if now is None:
+            raise PipelineError(f"{store.uri} has no registered model {name!r}: `make promote` makes it")
+        if now.champion is None or now.previous is None:
+            lacking = "champion" if now.champion is None else "previous model"
+            raise PipelineError(f"the registered model {name!r} has no {lacking}: there is nothing to go back to")
+        move(registry, now, now, now.previous)
+        return standing(store, registry, Aliases(now.previous, now.champion), "is the champion again")
+
+
+def judge(base: str | None, candidate: Side, registry: Registry, now: Aliases) -> Outcome:
+    """The gate's verdict on the candidate against the champion, or else against `base` or what the settings name.
+
+    Raises PipelineError if the candidate does not pass, or cannot be compared.
+    """
+    outcome = compare_with(base, candidate) if base else against_champion(candidate, registry, now)
+    failed = [check for check in outcome.verdict.checks if check.outcome == "FAIL"]
+    if failed:
+        what = "; ".join(f"{check.name} ({check.baseline} → {check.candidate})" for check in failed)
+        against = outcome.baseline.name if outcome.baseline else "the floor alone"
+        raise PipelineError(f"the gate stops this model, compared with {against}: {what}. Nothing was registered")
+    return outcome
+
+
+def against_champion(candidate: Side, registry: Registry, now: Aliases) -> Outcome:
+    """Compare with the champion's commit; with what the settings name where there is none, or git does not know it."""
+    if now.champion is None:
+        return compare_with(None, candidate)
+    name, commit = f"champion (version {now.champion})", registry.version(now.champion).tags.get(COMMIT, "")
+    if not commit or commit_of(commit) is None:
+        outcome = compare_with(None, candidate)
+        unknown = f"not compared with the {name}: git does not know its commit {commit or '(no tag says which)'}"
+        return outcome._replace(notes=[unknown, *outcome.notes])
+    place = f"at {commit[:7]}, the commit of the {name}"
+    return compare_to(read_commit(commit, name, place, candidate), candidate)
+
+
+def find_run(candidate: Side, registry: Registry, store: Store) -> str:
+    """The model's run in MLflow. Raises PipelineError if the store does not have it."""
+    run = candidate.first.metrics.mlflow
+    if run is None or not registry.knows_run(run.run_id):
+        raise PipelineError(
+            f"{store.uri} has no run {run.run_id if run else 'of this model'}, which {paths.METRICS} names: "
+            "`dvc repro --force --single-item evaluate` gives the model a run there; commit, then promote"
+        )
+    return run.run_id
+
+
+def register(registry: Registry, run_id: str, digest: str, facts: dict[str, str], text: str) -> str:
+    """Log the form of the model that is served to its run, make it a version, and return the version's number."""
+    with quietly():
+        from pipeline.tracking.servable import log_servable
+    beside = {paths.MODEL_CARD: "", paths.MISTAKES_PICTURE: paths.MISTAKES_PICTURE.parent.name}
+    images = load_split(paths.TRAIN).images[:TRIED]
+    servable = log_servable(registry.client, run_id, paths.MODEL, images, beside)
+    if check_model() != digest:  # a `dvc repro` beside this one
+        raise PipelineError(f"{paths.MODEL} was replaced while it was judged: promote again")
+    registry.create(ABOUT.format(name=registry.name))
+    return registry.add(servable.source, servable.model_id, run_id, facts | {SERVED: servable.digest}, text)
+
+
+def move(registry: Registry, now: Aliases, leaves: Aliases, number: str) -> None:
+    """Make a version the champion instead of those that leave.
+
+    Raises PipelineError if the aliases are no longer as they were when it was judged: somebody on another machine was
+    at it, too, and what was judged against the champion of then may be worse than that of now.
+    """
+    if (registry.aliases() or Aliases(None, None)) != now or not registry.move(leaves, number):
+        raise PipelineError(
+            f"somebody else made another version of {registry.name} than {number} the champion at the same time, and "
+            "theirs stands: look at it, and run this again if it should be yours"
+        )
+
+
+def version_tags(outcome: Outcome, commit: str, digest: str) -> dict[str, str]:
+    """What there is to know of a version, to search by."""
+    accuracy = outcome.candidate.first.metrics.test.accuracy
+    facts = {COMMIT: commit, DVC_HASH: digest, "test.accuracy": f"{accuracy:.6g}", "recipe": outcome.candidate.recipe}
+    return facts | {key: value for key, value in tags(outcome).items() if value}
+
+
+def description(outcome: Outcome, commit: str, digest: str, name: str) -> str:
+    """The same for people, in Markdown."""
+    test, against = outcome.candidate.first.metrics.test, outcome.baseline.name if outcome.baseline else "the floor"
+    return (
+        f"Recipe {outcome.candidate.recipe}: reads {test.accuracy:.2%} of {test.images:,} test images rightly, "
+        f"{test.errors} wrongly; loss {test.loss:.4f}, calibration error {test.calibration_error:.4f}. "
+        f"The gate let it pass against {against}.\n\n"
+        f"Commit `{commit}`, `{paths.MODEL}` with MD5 `{digest}`.\n\nTo serve the champion, `make serve`, or\n\n"
+        f"```\n{serve_command(name)}\n```\n"
+    )
+
+
+def serve_command(name: str) -> str:
+    """How to serve the champion."""
+    return f"mlflow models serve -m models:/{name}@champion --env-manager local"
+
+
+def standing(store: Store, registry: Registry, now: Aliases, outcome: str) -> Standing:
+    """What a person wants to know at the end."""
+    assert now.champion is not None
+    facts = registry.version(now.champion).tags
+    table = Table(title=f"{registry.name} version {now.champion} {outcome}", title_justify="left", show_header=False)
+    table.add_row("test accuracy", f"{float(facts.get('test.accuracy', 'nan')):.2%}")
+    table.add_row("gate", f"{facts.get('gate.verdict', 'unknown')}, against {facts.get('gate.baseline', 'the floor')}")
+    table.add_row("model", f"{facts.get(DVC_HASH, 'unknown')} (MD5), commit {facts.get(COMMIT, 'unknown')[:7]}")
+    table.add_row("previous", f"version {now.previous}" if now.previous else "none")
+    where = page(store, f"models/{registry.name}/versions/{now.champion}")
+    served = f"To serve it: make serve, or {serve_command(registry.name)}"
+    return Standing(table, [served, f"It is at {where}{'' if store.remote else ' once `make ui` serves it'}"])

@@ -1,0 +1,265 @@
+"""Promoting for real: commands in clones, with models that are better or worse, and a real registry."""
+
+import csv
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from pipeline.dataset import load_split
+from pipeline.tracking.model_files import digest, download
+from tests.conftest import Project, Start, free_port, serve_store
+from tests.promote.command import NAME, PROMOTE, aliases, promote, refusal, take, versions
+from tests.promote.conftest import copy
+
+KILLED_AT = """
+import os, runpy, signal, sys
+from mlflow import MlflowClient
+
+method, turn, *sys.argv[1:] = sys.argv[1:]
+real, calls = getattr(MlflowClient, method), []
+
+def killed(*arguments, **named):
+    calls.append(method)
+    if len(calls) == int(turn):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments, **named)
+
+setattr(MlflowClient, method, killed)
+runpy.run_module("pipeline.promote", run_name="__main__")
+"""
+
+
+# What is promoted.
+
+
+def test_the_first_promotion_registers_the_committed_model(
+    candidates_once: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{candidates_once.root}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client, metrics = MlflowClient(uri), candidates_once.report("metrics.json")
+    commit = candidates_once.succeed("git", "rev-parse", "main").strip()
+    lock = yaml.safe_load(candidates_once.succeed("git", "show", "main:dvc.lock"))["stages"]
+    hashes = {out["path"]: out["md5"] for out in lock["train"]["outs"]}
+    assert aliases(client) == {"champion": 1}
+    version = client.get_model_version_by_alias(NAME, "champion")
+    assert version.run_id == metrics["mlflow"]["run_id"]
+    assert version.tags["git.commit"] == commit
+    assert version.tags["dvc.model"] == hashes["models/model.keras"]
+    assert version.tags["served.sha256"] == digest(download(version.source, str(tmp_path)))
+    assert float(version.tags["test.accuracy"]) == metrics["test"]["accuracy"] > 0.8
+    assert (version.tags["recipe"], version.tags["gate.verdict"]) == ("smoke", "pass")
+    assert version.tags["gate.baseline"] == f"HEAD at {commit[:7]}"
+    assert "mlflow models serve -m models:/digits@champion --env-manager local" in version.description
+    log = (candidates_once.root / "promote.log").read_text(encoding="utf-8")
+    assert "digits version 1 is the champion now" in log
+    assert f"pass, against HEAD at {commit[:7]}" in log
+    assert "It is at http://127.0.0.1:5000/#/models/digits/versions/1 once `make ui` serves it" in log
+
+
+def test_the_champion_reads_as_the_reports_say(candidates_once: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{candidates_once.root}/mlflow.db")
+    test = load_split(candidates_once.root / "data" / "prepared" / "test.npz")
+    champion = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
+    wrong = np.flatnonzero(np.asarray(champion.predict(test.images)).argmax(axis=1) != test.labels)
+    with (candidates_once.root / "reports" / "errors.csv").open(encoding="utf-8") as file:
+        assert wrong.tolist() == [int(row["index"]) for row in csv.DictReader(file)]
+
+
+def test_a_better_model_becomes_champion_and_the_two_can_be_swapped(candidates: Project, client: MlflowClient) -> None:
+    before = candidates.succeed("git", "rev-parse", "main").strip()
+    assert "digits version 1 is the champion already: nothing to do" in promote(candidates)
+    assert aliases(client) == {"champion": 1}
+    take(candidates, "better")
+    output = promote(candidates)
+    assert "digits version 2 is the champion now" in output
+    assert f"pass, against champion (version 1) at {before[:7]}" in output
+    assert aliases(client) == {"champion": 2, "previous": 1}
+    assert "digits version 1 is the champion again" in promote(candidates, "--rollback")
+    assert aliases(client) == {"champion": 1, "previous": 2}
+    assert "digits version 2 is the champion now" in promote(candidates), "it is registered: only the aliases move"
+    assert aliases(client) == {"champion": 2, "previous": 1}
+    for swapped in ({"champion": 1, "previous": 2}, {"champion": 2, "previous": 1}):
+        promote(candidates, "--rollback")
+        assert aliases(client) == swapped
+    assert versions(client) == [1, 2]
+
+
+def test_a_champion_whose_files_were_changed_is_registered_anew(candidates: Project, client: MlflowClient) -> None:
+    take(candidates, "better")
+    promote(candidates)
+    place = client.get_logged_model(client.get_model_version(NAME, "2").source.removeprefix("models:/"))
+    (network,) = Path(place.artifact_location.removeprefix("file://")).rglob("model.keras")
+    network.write_bytes(b"edited")
+    assert "digits version 3 is the champion now" in promote(candidates)
+    assert aliases(client) == {"champion": 3, "previous": 1}, "nobody goes back to what was changed"
+
+
+# What is not.
+
+
+def test_a_model_that_the_gate_stops_is_not_registered(candidates: Project, client: MlflowClient) -> None:
+    take(candidates, "worse")
+    models = client.search_logged_models([client.get_experiment_by_name(NAME).experiment_id])
+    line = refusal(candidates)
+    assert re.search(
+        r"the gate stops this model, compared with champion \(version 1\) at \w{7}: floor \(80\.00 % → [67]\d\.\d+ %\)",
+        line,
+    )
+    assert "; accuracy (" in line
+    assert line.endswith("Nothing was registered")
+    assert (aliases(client), versions(client)) == ({"champion": 1}, [1])
+    assert len(client.search_logged_models([client.get_experiment_by_name(NAME).experiment_id])) == len(models)
+
+
+def test_only_what_is_committed_and_current_is_promoted(candidates: Project, client: MlflowClient) -> None:
+    take(candidates, "better")
+    model, lock, fitting = (
+        candidates.root / name for name in ("models/model.keras", "dvc.lock", "pipeline/train/fitting.py")
+    )
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 0xFF]))
+    assert "models/model.keras is not the one of dvc.lock: its MD5 is " in refusal(candidates)
+    model.unlink()
+    assert "models/model.keras is missing: `dvc checkout` or `dvc pull` brings it back" in refusal(candidates)
+    candidates.succeed("dvc", "checkout")
+    lock.unlink()
+    assert "dvc.lock has no models/model.keras: run `dvc repro`" in refusal(candidates)
+    candidates.succeed("git", "checkout", "-q", "dvc.lock")
+    candidates.succeed("git", "reset", "-q", "--soft", "HEAD~1")
+    line = refusal(candidates)
+    assert "no commit has this model yet: commit composed.yaml, dvc.lock, params.yaml" in line
+    assert line.endswith("first, then promote")
+    candidates.succeed("git", "reset", "-q", "--soft", "better@{1}")
+    (candidates.root / "pipeline" / "new.py").write_text("", encoding="utf-8")
+    assert "commit pipeline/new.py first, then promote" in refusal(candidates)
+    (candidates.root / "pipeline" / "new.py").unlink()
+    fitting.write_text(fitting.read_text(encoding="utf-8") + "\n# edited\n", encoding="utf-8")
+    assert "the reports are not those of the current code, configuration and data: train" in refusal(candidates)
+    candidates.succeed("git", "checkout", "-q", "pipeline")
+    assert "git knows no revision 'nothing'" in refusal(candidates, "--base", "nothing")
+    assert (aliases(client), versions(client)) == ({"champion": 1}, [1])
+
+
+def test_a_store_that_cannot_be_used(candidates_once: Project) -> None:
+    for arguments in ((), ("--rollback",)):
+        line = refusal(candidates_once, *arguments, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+        assert "MLFLOW_TRACKING_URI=http://127.0.0.1:9: the tracking server cannot be reached" in line
+    assert "MLflow 3 no longer keeps runs in folders" in refusal(candidates_once, MLFLOW_TRACKING_URI="./mlruns")
+
+
+def test_there_is_nothing_to_go_back_to(candidates: Project, client: MlflowClient) -> None:
+    nothing = "there is nothing to go back to"
+    assert refusal(candidates, "--rollback").endswith(f"'{NAME}' has no previous model: {nothing}")
+    client.delete_registered_model_alias(NAME, "champion")
+    assert refusal(candidates, "--rollback").endswith(f"'{NAME}' has no champion: {nothing}")
+    client.delete_registered_model(NAME)
+    assert refusal(candidates, "--rollback").endswith(f"has no registered model '{NAME}': `make promote` makes it")
+    assert "not allowed with argument" in candidates.fail(*PROMOTE, "--rollback", "--base", "HEAD")
+
+
+# What it is compared with.
+
+
+def test_a_champion_whose_commit_git_does_not_know(candidates: Project, client: MlflowClient) -> None:
+    client.set_model_version_tag(NAME, "1", "git.commit", "0" * 40)
+    take(candidates, "better")
+    assert "git knows no revision 'origin/main'" in refusal(candidates)
+    candidates.succeed("git", "update-ref", "refs/remotes/origin/main", "main")
+    output = promote(candidates)
+    assert f"not compared with the champion (version 1): git does not know its commit {'0' * 40}" in output
+    assert "pass, against origin/main at" in output
+    assert aliases(client) == {"champion": 2, "previous": 1}
+
+
+def test_a_store_that_does_not_know_the_run(candidates: Project) -> None:
+    run_id = candidates.report("metrics.json")["mlflow"]["run_id"]
+    other = f"sqlite:///{candidates.root}/other.db"
+    line = refusal(candidates, "--base", "HEAD", MLFLOW_TRACKING_URI=other)
+    assert f"{other} has no run {run_id}, which reports/metrics.json names: `dvc repro --force" in line
+
+
+@pytest.mark.slow
+def test_on_a_server_that_does_not_know_the_run_yet(candidates: Project, tmp_path: Path, start: Start) -> None:
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    serve_store(start, tmp_path, port)
+    run_id = candidates.report("metrics.json")["mlflow"]["run_id"]
+    line = refusal(candidates, "--base", "HEAD", MLFLOW_TRACKING_URI=uri)
+    assert f"{uri} has no run {run_id}, which reports/metrics.json names: " in line
+    (remedy,) = re.findall(r"`(dvc .*)` gives the model a run there; commit, then promote", line)
+    candidates.succeed(*remedy.split(), MLFLOW_TRACKING_URI=uri)
+    assert "no commit has this model yet: commit dvc.lock, reports/metrics.json" in refusal(
+        candidates, "--base", "HEAD", MLFLOW_TRACKING_URI=uri
+    )
+    candidates.commit()
+    output = promote(candidates, "--base", "HEAD", MLFLOW_TRACKING_URI=uri)
+    assert f"It is at {uri}/#/models/digits/versions/1\n" in output
+    assert aliases(MlflowClient(uri)) == {"champion": 1}
+    take(candidates, "better")
+    candidates.succeed(*remedy.split(), MLFLOW_TRACKING_URI=uri)
+    candidates.commit()
+    promote(candidates, MLFLOW_TRACKING_URI=uri)
+    promote(candidates, "--rollback", MLFLOW_TRACKING_URI=uri)
+    assert aliases(MlflowClient(uri)) == {"champion": 1, "previous": 2}
+
+
+# Kills, and several at once.
+
+
+def test_what_is_killed_leaves_the_champion_and_the_next_finishes_the_job(
+    candidates: Project, client: MlflowClient
+) -> None:
+    take(candidates, "better")
+
+    def kill(method: str, turn: int, *arguments: str) -> None:
+        result = candidates.run(sys.executable, "-c", KILLED_AT, method, str(turn), *arguments)
+        assert result.returncode == -9, result.stdout
+
+    kill("create_model_version", 1)
+    assert (aliases(client), versions(client)) == ({"champion": 1}, [1])
+    kill("set_registered_model_tag", 1)
+    assert (aliases(client), versions(client)) == ({"champion": 1}, [1, 2])
+    kill("set_registered_model_alias", 1)
+    assert aliases(client) == {"champion": 1}
+    kill("set_registered_model_alias", 2)
+    assert aliases(client) == {"champion": 1, "previous": 1}
+    assert refusal(candidates, "--rollback").endswith("has no previous model: there is nothing to go back to")
+    assert "digits version 2 is the champion now" in promote(candidates)
+    assert (aliases(client), versions(client)) == ({"champion": 2, "previous": 1}, [1, 2])
+    kill("set_registered_model_alias", 2, "--rollback")
+    assert aliases(client) == {"champion": 2, "previous": 2}
+    promote(candidates, "--rollback")
+    assert aliases(client) == {"champion": 1, "previous": 2}
+
+
+def test_several_at_once_leave_one_champion_and_another_before(
+    candidates: Project, client: MlflowClient, tmp_path: Path, start: Start
+) -> None:
+    client.delete_registered_model(NAME)
+    folders = [candidates.root, copy(candidates, tmp_path / "second").root]
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{candidates.root}/mlflow.db"}
+
+    def at_once(*commands: tuple[str, ...]) -> list[str]:
+        processes = [
+            start((*PROMOTE, *command), folders[number % 2], **store) for number, command in enumerate(commands)
+        ]
+        return [process.communicate()[0] for process in processes]
+
+    outputs = at_once(*[("--base", "HEAD")] * 3)
+    assert sorted("is the champion now" in output for output in outputs) == [False, False, True], outputs
+    assert sum("is the champion already" in output for output in outputs) == 2
+    assert (aliases(client), versions(client)) == ({"champion": 1}, [1]), "the same bytes are registered once"
+    take(Project(folders[1]), "better")
+    outputs = at_once(("--rollback",), (), ("--rollback",), ())
+    assert not any("Traceback" in output for output in outputs), outputs
+    assert sorted(aliases(client).values()) == [1, 2]
+    assert versions(client) == [1, 2]
+    shutil.rmtree(folders[1])

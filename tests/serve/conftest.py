@@ -1,0 +1,52 @@
+"""A registered model of an untrained network, and servers of it."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from numpy.typing import NDArray
+
+from pipeline.tracking.model_files import DIGEST
+from pipeline.tracking.servable import log_servable
+from pipeline.tracking.store import Store, experiment_id, open_store
+from pipeline.train.archive import save_network
+from pipeline.train.network import build_network
+from tests.conftest import configured
+
+SHAPE = (28, 28)
+
+
+class Registered(NamedTuple):
+    """A store with one registered model, some images, and what the network in Keras says of them."""
+
+    store: Store
+    name: str
+    images: NDArray[np.uint8]
+    probabilities: NDArray[np.float32]
+
+    @property
+    def files(self) -> Path:
+        """The folder of the version's files."""
+        version = MlflowClient(self.store.uri).get_model_version_by_alias(self.name, "champion")
+        return next(self.store.artifacts.glob(f"models/{version.source.rpartition('/')[2]}/artifacts"))
+
+
+@pytest.fixture
+def registered(tmp_path: Path) -> Registered:
+    """A network of the default recipe, untrained, registered as `numbers`."""
+    keras.utils.set_random_seed(1)
+    network, file = build_network(configured(tmp_path).model, SHAPE, 10), tmp_path / "model.keras"
+    save_network(file, network)
+    store = open_store(tmp_path)
+    client = MlflowClient(store.uri)
+    run = client.create_run(experiment_id(store, "numbers"))
+    images = np.random.default_rng(1).integers(0, 256, (5, *SHAPE), dtype=np.uint8)
+    servable = log_servable(client, run.info.run_id, file, images, {})
+    client.create_registered_model("numbers")
+    tags = {DIGEST: servable.digest, "test.accuracy": "0.5"}
+    version = client.create_model_version("numbers", servable.source, run.info.run_id, tags, model_id=servable.model_id)
+    client.set_registered_model_alias("numbers", "champion", version.version)
+    return Registered(store, "numbers", images, network.predict(images, verbose=0))

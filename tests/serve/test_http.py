@@ -1,0 +1,94 @@
+"""Real servers of a registered model, and requests as clients send them."""
+
+import re
+import sys
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import requests
+
+from tests.conftest import ROOT, Start, free_port, serve
+from tests.serve.conftest import Registered
+from tests.serve.test_picture import canvas, png
+
+WRONG = {
+    "shape": ([[[0] * 28] * 27], "images of shape (N, 28, 28) are read here, and this has shape (1, 27, 28)"),
+    "dtype": ([[[0.5] * 28] * 28], "grey levels are whole numbers from 0 to 255, and these are float64"),
+    "range": ([[[0] * 28] * 27 + [[256] * 28]], "and image 0 has 256 in row 27, column 0"),
+}
+
+
+def ask(address: str, images: Any) -> requests.Response:
+    """Send images as MLflow's clients do."""
+    return requests.post(f"{address}/invocations", json={"inputs": images}, timeout=60)
+
+
+def check_answers(address: str, registered: Registered) -> None:
+    """The server answers with the network's probabilities, and with 400 to what is no image."""
+    answer = ask(address, registered.images.tolist())
+    assert answer.status_code == 200, answer.text
+    np.testing.assert_allclose(answer.json()["predictions"], registered.probabilities, atol=1e-5)
+    for images, message in WRONG.values():
+        refused = ask(address, images)
+        assert refused.status_code == 400, refused.text
+        assert message in refused.json()["message"]
+        assert len(refused.text) < 500, "what was sent is not sent back"
+    headers = {"Content-Type": "application/json"}
+    assert requests.post(f"{address}/invocations", data="{", headers=headers, timeout=60).status_code == 400
+
+
+def test_mlflow_serves_the_champion(registered: Registered, start: Start) -> None:
+    port = free_port()
+    command = ("models", "serve", "-m", f"models:/{registered.name}@champion", "--env-manager", "local")
+    serve(start, registered.store.artifacts.parent, port, *command, MLFLOW_TRACKING_URI=registered.store.uri)
+    check_answers(f"http://127.0.0.1:{port}", registered)
+
+
+@pytest.fixture
+def address(registered: Registered, start: Start) -> str:
+    """Where `make serve` serves the model."""
+    command = [sys.executable, "-m", "pipeline.serve", "--name", registered.name, "--port", str(free_port())]
+    root = str(registered.store.artifacts.parent)
+    process = start(command, ROOT, MLFLOW_TRACKING_URI=registered.store.uri, DVC_ROOT=root)
+    assert process.stdout
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if found := re.fullmatch(r"Draw a digit at (http://127\.0\.0\.1:\d+)\n", line):
+            return found[1]
+    raise AssertionError("".join(lines))
+
+
+def test_the_page_and_what_it_asks(registered: Registered, address: str) -> None:
+    check_answers(address, registered)
+    page = requests.get(address, timeout=60)
+    assert "<title>Draw a digit</title>" in page.text
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page.text), "one file"
+    about = requests.get(f"{address}/about", timeout=60).json()
+    assert about == {"name": "numbers", "version": "1", "accuracy": "0.5", "image_shape": [28, 28]}
+    drawn = requests.post(f"{address}/read", data=png(canvas(50, 80, 150, 60)), timeout=60).json()
+    image = np.array(drawn["image"], np.uint8)
+    answer = ask(address, image[None].tolist()).json()["predictions"]
+    np.testing.assert_allclose([drawn["probabilities"]], answer, atol=1e-6)
+    for content, status, message in (
+        (png(np.zeros((280, 280), np.uint8)), 400, "nothing is drawn"),
+        (b"GIF89a", 400, "this is not a whole PNG picture"),
+        (b"\0" * (1 << 20) + b"\0", 413, "a picture has at most 1 MiB"),
+    ):
+        refused = requests.post(f"{address}/read", data=content, timeout=60)
+        assert (refused.status_code, refused.json()) == (status, {"error": message})
+
+
+def test_the_page_is_for_this_machine_alone(address: str) -> None:
+    port = address.rpartition(":")[2]
+    for host, status in (("localhost", 200), (f"127.0.0.1:{port}", 200), ("digits.example", 400), ("[::1]", 400)):
+        for path in ("/", "/about", "/ping"):
+            assert requests.get(f"{address}{path}", headers={"Host": host}, timeout=60).status_code == status, host
+    preflight = {"Origin": "https://digits.example", "Access-Control-Request-Method": "POST"}
+    answer = requests.options(f"{address}/read", headers=preflight, timeout=60)
+    assert "Access-Control-Allow-Origin" not in answer.headers
+    listening = [each.laddr for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+    assert [address for address in listening if address[1:] == (int(port),)] == [("127.0.0.1", int(port))]

@@ -1,0 +1,130 @@
+from pathlib import Path
+
+import keras
+import mlflow.keras
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from pipeline.errors import PipelineError
+from pipeline.tracking.digit_reader import BATCH, BadImages, DigitReader, check_images
+from pipeline.tracking.servable import TOLERANCE, convert, log_servable
+from pipeline.tracking.serving import load_registered
+from pipeline.train.archive import save_network
+from pipeline.train.network import build_network
+from tests.conftest import CONF, configured
+from tests.serve.conftest import SHAPE, Registered
+
+IMAGES = np.random.default_rng(1).integers(0, 256, (BATCH + 7, *SHAPE), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def test_every_model_answers_as_it_does_in_keras(name: str, tmp_path: Path) -> None:
+    network = build_network(configured(tmp_path, model={"name": name}).model, SHAPE, 10)
+    save_network(tmp_path / "model.keras", network)
+    assert convert(tmp_path / "model.keras", tmp_path / "model.onnx", IMAGES) <= TOLERANCE
+    assert DigitReader(tmp_path / "model.onnx").predict(IMAGES).shape == (BATCH + 7, 10)
+
+
+def test_a_network_that_answers_otherwise_is_not_logged(registered: Registered, tmp_path: Path) -> None:
+    client = MlflowClient(registered.store.uri)
+    run = client.create_run("0").info.run_id
+    noisy = keras.Sequential([keras.Input(SHAPE, dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(10)])
+    noisy.add(keras.layers.Lambda(lambda values: values))
+    noisy.save(tmp_path / "noisy.keras")
+    with pytest.raises(PipelineError, match=r"noisy\.keras cannot be served: it has no form in ONNX \(.*unsafe"):
+        log_servable(client, run, tmp_path / "noisy.keras", IMAGES[:2], {})
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        save_network(tmp_path / "half.keras", build_network(configured(tmp_path).model, SHAPE, 10))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    with pytest.raises(PipelineError, match=r"half\.keras cannot be served: "):
+        log_servable(client, run, tmp_path / "half.keras", IMAGES[:2], {})
+    assert not client.get_run(run).outputs.model_outputs
+
+
+def test_a_registered_model_takes_raw_images_and_is_still_a_keras_network(registered: Registered) -> None:
+    served = load_registered(registered.store, registered.name, "champion")
+    assert (served.image_shape, served.version) == (SHAPE, "1")
+    np.testing.assert_allclose(served.model.predict(registered.images), registered.probabilities, atol=TOLERANCE)
+    network = mlflow.keras.load_model(str(registered.files))
+    np.testing.assert_array_equal(network.predict(registered.images, verbose=0), registered.probabilities)
+
+
+@pytest.mark.parametrize(
+    "name", ["data/network/model.onnx", "data/network/model.keras", "code/digit_reader.py", "MLmodel"]
+)
+def test_a_file_that_was_tampered_with_is_refused_before_it_is_loaded(registered: Registered, name: str) -> None:
+    path = registered.files / name
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(
+        PipelineError, match="the files of version 1 of numbers are not those that were registered: their"
+    ):
+        load_registered(registered.store, registered.name, "champion")
+
+
+def test_a_file_that_is_missing_or_new_is_noticed(registered: Registered) -> None:
+    (registered.files / "code" / "numpy.py").write_text("raise SystemExit('executed')\n", encoding="utf-8")
+    with pytest.raises(PipelineError, match="are not those that were registered"):
+        load_registered(registered.store, registered.name, "champion")
+
+
+def test_mlflow_itself_refuses_a_network_that_was_tampered_with(registered: Registered) -> None:
+    path = registered.files / "data" / "network" / "model.onnx"
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(MlflowException, match=r"model\.onnx is not the file that was logged: its SHA-256 is"):
+        mlflow.pyfunc.load_model(str(registered.files))
+
+
+def test_a_model_that_is_not_there_is_one_line(registered: Registered) -> None:
+    with pytest.raises(PipelineError, match="has no model 'numbers' with the alias 'previous'"):
+        load_registered(registered.store, "numbers", "previous")
+    with pytest.raises(PipelineError, match=r"has no model 'other' with the alias 'champion'.*`make promote`"):
+        load_registered(registered.store, "other", "champion")
+    for file in sorted(registered.files.rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    with pytest.raises(PipelineError, match="version 1 of numbers"):
+        load_registered(registered.store, "numbers", "champion")
+
+
+def test_nothing_that_is_logged_is_a_pickle(registered: Registered) -> None:
+    files = [file for file in registered.files.rglob("*") if file.is_file()]
+    assert {file.suffix for file in files} <= {"", ".json", ".txt", ".yaml", ".py", ".onnx", ".keras"}
+    assert not [file for file in files if file.read_bytes().startswith(b"\x80")]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([[0, 255], [1, 2]], "images of shape (N, 2, 2) are read here, and this has shape (2, 2)"),
+        ([], "images of shape (N, 2, 2) are read here, and this has shape (0,)"),
+        (np.zeros((0, 2, 2), np.uint8), "images of shape (N, 2, 2) are read here, and this has shape (0, 2, 2)"),
+        ([[[1, 2, 3], [4, 5, 6]]], "images of shape (N, 2, 2) are read here, and this has shape (1, 2, 3)"),
+        ("seven", "images of shape (N, 2, 2) are read here, and this has shape ()"),
+        (None, "images of shape (N, 2, 2) are read here, and this has shape ()"),
+        ({"images": []}, "images of shape (N, 2, 2) are read here, and this has shape ()"),
+        ([[[1, 2], [3]]], "the rows or images differ in length: send images of shape (N, 2, 2)"),
+        ([[[1, 2], [3, None]]], "grey levels are whole numbers from 0 to 255, and these are object"),
+        ([[[1, 2], [3, 10**30]]], "grey levels are whole numbers from 0 to 255, and these are object"),
+        ([[[0.0, 1.0], [0.5, 0.25]]], "grey levels are whole numbers from 0 to 255, and these are float64"),
+        ([[["1", "2"], ["3", "4"]]], "grey levels are whole numbers from 0 to 255, and these are str"),
+        ([[[True, False], [True, False]]], "grey levels are whole numbers from 0 to 255, and these are bool"),
+        ([[[0, 1], [2, 3]], [[0, 1], [256, 3]]], "0 to 255, and image 1 has 256 in row 1, column 0"),
+        ([[[0, -1], [2, 3]]], "0 to 255, and image 0 has -1 in row 0, column 1"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_is_wrong_and_where(data: object, message: str) -> None:
+    with pytest.raises(BadImages) as refused:
+        check_images(data, (2, 2))
+    assert message in refused.value.message
+    assert refused.value.get_http_status_code() == 400
+
+
+def test_whole_numbers_in_any_form_are_images() -> None:
+    expected = np.array([[[0, 255], [1, 2]]], np.uint8)
+    for data in (expected, expected.tolist(), expected.astype(np.int64), expected.astype(np.uint16)):
+        images = check_images(data, (2, 2))
+        assert images.dtype == np.uint8
+        np.testing.assert_array_equal(images, expected)

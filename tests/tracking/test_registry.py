@@ -1,0 +1,79 @@
+"""Moving aliases in a real registry, also while somebody else does."""
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.errors import PipelineError
+from pipeline.tracking.registry import Aliases, Registry, open_registry
+from pipeline.tracking.store import Store, open_store
+
+
+class Meddled(MlflowClient):  # type: ignore[misc]
+    """A client beside which somebody on another machine promotes, just before or after an alias is written."""
+
+    def __init__(self, uri: str, alias: str, moves: dict[str, str]) -> None:
+        super().__init__(uri)
+        self.alias, self.moves = alias, moves
+
+    def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
+        super().set_registered_model_alias(name, alias, version)
+        if alias == self.alias:
+            for other, number in self.moves.items():
+                super().set_registered_model_alias(name, other, number)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path)
+
+
+def with_versions(store: Store, count: int) -> Registry:
+    """A registered model with so many versions, of which none is champion."""
+    registry = Registry(store, "mnist")
+    registry.create("about")
+    for _ in range(count):
+        registry.client.create_model_version("mnist", "file:///nowhere")
+    return registry
+
+
+def aliases(registry: Registry) -> dict[str, int]:
+    return {name: int(number) for name, number in registry.client.get_registered_model("mnist").aliases.items()}
+
+
+def test_champion_and_previous_move_together(store: Store) -> None:
+    registry = Registry(store, "mnist")
+    assert registry.aliases() is None
+    registry = with_versions(store, 3)
+    registry.create("it is there already")
+    assert registry.aliases() == Aliases(None, None)
+    for number, expected in (("1", Aliases("1", None)), ("3", Aliases("3", "1")), ("2", Aliases("2", "3"))):
+        now = registry.aliases()
+        assert now is not None
+        assert registry.move(now, number)
+        assert registry.aliases() == expected
+
+
+def test_somebody_elses_champion_stands_if_it_is_the_later_one(store: Store) -> None:
+    registry = with_versions(store, 3)
+    assert registry.move(Aliases(None, None), "1")
+    registry.client = Meddled(store.uri, "champion", {"previous": "2", "champion": "3"})
+    assert not registry.move(Aliases("1", None), "2")
+    assert aliases(registry) == {"champion": 3, "previous": 2}
+
+
+def test_the_later_champion_sees_to_it_that_previous_is_another(store: Store) -> None:
+    registry = with_versions(store, 3)
+    assert registry.move(Aliases(None, None), "1")
+    registry.client = Meddled(store.uri, "champion", {"previous": "2"})  # about to make another the champion after 2
+    assert registry.move(Aliases("1", None), "2")
+    assert aliases(registry) == {"champion": 2, "previous": 1}
+
+
+def test_whatever_mlflow_raises_is_one_line(store: Store, tmp_path: Path) -> None:
+    with (
+        pytest.raises(PipelineError, match=r"the MLflow store sqlite:.*mlflow\.db does not do it: Model Version"),
+        open_registry(store, "mnist", tmp_path) as registry,
+    ):
+        registry.version("1")
