@@ -11,9 +11,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.browser.ui import launch, open_context, serve_ui
 from tests.conftest import ROOT, Project, clone
+from tests.promote.command import promote
 
 SCREENSHOTS = ROOT / "screenshots"
-CHAMPION = "digits"
 
 
 class Runs(NamedTuple):
@@ -27,7 +27,7 @@ class Runs(NamedTuple):
 
 @pytest.fixture(scope="session")
 def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A clone in which three models of two recipes and two networks have been trained."""
+    """A clone in which three models of two recipes and two networks have been trained, the first one promoted."""
     folder = tmp_path_factory.mktemp("browser") / "project"
     folder.mkdir()
     return train_runs(folder)
@@ -39,22 +39,11 @@ def train_runs(folder: Path) -> Project:
     project.commit()
     project.succeed("dvc", "repro")
     project.commit()
+    promote(project, "--base", "HEAD")
     project.succeed("dvc", "exp", "run", "-n", "convolutions", "-S", "model.name=cnn")
     changes = ("recipe=notebook", "dataset=digits", "model.name=mlp", "optimizer.name=adamw", "+training.epochs=2")
     project.succeed("dvc", "exp", "run", "-n", "watched", *(part for each in changes for part in ("-S", each)))
-    register(project, "smoke-mlp-seed-1")
     return project
-
-
-def register(project: Project, run_name: str) -> None:
-    """Make a run's model the champion."""
-    client = store_client(project)
-    run = next(run for run in all_runs(client) if run.info.run_name == run_name)
-    model_id = run.outputs.model_outputs[0].model_id
-    client.create_registered_model(CHAMPION)
-    source = client.get_logged_model(model_id).artifact_location
-    version = client.create_model_version(CHAMPION, source, run.info.run_id, model_id=model_id)
-    client.set_registered_model_alias(CHAMPION, "champion", version.version)
 
 
 def store_client(project: Project) -> MlflowClient:

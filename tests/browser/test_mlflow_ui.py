@@ -6,7 +6,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser import ui
-from tests.browser.conftest import CHAMPION, Runs
+from tests.browser.conftest import Runs
+from tests.promote.command import NAME
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 FIRST = "smoke-mlp-seed-1"
@@ -121,5 +122,5 @@ def test_two_runs_are_compared_side_by_side(page: Page, runs: Runs) -> None:
 
 def test_the_champion_is_in_the_registry(page: Page, runs: Runs) -> None:
     ui.open_runs(page, runs.address)
-    ui.open_registered_model(page, CHAMPION)
+    ui.open_registered_model(page, NAME)
     expect(page.get_by_role("row").filter(has_text="Version 1")).to_contain_text("@ champion")
