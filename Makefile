@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 N ?= 5
 
-.PHONY: help repro seeds gate gate-power promote test test-slow check ui serve send joined bench lock clean
+.PHONY: help repro seeds gate gate-power promote test test-slow test-browser check pictures ui serve send joined bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -31,6 +31,12 @@ test: .venv/requirements-dev.txt ## set up what the tests need, then pass them
 
 test-slow: .venv/requirements-dev.txt ## the default recipe on the real MNIST, and all that takes minutes
 	pytest -m slow
+
+test-browser: .venv/requirements-dev.txt ## look at the MLflow UI and the report in Chromium, as a person would
+	pytest -m browser -n 0
+
+pictures: .venv/requirements-dev.txt ## take the README's pictures anew, of the runs and the report that are there
+	python -m tests.browser.pictures
 
 check: .venv/requirements-dev.txt ## ruff, ruff format, mypy strict
 	ruff check

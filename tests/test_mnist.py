@@ -93,12 +93,12 @@ def test_the_ui_opens_on_the_runs(trained_once: Project, start: Start) -> None:
     process = start(command, trained_once.root)
     assert process.stdout
     for line in process.stdout:
-        if found := re.search(r"The runs are at (http://127\.0\.0\.1:\d+)/#/experiments/(\d+)\?(.*)", line):
+        if found := re.search(r"The runs are at (http://127\.0\.0\.1:\d+)/#/experiments/(\d+)/runs\?(.*)", line):
             break
     else:
         raise AssertionError("no address was printed")
     base, experiment, query = found.groups()
-    assert query == "workflowType=machine_learning"
+    assert query == "viewStateShareKey=results&workflowType=machine_learning"
     client = MlflowClient(base)
     assert client.get_experiment(experiment).name == "digits"
     assert len(client.search_runs([experiment])) == 1

@@ -20,7 +20,7 @@ from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.store import Store, experiment_id
 
 DESCRIPTION = "mlflow.note.content"  # what the UI shows, as Markdown, at the top of a run's page
-BYTES = {"mirrors", "files"}  # of the dataset: they say where it comes from, and its digests are on the run anyway
+BYTES = {"mirrors", "files", "about"}  # of the dataset: where it comes from; its digests are on the run anyway
 SCORED = "test/accuracy"  # a run that has it has been evaluated
 PARENT = "mlflow.parentRunId"
 EPOCH_NAMES = {"seconds": "seconds_per_epoch"}

@@ -1,5 +1,6 @@
 """Where runs are recorded, and making sure of it before anything depends on it."""
 
+import json
 import logging
 import os
 from http import HTTPStatus
@@ -26,8 +27,20 @@ PATIENCE = {
 RELATIVE = "sqlite:///"  # what follows is a path; an absolute one starts with a fourth stroke
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
-    "mlflow.note.content": "A run for each trained model: curves, figures on the test images, pictures, a report, the "
-    "model, and the commands that give the same run again. Runs below another one reuse its model.",
+    "mlflow.note.content": "A run for each trained model: figures, curves, pictures, a report, how to get it again."
+    "\n\nRuns below another one reuse its model.",  # folded, the UI shows the first line
+}
+VIEW = "results"  # the columns below, by this name
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+FIXED = {"0": 70, "attributes.`Run Name`": 250, "runDateAndNestInfo": 150, "duration": 75}  # the UI's own; pixels
+COLUMNS = {
+    "metrics.`test/accuracy`": 125,
+    "metrics.`test/errors`": 95,
+    "metrics.`test/loss`": 95,
+    "metrics.`work/fit_seconds`": 135,
+    "params.`optimizer.name`": 125,
+    "params.`optimizer.learning_rate`": 180,
+    "params.`training.epochs`": 125,
 }
 UNSUPPORTED = "MLflow 3 no longer keeps runs in folders such as mlruns/"
 
@@ -126,11 +139,28 @@ def experiment_id(store: Store, name: str) -> str:
     return str(found.experiment_id)
 
 
+def run_list(store: Store, name: str) -> str:
+    """The path of an experiment's list of runs, with the figures and choices that tell them apart as columns.
+
+    The UI takes them from a tag of the experiment, as for a view that somebody shares; by itself it shows no figures.
+    """
+    from mlflow import MlflowClient
+
+    experiment, widths = experiment_id(store, name), FIXED | COLUMNS
+    view = {"selectedColumns": [*COLUMNS], "columnOrder": [*widths], "columnWidths": widths}
+    MlflowClient(store.uri).set_experiment_tag(experiment, VIEW_TAG, json.dumps(view))
+    return f"experiments/{experiment}/runs?viewStateShareKey={VIEW}"
+
+
 def page(store: Store, path: str, port: int = 5000) -> str:
-    """The address of a page in the MLflow UI, without a password; for a local store the one that `make ui` serves."""
+    """The address of a page in the MLflow UI, without a password; for a local store the one that `make ui` serves.
+
+    It asks for the UI's side for training models: the other one, for language models, hides the runs.
+    """
     server = urlsplit(store.uri)
     base = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl().rstrip("/")
-    return f"{base if store.remote else f'http://127.0.0.1:{port}'}/#/{path}"
+    address = f"{base if store.remote else f'http://127.0.0.1:{port}'}/#/{path}"
+    return f"{address}{'&' if '?' in path else '?'}workflowType=machine_learning"
 
 
 def _ask_server(uri: str) -> None:

@@ -14,7 +14,7 @@ import requests
 
 from pipeline.config import load_config
 from pipeline.errors import PipelineError
-from pipeline.tracking.store import PATIENCE, experiment_id, open_store, page
+from pipeline.tracking.store import PATIENCE, open_store, page, run_list
 
 HOST = "127.0.0.1"
 LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # the jobs are for judging language models
@@ -27,7 +27,7 @@ def serve(root: Path, port: int) -> None:
     Where MLFLOW_TRACKING_URI names a server, that one is pointed to instead. Raises PipelineError if the server ends.
     """
     store = open_store(root)
-    runs = f"experiments/{experiment_id(store, load_config().dataset.name)}?workflowType=machine_learning"
+    runs = run_list(store, load_config().dataset.name)
     if store.remote:
         print(f"The runs are at {page(store, runs)}")
         return

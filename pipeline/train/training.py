@@ -150,8 +150,8 @@ def history_csv(epochs: list[Epoch]) -> str:
 
 def costs(facts: dict[str, Any]) -> dict[str, float]:
     """What the training took, as metrics."""
-    seconds = {f"cost/{name}_seconds": value for name, value in facts["seconds"].items() if name != "fit"}
-    return seconds | {"cost/fit_seconds": facts["fit_seconds"], "cost/peak_memory_mib": facts["peak_memory_mib"]}
+    seconds = {f"work/{name}_seconds": value for name, value in facts["seconds"].items() if name != "fit"}
+    return seconds | {"work/fit_seconds": facts["fit_seconds"], "work/peak_memory_mib": facts["peak_memory_mib"]}
 
 
 def peak_memory_mib() -> int:

@@ -61,7 +61,9 @@ def test_the_first_promotion_registers_the_committed_model(
     log = (candidates_once.root / "promote.log").read_text(encoding="utf-8")
     assert "digits version 1 is the champion now" in log
     assert f"pass, against HEAD at {commit[:7]}" in log
-    assert "It is at http://127.0.0.1:5000/#/models/digits/versions/1 once `make ui` serves it" in log
+    assert (
+        "It is at http://127.0.0.1:5000/#/models/digits/versions/1?workflowType=machine_learning once `make ui`" in log
+    )
 
 
 def test_the_champion_reads_as_the_reports_say(candidates_once: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +203,7 @@ def test_on_a_server_that_does_not_know_the_run_yet(candidates: Project, tmp_pat
     )
     candidates.commit()
     output = promote(candidates, "--base", "HEAD", MLFLOW_TRACKING_URI=uri)
-    assert f"It is at {uri}/#/models/digits/versions/1\n" in output
+    assert f"It is at {uri}/#/models/digits/versions/1?workflowType=machine_learning\n" in output
     assert aliases(MlflowClient(uri)) == {"champion": 1}
     take(candidates, "better")
     candidates.succeed(*remedy.split(), MLFLOW_TRACKING_URI=uri)

@@ -95,6 +95,10 @@ def test_processes_that_start_together_make_one_store(tmp_path: Path) -> None:
 
 
 def test_the_address_of_a_page() -> None:
-    assert page(Store("sqlite:///a", Path()), "experiments/1") == "http://127.0.0.1:5000/#/experiments/1"
-    assert page(Store("http://team:80/", Path()), "experiments/1") == "http://team:80/#/experiments/1"
-    assert page(Store("https://me:secret@team/a", Path()), "experiments/1") == "https://team/a/#/experiments/1"
+    for uri, base in {
+        "sqlite:///a": "http://127.0.0.1:5000",
+        "http://team:80/": "http://team:80",
+        "https://me:secret@team/a": "https://team/a",
+    }.items():
+        address = page(Store(uri, Path()), "experiments/1")
+        assert address == f"{base}/#/experiments/1?workflowType=machine_learning"

@@ -1,0 +1,100 @@
+"""A real store with real runs, MLflow's own server, and a real browser to look at it with."""
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.browser.ui import launch, open_context, serve_ui
+from tests.conftest import ROOT, Project, clone
+from tests.promote.command import promote
+
+SCREENSHOTS = ROOT / "screenshots"
+
+
+class Runs(NamedTuple):
+    """A project with runs, the address at which `make ui` shows them, and what the store knows of them."""
+
+    project: Project
+    address: str
+    client: MlflowClient
+    by_name: dict[str, Run]
+
+
+@pytest.fixture(scope="session")
+def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A clone in which three models of two recipes and two networks have been trained, the first one promoted."""
+    folder = tmp_path_factory.mktemp("browser") / "project"
+    folder.mkdir()
+    return train_runs(folder)
+
+
+def train_runs(folder: Path) -> Project:
+    project = clone(folder)
+    project.params(recipe="smoke", dataset=None, model={"name": None}, optimizer={"name": None}, seed=1)
+    project.commit()
+    project.succeed("dvc", "repro")
+    project.commit()
+    promote(project, "--base", "HEAD")
+    project.succeed("dvc", "exp", "run", "-n", "convolutions", "-S", "model.name=cnn")
+    changes = ("recipe=notebook", "dataset=digits", "model.name=mlp", "optimizer.name=adamw", "+training.epochs=2")
+    project.succeed("dvc", "exp", "run", "-n", "watched", *(part for each in changes for part in ("-S", each)))
+    return project
+
+
+def store_client(project: Project) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{project.root}/mlflow.db")
+
+
+def all_runs(client: MlflowClient) -> list[Run]:
+    experiment = client.get_experiment_by_name("digits")
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+@pytest.fixture(scope="session")
+def runs(trained_runs: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """The runs, served as `make ui` does."""
+    client = store_client(trained_runs)
+    by_name = {str(run.info.run_name): run for run in all_runs(client)}
+    with serve_ui(trained_runs.root, tmp_path_factory.mktemp("server") / "log") as address:
+        yield Runs(trained_runs, address, client, by_name)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The system's own Chromium."""
+    with sync_playwright() as playwright:
+        chromium = launch(playwright)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page in a browser in which nobody has been before; a test that fails leaves its picture in screenshots/.
+
+    A test may set options of the browser, such as its size: `parametrize("page", [{…}], indirect=True)`.
+    """
+    context = open_context(browser, **getattr(request, "param", {}))
+    yield context.new_page()
+    context.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Leave a picture of the page of a test that fails, and say where it is."""
+    report = yield
+    page = getattr(item, "funcargs", {}).get("page")
+    if report.when == "call" and report.failed and isinstance(page, Page):
+        report.sections.append(("screenshot", str(save_screenshot(page, SCREENSHOTS / f"{item.name}.png"))))
+    return report
+
+
+def save_screenshot(page: Page, path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    page.screenshot(path=path)
+    return path
