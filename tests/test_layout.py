@@ -14,7 +14,7 @@ from pipeline.config import Config
 from tests.conftest import ROOT
 
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-LIGHT = ["compose", "fetch", "preprocess", "gate", "promote", "tracking"]
+LIGHT = ["compose", "fetch", "preprocess", "gate", "promote", "serve", "tracking"]
 HEAVY_MODULES = ["keras", "tensorflow", "mlflow"]
 
 
@@ -88,7 +88,7 @@ def test_light_stages_import_nothing_heavy(stage: str) -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", [*STAGES, "gate", "promote", "tracking"])
+@pytest.mark.parametrize("module", [*STAGES, "gate", "promote", "serve", "tracking"])
 def test_help_helps(module: str) -> None:
     command = [sys.executable, "-m", f"pipeline.{module}", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

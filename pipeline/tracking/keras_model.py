@@ -16,12 +16,13 @@ from mlflow import MlflowClient
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+NAME = "model"  # of the logged model, on its run's page
 KERAS_FILE = Path("data/model.keras")  # where mlflow.keras keeps and looks for the network
 
 
 def log_network(client: MlflowClient, run_id: str, path: Path) -> None:
     """Log the network in a `.keras` file to a run, with its signature, an example and pinned requirements."""
-    log_model(client, run_id, "model", sys.modules[__name__], network_file=path)
+    log_model(client, run_id, NAME, sys.modules[__name__], network_file=path)
 
 
 def log_model(client: MlflowClient, run_id: str, name: str, flavor: ModuleType, **files: Path) -> str:

@@ -18,7 +18,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 
 from pipeline.errors import first_line
 from pipeline.files import write_json, write_text
-from pipeline.tracking.keras_model import log_network
+from pipeline.tracking.keras_model import NAME, log_network
 
 OUTBOX = ".unsent"
 BATCH = 100  # params and tags that MLflow takes at once
@@ -150,8 +150,9 @@ def send_event(client: MlflowClient, run_id: str, event: Event, path: Path | Non
             assert path is not None
             log_network(client, run_id, path)
         case {"kind": "model file", "folder": folder}:
-            for logged in client.get_run(run_id).outputs.model_outputs[-1:]:
-                client.log_model_artifact(logged.model_id, str(path), folder or None)
+            models = (client.get_logged_model(each.model_id) for each in client.get_run(run_id).outputs.model_outputs)
+            for own in [model for model in models if model.name == NAME][-1:]:  # what was registered stays as it was
+                client.log_model_artifact(own.model_id, str(path), folder or None)
         case {"kind": "status", "status": "RUNNING"}:
             client.update_run(run_id, "RUNNING")
         case {"kind": "status", "status": status, "time": stamp}:

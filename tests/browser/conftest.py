@@ -9,8 +9,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.browser.ui import launch, open_context, serve_ui
-from tests.conftest import ROOT, Project, clone
+from tests.browser.ui import DRAWING, launch, open_context, serve
+from tests.conftest import MIRROR, ROOT, Project, clone
 from tests.promote.command import promote
 
 SCREENSHOTS = ROOT / "screenshots"
@@ -60,8 +60,22 @@ def runs(trained_runs: Project, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """The runs, served as `make ui` does."""
     client = store_client(trained_runs)
     by_name = {str(run.info.run_name): run for run in all_runs(client)}
-    with serve_ui(trained_runs.root, tmp_path_factory.mktemp("server") / "log") as address:
+    with serve(trained_runs.root, tmp_path_factory.mktemp("server") / "log") as address:
         yield Runs(trained_runs, address, client, by_name)
+
+
+@pytest.fixture(scope="session")
+def drawing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address at which `make serve` serves a champion that has seen MNIST for two epochs."""
+    folder = tmp_path_factory.mktemp("drawing") / "project"
+    folder.mkdir()
+    project = clone(folder)
+    project.params(recipe="baseline", training={"epochs": 2})
+    project.succeed("dvc", "repro", **MIRROR)
+    project.commit()
+    promote(project, "--base", "HEAD")
+    with serve(folder, tmp_path_factory.mktemp("server") / "log", DRAWING) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

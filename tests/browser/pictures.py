@@ -1,6 +1,7 @@
-"""`make pictures`: the README's pictures of the MLflow UI and the report, taken as the tests look at them.
+"""`make pictures`: the README's pictures of the MLflow UI, the report and the page to draw on, as the tests look at them.
 
-Shows the runs of MLFLOW_TRACKING_URI, else of mlflow.db, and reports/report.html: train what the pictures should show.
+Shows the runs and the champion of MLFLOW_TRACKING_URI, else of mlflow.db, and reports/report.html: train and promote
+what the pictures should show.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from tests.browser import ui
 from tests.conftest import ROOT, SETTINGS
 
 DOCS = ROOT / "docs"
+PAPER = {"width": 860, "height": 520}  # of the page to draw on
 LIMIT = 150_000  # bytes
 COLOURS = (128, 96, 64, 48, 32)
 CURVES = "^(train|val|test)/(loss|accuracy)$"
@@ -25,7 +27,7 @@ FIRST_CURVES = ("test/accuracy", "test/loss", "train/accuracy", "train/loss")  #
 
 
 def main() -> None:
-    """Take the three pictures."""
+    """Take the pictures."""
     parser = argparse.ArgumentParser(prog="python -m tests.browser.pictures", description=__doc__)
     parser.add_argument("--run", help="the name of the run whose page is shown (default: the first in the list)")
     parser.add_argument("--into", type=Path, default=DOCS, help="the folder to write to (default: docs/)")
@@ -35,10 +37,12 @@ def main() -> None:
         sys.exit(f"{paths.REPORT} does not exist: run `dvc repro` first")
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         page = ui.open_context(ui.launch(playwright)).new_page()
-        with ui.serve_ui(ROOT, Path(folder) / "log", **settings) as address:
+        with ui.serve(ROOT, Path(folder) / "log", ui.UI, **settings) as address:
             picture_runs(page, address, arguments.into / "mlflow.png")
             picture_run(page, address, arguments.run, arguments.into / "run.png")
         picture_report(page, arguments.into / "report.png")
+        with ui.serve(ROOT, Path(folder) / "log", ui.DRAWING, **settings) as address:
+            picture_drawing(page, address, arguments.into / "serve.png")
 
 
 def picture_runs(page: Page, address: str, path: Path) -> None:
@@ -66,6 +70,15 @@ def picture_report(page: Page, path: Path) -> None:
     """The top of the report."""
     page.goto((ROOT / paths.REPORT).as_uri())
     ui.wait_for_images(page.locator("img"))
+    save_picture(page, path)
+
+
+def picture_drawing(page: Page, address: str, path: Path) -> None:
+    """The page of `make serve` with a digit drawn and read."""
+    page.set_viewport_size(PAPER)
+    page.goto(address)
+    ui.draw(page, ui.DIGITS[3])
+    expect(page.get_by_role("status")).to_have_text("It reads a 3.")
     save_picture(page, path)
 
 

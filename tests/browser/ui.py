@@ -3,6 +3,7 @@
 A page of MLflow's is an application: everything here waits for what a person would see, never for a fixed time.
 """
 
+import math
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from tests.conftest import environment, free_port, kill_all
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60_000  # milliseconds: two cores that others share
 DESK, PHONE = {"width": 1400, "height": 1000}, {"width": 390, "height": 844}
+UI, DRAWING = ("pipeline.tracking", "ui"), ("pipeline.serve",)  # what `make ui` and `make serve` run
 MODES = {"table": "TABLE", "charts": "CHART"}  # of the run list
 
 
@@ -45,10 +47,12 @@ def open_context(browser: Browser, **options: object) -> BrowserContext:
 
 
 @contextmanager
-def serve_ui(project: Path, log: Path, **settings: str) -> Iterator[str]:
-    """Serve a project's runs as `make ui` does while the block runs; gives the address that it prints."""
-    port = free_port()
-    command = [sys.executable, "-m", "pipeline.tracking", "ui", "--port", str(port)]
+def serve(project: Path, log: Path, arguments: tuple[str, ...] = UI, **settings: str) -> Iterator[str]:
+    """Serve a project's runs as `make ui` does, or its model as `make serve` does, while the block runs.
+
+    Gives the address that it prints.
+    """
+    command = [sys.executable, "-m", *arguments, "--port", str(free_port())]
     with log.open("w", encoding="utf-8") as output:
         server = subprocess.Popen(
             command,
@@ -69,7 +73,7 @@ def _printed_address(server: "subprocess.Popen[str]", log: Path) -> str:
     """The address that is printed as soon as the server answers; of a store on a server, its own."""
     while True:
         ended, printed = server.poll() is not None, log.read_text(encoding="utf-8")
-        if found := re.search(r"^The runs are at (\S+)$", printed, re.MULTILINE):
+        if found := re.search(r"^(?:The runs are|Draw a digit) at (\S+)$", printed, re.MULTILINE):
             return found[1]
         if ended:
             raise AssertionError(printed)
@@ -209,6 +213,44 @@ def open_registered_model(page: Page, name: str) -> None:
     page.get_by_role("dialog").get_by_role("button", name="Close").click()  # what MLflow announces, once
     page.get_by_role("row").get_by_role("link", name=name, exact=True).click()
     expect(page.get_by_role("heading", name=name)).to_be_visible()
+
+
+# The page to draw on.
+
+Stroke = list[tuple[float, float]]
+
+
+def arc(centre: tuple[float, float], radii: tuple[float, float], start: float, end: float) -> Stroke:
+    """A part of an ellipse in shares of the drawing's sides; angles in degrees, clockwise from the right."""
+    angles = (math.radians(start + (end - start) * step / 24) for step in range(25))
+    return [(centre[0] + radii[0] * math.cos(angle), centre[1] + radii[1] * math.sin(angle)) for angle in angles]
+
+
+DIGITS: dict[int, list[Stroke]] = {
+    0: [arc((0.5, 0.5), (0.17, 0.28), -90, 270)],
+    1: [[(0.52, 0.2), (0.48, 0.8)]],
+    2: [[*arc((0.5, 0.37), (0.17, 0.16), 190, 400), (0.3, 0.78), (0.72, 0.78)]],
+    3: [arc((0.47, 0.35), (0.17, 0.15), 200, 450), arc((0.47, 0.65), (0.19, 0.16), -90, 150)],
+    4: [[(0.38, 0.2), (0.3, 0.52), (0.68, 0.52)], [(0.65, 0.22), (0.6, 0.82)]],
+    5: [[(0.68, 0.2), (0.4, 0.2), (0.37, 0.45), *arc((0.48, 0.61), (0.19, 0.18), -110, 140)]],
+    6: [[(0.6, 0.18), (0.45, 0.34), *arc((0.5, 0.64), (0.15, 0.16), 200, 560)]],
+    7: [[(0.3, 0.24), (0.7, 0.24), (0.56, 0.5), (0.46, 0.82)]],
+    8: [arc((0.5, 0.35), (0.14, 0.14), 90, 450), arc((0.5, 0.66), (0.17, 0.16), -90, 270)],
+    9: [arc((0.5, 0.38), (0.15, 0.15), 0, 360), [(0.65, 0.38), (0.62, 0.6), (0.56, 0.82)]],
+}
+
+
+def draw(page: Page, strokes: list[Stroke]) -> None:
+    """Draw on the page as a hand does, a stroke after the other; coordinates are shares of the drawing's sides."""
+    box = page.locator("#drawing").bounding_box()
+    assert box is not None
+    for stroke in strokes:
+        places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
+        page.mouse.move(*places[0])
+        page.mouse.down()
+        for place in places[1:]:
+            page.mouse.move(*place, steps=3)
+        page.mouse.up()
 
 
 # Any page.

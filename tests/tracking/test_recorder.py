@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
 
 from pipeline.tracking.recorder import Recorder, send_unsent
 from tests.conftest import Start, free_port, kill_all, serve_store
@@ -60,3 +61,17 @@ def test_the_same_figures_are_recorded_once(tmp_path: Path) -> None:
     for _ in range(2):
         recorder.metrics({"train/loss": 2.0}, 1, timestamp=1e9)
     assert len(client.get_metric_history(recorder.run_id, "train/loss")) == 1
+
+
+def test_a_card_lies_beside_the_run_s_own_model_and_not_beside_what_was_registered(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    place = client.create_experiment("digits", (tmp_path / "artifacts").as_uri())
+    run_id = client.create_run(place).info.run_id
+    card = tmp_path / "model_card.md"
+    card.write_text("# Model card", encoding="utf-8")
+    models = [client.create_logged_model(place, name=name, source_run_id=run_id) for name in ("model", "served")]
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0) for model in models])
+    Recorder(uri, run_id, tmp_path).model_file(card)
+    listed = [[file.path for file in client.list_logged_model_artifacts(model.model_id)] for model in models]
+    assert listed == [["model_card.md"], []]
