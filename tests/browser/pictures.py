@@ -1,4 +1,4 @@
-"""`make pictures`: the README's pictures of the MLflow UI, the report and the page to draw on, as the tests look at them.
+"""`make pictures`: the README's pictures of the MLflow UI, the report and the page to draw on, as the tests see them.
 
 Shows the runs and the champion of MLFLOW_TRACKING_URI, else of mlflow.db, and reports/report.html: train and promote
 what the pictures should show.
@@ -12,14 +12,14 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
 from pipeline import paths
 from tests.browser import ui
 from tests.conftest import ROOT, SETTINGS
 
 DOCS = ROOT / "docs"
-PAPER = {"width": 860, "height": 520}  # of the page to draw on
+PAPER: ViewportSize = {"width": 860, "height": 520}  # of the page to draw on
 LIMIT = 150_000  # bytes
 COLOURS = (128, 96, 64, 48, 32)
 CURVES = "^(train|val|test)/(loss|accuracy)$"
