@@ -43,6 +43,7 @@ def test_what_is_drawn_is_read(page: Page, drawing: str, faults: list[str], digi
 
 def test_probabilities_follow_the_hand(page: Page, drawing: str) -> None:
     page.goto(drawing)
+    expect(page.locator("#about")).to_contain_text("version 1")
     asked: list[str] = []
     page.on("requestfinished", lambda request: asked.append(request.url))
     box = page.locator("#drawing").bounding_box()

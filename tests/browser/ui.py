@@ -241,7 +241,10 @@ DIGITS: dict[int, list[Stroke]] = {
 
 
 def draw(page: Page, strokes: list[Stroke]) -> None:
-    """Draw on the page as a hand does, a stroke after the other; coordinates are shares of the drawing's sides."""
+    """Draw on the page as a hand does, a stroke after the other, and wait until all of it is read.
+
+    Coordinates are shares of the drawing's sides.
+    """
     box = page.locator("#drawing").bounding_box()
     assert box is not None
     for stroke in strokes:
@@ -251,6 +254,7 @@ def draw(page: Page, strokes: list[Stroke]) -> None:
         for place in places[1:]:
             page.mouse.move(*place, steps=3)
         page.mouse.up()
+    expect(page.get_by_role("list", name="Probabilities")).to_have_attribute("aria-busy", "false")
 
 
 # Any page.
