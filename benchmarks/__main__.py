@@ -7,19 +7,16 @@ Prints a table and writes docs/bench.json. Commit first: what is measured is a c
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 from mlflow import MlflowClient
 from rich.console import Console
 from rich.table import Table
@@ -28,10 +25,10 @@ from benchmarks.figures import Figures, add
 from benchmarks.script import PLAIN
 from benchmarks.serving import measure_engines, measure_http
 from pipeline.files import write_json
+from pipeline.machine import describe_machine, describe_versions
 
 ROOT = Path(__file__).parent.parent
 TAGGING = 10.0  # seconds after which the process that tags the gate's run is gone
-PARTS = ("pipeline", "serving")
 MIN_EPOCHS = 2  # the first one is not compared
 STAGES = ("compose", "fetch", "preprocess", "evaluate")  # train tells of itself
 EMPTY = "stages:\n  only:\n    cmd: python -c pass\n    deps: [input]\n"
@@ -64,27 +61,27 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.pairs < 1 or arguments.epochs < MIN_EPOCHS:
         parser.error(f"--pairs must be 1 or more, --epochs {MIN_EPOCHS} or more")
-    parts = PARTS if arguments.only is None else (arguments.only,)
+    parts = [arguments.only] if arguments.only else [*PARTS]
     data = Path(os.environ.get("DATASET_MIRROR") or ROOT.parent / "shared" / "mnist")
     if not data.is_dir():
         sys.exit(f"benchmarks: {data} is no folder: set DATASET_MIRROR to one with the four MNIST files")
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), data, parts, arguments)
-    report(figures)
+        for part in parts:
+            report(part, PARTS[part](Path(folder), data, arguments.pairs, arguments.epochs))
 
 
-def measure(folder: Path, data: Path, parts: tuple[str, ...], arguments: argparse.Namespace) -> Figures:
-    """All figures of some parts."""
-    figures: Figures = {}
-    if "pipeline" in parts:
-        figures, project = compare(folder, data, arguments.pairs, arguments.epochs)
-        figures |= measure_no_op(folder, project, 3 * arguments.pairs)
-        figures |= measure_gate(project, 3 * arguments.pairs)
-        figures |= measure_stages(project, data, arguments.pairs)
-    if "serving" in parts:
-        figures |= measure_engines(ROOT / "conf", 3 * arguments.pairs)
-        figures |= measure_champion(clone(folder / "served", seed=1, epochs=2), data, arguments.pairs)
-    return figures
+def measure_pipeline(folder: Path, data: Path, pairs: int, epochs: int) -> Figures:
+    """What `dvc repro` and the gate cost."""
+    figures, project = compare(folder, data, pairs, epochs)
+    figures |= measure_no_op(folder, project, 3 * pairs)
+    figures |= measure_gate(project, 3 * pairs)
+    return figures | measure_stages(project, data, pairs)
+
+
+def measure_serving(folder: Path, data: Path, pairs: int, _: int) -> Figures:
+    """What answers cost."""
+    project = clone(folder / "served", seed=1, epochs=MIN_EPOCHS)
+    return measure_engines(ROOT / "conf", 3 * pairs) | measure_champion(project, data, pairs)
 
 
 def measure_champion(project: Path, data: Path, rounds: int) -> Figures:
@@ -226,28 +223,23 @@ def epoch_seconds(project: Path) -> list[float]:
     return [later - earlier for earlier, later in pairwise(sorted(point.timestamp / 1000 for point in history))]
 
 
-def report(figures: Figures) -> None:
-    """Print the table and write docs/bench.json."""
-    table = Table("figure", "median", "min", "max", "n", "unit", title=machine(), title_justify="left")
+PARTS = {"pipeline": measure_pipeline, "serving": measure_serving}
+
+
+def report(part: str, figures: Figures) -> None:
+    """Print the table of a part and put it into docs/bench.json, in place of what it was."""
+    machine = f"{describe_machine()}; {describe_versions()}"
+    table = Table("figure", "median", "min", "max", "n", "unit", title=machine, title_justify="left")
     path = ROOT / "docs" / "bench.json"
-    summary: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    summary: dict[str, dict[str, Any]] = {}
     for name, (values, unit) in figures.items():
         spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
         rounded = {key: float(f"{value:.5g}") for key, value in spread.items()}
         summary[name] = rounded | {"n": len(values), "unit": unit}
         table.add_row(name, *(f"{value:g}" for value in rounded.values()), str(len(values)), unit)
     Console(width=120).print(table)
-    write_json(path, summary)
-
-
-def machine() -> str:
-    """What was measured on and with."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("tensorflow", "keras", "mlflow", "dvc"))
-    memory = psutil.virtual_memory().total / (1 << 30)
-    return (
-        f"{psutil.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, {platform.system()}, "
-        f"Python {platform.python_version()}, {packages}"
-    )
+    write_json(path, told | {part: {"machine": machine, "figures": summary}})
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ POSTS = {1: 200, 100: 40, 10_000: 2}  # images in a request -> requests, one aft
 
 def measure_engines(conf: Path, rounds: int) -> Figures:
     """Milliseconds a call of each engine, in turn, and how far its answers are from TensorFlow's."""
+    from pipeline.tracking.servable import TOLERANCE
+
     figures: Figures = {}
     for network in NETWORKS:
         with tempfile.TemporaryDirectory() as folder:
@@ -41,6 +43,10 @@ def measure_engines(conf: Path, rounds: int) -> Figures:
                 expected = np.asarray(engines["tensorflow"](images))
                 for name, engine in engines.items():
                     difference = float(np.abs(np.asarray(engine(images)) - expected).max())
+                    if difference > TOLERANCE:
+                        sys.exit(
+                            f"benchmarks: {name} differs from TensorFlow by {difference:.2g}: it is no alternative"
+                        )
                     add(figures, f"engine_{network}_{batch}_{name}_difference", difference, "probability")
                 for _ in range(rounds):
                     taken = {name: seconds(engine, images, calls) for name, engine in engines.items()}

@@ -100,6 +100,9 @@ def test_the_ui_opens_on_the_runs(trained_once: Project, start: Start) -> None:
     base, experiment, query = found.groups()
     assert query == "viewStateShareKey=results&workflowType=machine_learning"
     client = MlflowClient(base)
+    for host, status in (("localhost", 200), ("10.evil.example", 403), ("digits.example", 403)):
+        port = base.rpartition(":")[2]
+        assert requests.get(base, headers={"Host": f"{host}:{port}"}, timeout=60).status_code == status, host
     assert client.get_experiment(experiment).name == "digits"
     assert len(client.search_runs([experiment])) == 1
     process.terminate()

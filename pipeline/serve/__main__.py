@@ -26,6 +26,10 @@ def main() -> None:
         serve(paths.project_root(), arguments.name or load_config().dataset.name, arguments.alias, arguments.port)
     except PipelineError as error:
         sys.exit(f"serve: {error}")
+    except KeyboardInterrupt:
+        print()
+    except OSError as error:
+        sys.exit(f"serve: {error.filename or 'cannot serve'}: {error.strerror or error}")
 
 
 if __name__ == "__main__":

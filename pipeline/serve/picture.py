@@ -11,6 +11,7 @@ from pipeline.errors import PipelineError
 
 SIDE, BOX = 28, 20  # pixels of an image, and of the longest side of the digit in it
 CENTRE = 14  # where the digit's centre of mass is, in indices of rows and columns
+WHITE = 255
 LARGEST = 4096  # pixels of a picture's side
 FAINT = 24  # grey levels above the background that are not yet ink: what a scanner or a JPEG leaves
 
@@ -40,10 +41,9 @@ def light_on_dark(picture: Image.Image) -> Image.Image:
     grey = np.asarray(picture)
     edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     background = float(np.median(edge))
-    if background > np.iinfo(np.uint8).max / 2:
+    if background > WHITE / 2:
         return light_on_dark(ImageOps.invert(picture))
-    ink = np.clip(grey.astype(np.float64) - background - FAINT, 0, None)
-    return Image.fromarray((ink * (255 / max(ink.max(), 1.0))).astype(np.uint8))
+    return Image.fromarray(np.clip(grey - background - FAINT, 0, None).astype(np.uint8))
 
 
 def centre(drawing: Image.Image) -> NDArray[np.uint8]:
@@ -61,11 +61,13 @@ def centre(drawing: Image.Image) -> NDArray[np.uint8]:
     digit = drawing.crop(box)
     scale = BOX / max(digit.size)
     width, height = (max(1, round(scale * side)) for side in digit.size)
-    fitted = digit.resize((width, height), Image.Resampling.LANCZOS)
-    row, column = center_of_mass(np.asarray(fitted, np.float64))
-    image = Image.new("L", (SIDE, SIDE))
-    image.paste(fitted, (_place(column, width), _place(row, height)))
-    return np.asarray(image)
+    fitted = np.asarray(digit.resize((width, height), Image.Resampling.LANCZOS), np.float64)
+    if not fitted.any():  # specks that vanish
+        raise PipelineError("nothing is drawn")
+    row, column = (_place(mass, length) for mass, length in zip(center_of_mass(fitted), fitted.shape, strict=True))
+    image = np.zeros((SIDE, SIDE), np.uint8)
+    image[row : row + height, column : column + width] = fitted * (WHITE / fitted.max())  # a thin pen gets thinner
+    return image
 
 
 def _place(mass: float, length: int) -> int:

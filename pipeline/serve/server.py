@@ -20,6 +20,7 @@ from pipeline.tracking.ui import HOST, free_port
 PAGE = Path(__file__).parent / "page.html"
 LARGEST = 1 << 20  # bytes of a picture
 OWN_NAMES = [HOST, "localhost"]  # another name is a page elsewhere that was made to point here
+EXTRAS = ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")  # FastAPI's own pages load code from elsewhere
 # The page is one file: it loads nothing, talks to this server alone, and is shown in no other page.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
@@ -49,6 +50,8 @@ def with_page(served: Served, name: str) -> FastAPI:
     app = served.app
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=OWN_NAMES)
 
+    app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") not in EXTRAS]
+
     @app.get("/", response_class=HTMLResponse)
     def page() -> HTMLResponse:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY})
@@ -56,7 +59,8 @@ def with_page(served: Served, name: str) -> FastAPI:
     @app.get("/about")
     def about() -> dict[str, Any]:
         accuracy = served.tags.get("test.accuracy")
-        return {"name": name, "version": served.version, "accuracy": accuracy, "image_shape": served.image_shape}
+        told = {"name": name, "version": served.version, "image_shape": served.image_shape}
+        return told | {"accuracy": accuracy and float(accuracy)}
 
     @app.post("/read")
     async def read(request: Request) -> JSONResponse:

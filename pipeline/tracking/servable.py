@@ -58,11 +58,14 @@ def log_servable(
 
 def check_conversion(network_file: Path, converted: Path, images: NDArray[np.uint8]) -> None:
     """Write the network as ONNX to `converted`. Raises PipelineError if it answers otherwise than Keras does."""
-    try:
-        with quietly():
+    failure, difference = None, np.nan
+    with quietly():  # which would show what it held back if an error left it
+        try:
             difference = convert(network_file, converted, images)
-    except Exception as error:  # whatever a layer, the converter or ONNX's runtime cannot do
-        raise PipelineError(f"{network_file} cannot be served: it has no form in ONNX ({first_line(error)})") from error
+        except Exception as error:  # whatever a layer, the converter or ONNX's runtime cannot do
+            failure = error
+    if failure:
+        raise PipelineError(f"{network_file} cannot be served: it has no form in ONNX ({first_line(failure)})")
     if not difference <= TOLERANCE:
         raise PipelineError(
             f"{network_file} cannot be served: in ONNX its probabilities are up to {difference:.2g} away from "

@@ -1,5 +1,6 @@
 """A registered model, made sure of, behind MLflow's scoring interface."""
 
+import sys
 import tempfile
 from typing import Any, NamedTuple
 
@@ -57,4 +58,7 @@ def load_checked(version: Any, folder: str) -> Any:
             f"{expected}. They are not loaded. `make promote` registers the model anew, "
             "`make promote ROLLBACK=1` goes back to the one before"
         )
-    return mlflow.pyfunc.load_model(str(files))
+    model = mlflow.pyfunc.load_model(str(files))
+    # MLflow leaves the folder of the model's code in front of all others: whoever made it again would be imported from.
+    sys.path[:] = [entry for entry in sys.path if not entry.startswith(folder)]
+    return model

@@ -34,6 +34,7 @@ def serve(root: Path, port: int) -> None:
     port = free_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--host", HOST]
     command += ["--port", str(port), "--workers", "1", "--artifacts-destination", store.artifacts.as_uri()]
+    command += ["--allowed-hosts", f"{HOST}:{port},localhost:{port}"]  # by default MLflow answers to 10.any.name, too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the server ends with this process
     server = subprocess.Popen(command, env=os.environ | PATIENCE | LEAN)
     try:

@@ -1,7 +1,10 @@
 """Real servers of a registered model, and requests as clients send them."""
 
 import re
+import signal
+import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,7 @@ import psutil
 import pytest
 import requests
 
-from tests.conftest import ROOT, Start, free_port, serve
+from tests.conftest import ROOT, Start, environment, free_port, serve
 from tests.serve.conftest import Registered
 from tests.serve.test_picture import canvas, png
 
@@ -68,11 +71,13 @@ def test_the_page_and_what_it_asks(registered: Registered, address: str) -> None
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     assert not re.search(r"""(src|href)=["'](?!data:)""", page.text), "one file"
     about = requests.get(f"{address}/about", timeout=60).json()
-    assert about == {"name": "numbers", "version": "1", "accuracy": "0.5", "image_shape": [28, 28]}
+    assert about == {"name": "numbers", "version": "1", "accuracy": 0.5, "image_shape": [28, 28]}
     drawn = requests.post(f"{address}/read", data=png(canvas(50, 80, 150, 60)), timeout=60).json()
     image = np.array(drawn["image"], np.uint8)
     answer = ask(address, image[None].tolist()).json()["predictions"]
     np.testing.assert_allclose([drawn["probabilities"]], answer, atol=1e-6)
+    for path in ("/docs", "/redoc", "/openapi.json"):
+        assert requests.get(f"{address}{path}", timeout=60).status_code == 404, "they load code from elsewhere"
     for content, status, message in (
         (png(np.zeros((280, 280), np.uint8)), 400, "nothing is drawn"),
         (b"GIF89a", 400, "this is not a whole PNG picture"),
@@ -80,6 +85,29 @@ def test_the_page_and_what_it_asks(registered: Registered, address: str) -> None
     ):
         refused = requests.post(f"{address}/read", data=content, timeout=60)
         assert (refused.status_code, refused.json()) == (status, {"error": message})
+
+
+def test_ctrl_c_ends_it_without_a_word(registered: Registered, start: Start) -> None:
+    command = [sys.executable, "-m", "pipeline.serve", "--name", registered.name, "--port", str(free_port())]
+    root = str(registered.store.artifacts.parent)
+    process = start(command, ROOT, MLFLOW_TRACKING_URI=registered.store.uri, DVC_ROOT=root)
+    assert process.stdout
+    while process.stdout.readline() != "Ctrl-C ends it.\n":
+        assert process.poll() is None
+    time.sleep(1)  # until it serves
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0].strip() == ""
+    assert process.returncode == 0
+
+
+def test_without_a_champion_it_says_what_to_do(registered: Registered) -> None:
+    command = [sys.executable, "-m", "pipeline.serve", "--name", "other"]
+    settings = {"MLFLOW_TRACKING_URI": registered.store.uri, "DVC_ROOT": str(registered.store.artifacts.parent)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment(settings), capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("serve: ")
+    assert line.endswith("`make promote` registers the current one")
 
 
 def test_the_page_is_for_this_machine_alone(address: str) -> None:

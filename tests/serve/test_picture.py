@@ -7,7 +7,7 @@ from PIL import Image
 
 from pipeline.errors import PipelineError
 from pipeline.preprocess.idx import read_idx
-from pipeline.serve.picture import light_on_dark, read_picture
+from pipeline.serve.picture import FAINT, light_on_dark, read_picture
 from tests.conftest import BESIDE
 
 Grey = NDArray[np.uint8]
@@ -22,6 +22,13 @@ def png(grey: Grey) -> bytes:
 def canvas(row: int, column: int, height: int, width: int) -> Grey:
     grey = np.zeros((280, 280), np.uint8)
     grey[row : row + height, column : column + width] = 255
+    return grey
+
+
+def specks() -> Grey:
+    """Two pixels so far apart that they vanish when what is between them is made small."""
+    grey = np.zeros((600, 600), np.uint8)
+    grey[100, 100] = grey[500, 500] = 255
     return grey
 
 
@@ -63,6 +70,14 @@ def test_what_is_transparent_is_the_sheet() -> None:
     assert np.array_equal(read_picture(png(coloured)) > 0, read_picture(png(canvas(50, 80, 150, 60))) > 0)
 
 
+def test_a_thin_pen_on_a_large_sheet_is_not_lost() -> None:
+    sheet = np.full((3500, 2500), 255, np.uint8)
+    sheet[1000:2600, 1200:1208] = 30
+    image = read_picture(png(sheet))
+    assert image.max() == 255
+    assert np.ptp(np.nonzero(image)[0]) + 1 == 20
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 200), (200, 1), (1, 1)])
 def test_a_line_stays_a_line(height: int, width: int) -> None:
     image = read_picture(png(canvas(5, 5, height, width)))
@@ -92,8 +107,9 @@ def test_images_of_mnist_come_back_as_they_are() -> None:
         (png(np.full((280, 280), 255, np.uint8)), "nothing is drawn"),
         (png(np.full((280, 280), 130, np.uint8)), "nothing is drawn"),
         (png(np.zeros((1, 1), np.uint8)), "nothing is drawn"),
+        (png(specks()), "nothing is drawn"),
     ],
-    ids=["empty", "gif", "half", "long", "black", "white", "grey", "dot"],
+    ids=["empty", "gif", "half", "long", "black", "white", "grey", "dot", "specks"],
 )
 def test_what_is_no_picture_of_a_digit_is_refused(content: bytes, message: str) -> None:
     with pytest.raises(PipelineError) as refused:
@@ -104,5 +120,6 @@ def test_what_is_no_picture_of_a_digit_is_refused(content: bytes, message: str) 
 def test_the_background_is_taken_from_the_edge() -> None:
     grey = np.full((100, 100), 40, np.uint8)
     grey[40:60, 40:60] = 240
-    assert np.asarray(light_on_dark(Image.fromarray(grey))).max() == 255
-    assert np.asarray(light_on_dark(Image.fromarray(grey))).min() == 0
+    expected = np.zeros((100, 100), np.uint8)
+    expected[40:60, 40:60] = 240 - 40 - FAINT
+    assert np.array_equal(light_on_dark(Image.fromarray(grey)), expected)

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import keras
@@ -16,6 +17,7 @@ from pipeline.train.network import build_network
 from tests.conftest import CONF, configured
 from tests.serve.conftest import SHAPE, Registered
 
+REFUSED = {"mixed_bfloat16": "it has no form in ONNX", "mixed_float16": "in ONNX its probabilities are up to .* away"}
 IMAGES = np.random.default_rng(1).integers(0, 256, (BATCH + 7, *SHAPE), dtype=np.uint8)
 
 
@@ -27,7 +29,9 @@ def test_every_model_answers_as_it_does_in_keras(name: str, tmp_path: Path) -> N
     assert DigitReader(tmp_path / "model.onnx").predict(IMAGES).shape == (BATCH + 7, 10)
 
 
-def test_a_network_that_answers_otherwise_is_not_logged(registered: Registered, tmp_path: Path) -> None:
+def test_a_network_that_answers_otherwise_is_not_logged(
+    registered: Registered, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     client = MlflowClient(registered.store.uri)
     run = client.create_run("0").info.run_id
     noisy = keras.Sequential([keras.Input(SHAPE, dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(10)])
@@ -35,19 +39,23 @@ def test_a_network_that_answers_otherwise_is_not_logged(registered: Registered, 
     noisy.save(tmp_path / "noisy.keras")
     with pytest.raises(PipelineError, match=r"noisy\.keras cannot be served: it has no form in ONNX \(.*unsafe"):
         log_servable(client, run, tmp_path / "noisy.keras", IMAGES[:2], {})
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        save_network(tmp_path / "half.keras", build_network(configured(tmp_path).model, SHAPE, 10))
-    finally:
-        keras.config.set_dtype_policy("float32")
-    with pytest.raises(PipelineError, match=r"half\.keras cannot be served: "):
-        log_servable(client, run, tmp_path / "half.keras", IMAGES[:2], {})
+    for precision, message in REFUSED.items():
+        keras.config.set_dtype_policy(precision)
+        try:
+            save_network(tmp_path / "half.keras", build_network(configured(tmp_path).model, SHAPE, 10))
+        finally:
+            keras.config.set_dtype_policy("float32")
+        with pytest.raises(PipelineError, match=rf"half\.keras cannot be served: {message}"):
+            log_servable(client, run, tmp_path / "half.keras", IMAGES[:50], {})
+    assert "Error" not in capfd.readouterr().err, "one line says it"
     assert not client.get_run(run).outputs.model_outputs
 
 
 def test_a_registered_model_takes_raw_images_and_is_still_a_keras_network(registered: Registered) -> None:
+    before = [entry for entry in sys.path if not Path(entry or ".").exists()]
     served = load_registered(registered.store, registered.name, "champion")
     assert (served.image_shape, served.version) == (SHAPE, "1")
+    assert [entry for entry in sys.path if not Path(entry or ".").exists()] == before, "nobody can bring code in there"
     np.testing.assert_allclose(served.model.predict(registered.images), registered.probabilities, atol=TOLERANCE)
     network = mlflow.keras.load_model(str(registered.files))
     np.testing.assert_array_equal(network.predict(registered.images, verbose=0), registered.probabilities)
