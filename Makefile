@@ -32,7 +32,7 @@ test: .venv/requirements-dev.txt ## set up what the tests need, then pass them
 test-slow: .venv/requirements-dev.txt ## the default recipe on the real MNIST, and all that takes minutes
 	pytest -m slow
 
-test-browser: .venv/requirements-dev.txt ## look at the MLflow UI and the report in Chromium, as a person would
+test-browser: .venv/requirements-dev.txt ## look at the MLflow UI, the report and the page to draw on in Chromium, as a person would
 	pytest -m browser -n 0
 
 pictures: .venv/requirements-dev.txt ## take the README's pictures anew, of the runs and the report that are there

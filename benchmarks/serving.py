@@ -44,9 +44,7 @@ def measure_engines(conf: Path, rounds: int) -> Figures:
                 for name, engine in engines.items():
                     difference = float(np.abs(np.asarray(engine(images)) - expected).max())
                     if difference > TOLERANCE:
-                        sys.exit(
-                            f"benchmarks: {name} differs from TensorFlow by {difference:.2g}: it is no alternative"
-                        )
+                        sys.exit(f"benchmarks: {name} differs from TensorFlow by {difference:.2g}: too much")
                     add(figures, f"engine_{network}_{batch}_{name}_difference", difference, "probability")
                 for _ in range(rounds):
                     taken = {name: seconds(engine, images, calls) for name, engine in engines.items()}

@@ -122,4 +122,4 @@ def test_the_background_is_taken_from_the_edge() -> None:
     grey[40:60, 40:60] = 240
     expected = np.zeros((100, 100), np.uint8)
     expected[40:60, 40:60] = 240 - 40 - FAINT
-    assert np.array_equal(light_on_dark(Image.fromarray(grey)), expected)
+    assert np.array_equal(np.asarray(light_on_dark(Image.fromarray(grey))), expected)
