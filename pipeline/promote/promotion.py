@@ -10,7 +10,7 @@ from pipeline.dataset import load_split
 from pipeline.errors import PipelineError
 from pipeline.gate.outcome import Outcome, compare_to, compare_with, current_candidate
 from pipeline.gate.rendering import tags
-from pipeline.gate.side import Side, read_commit
+from pipeline.gate.side import Baseline, Side, read_commit
 from pipeline.promote.checks import check_committed, check_model
 from pipeline.repository import commit_of
 from pipeline.stage import quietly
@@ -37,8 +37,8 @@ class Standing(NamedTuple):
 def promote(base: str | None, digest: str) -> Standing:
     """Make the model with an MD5, that of the working tree, the champion, and return how things stand then.
 
-    Raises PipelineError, and leaves the aliases alone, if the model is not current, not committed or worse than what
-    it is compared with, or if MLflow does not know its run.
+    Raises PipelineError, and leaves the aliases alone, if the model is not current, not committed or worse than the
+    champion or `base`, or if MLflow does not know its run.
     """
     store, root = open_store(paths.project_root()), paths.project_root()
     candidate, commit = current_candidate(), check_committed()
@@ -74,11 +74,22 @@ def rollback() -> Standing:
 
 
 def judge(base: str | None, candidate: Side, registry: Registry, now: Aliases) -> Outcome:
-    """The gate's verdict on the candidate against the champion, or else against `base` or what the settings name.
+    """The gate's verdict on the candidate against the champion, and against `base`, too, where one is named.
 
+    Without a champion that git knows it is the one against `base`, or else against what the settings name.
     Raises PipelineError if the candidate does not pass, or cannot be compared.
     """
-    outcome = compare_with(base, candidate) if base else against_champion(candidate, registry, now)
+    champion, notes = find_champion(candidate, registry, now)
+    first = passed(compare_to(champion, candidate) if champion else compare_with(base, candidate))
+    if champion and base:
+        other = passed(compare_with(base, candidate))
+        against = other.baseline.name if other.baseline else "the floor alone"
+        notes = [f"it passes against {against}, too", *other.notes]
+    return first._replace(notes=[*notes, *first.notes])
+
+
+def passed(outcome: Outcome) -> Outcome:
+    """The same outcome. Raises PipelineError if something in it failed."""
     failed = [check for check in outcome.verdict.checks if check.outcome == "FAIL"]
     if failed:
         what = "; ".join(f"{check.name} ({check.baseline} → {check.candidate})" for check in failed)
@@ -87,17 +98,14 @@ def judge(base: str | None, candidate: Side, registry: Registry, now: Aliases) -
     return outcome
 
 
-def against_champion(candidate: Side, registry: Registry, now: Aliases) -> Outcome:
-    """Compare with the champion's commit; with what the settings name where there is none, or git does not know it."""
+def find_champion(candidate: Side, registry: Registry, now: Aliases) -> tuple[Baseline | None, list[str]]:
+    """The champion's commit to compare with; None, and a line that says so, where git does not know it."""
     if now.champion is None:
-        return compare_with(None, candidate)
+        return None, []
     name, commit = f"champion (version {now.champion})", registry.version(now.champion).tags.get(COMMIT, "")
     if not commit or commit_of(commit) is None:
-        outcome = compare_with(None, candidate)
-        unknown = f"not compared with the {name}: git does not know its commit {commit or '(no tag says which)'}"
-        return outcome._replace(notes=[unknown, *outcome.notes])
-    place = f"at {commit[:7]}, the commit of the {name}"
-    return compare_to(read_commit(commit, name, place, candidate), candidate)
+        return None, [f"not compared with the {name}: git does not know its commit {commit or '(no tag says which)'}"]
+    return read_commit(commit, name, f"at {commit[:7]}, the commit of the {name}", candidate), []
 
 
 def find_run(candidate: Side, registry: Registry, store: Store) -> str:
