@@ -51,6 +51,7 @@ def promote(base: str | None, digest: str) -> Standing:
         if known is None:
             number = register(registry, find_run(candidate, registry, store), digest, facts, text)
         else:
+            check_unchanged(digest)
             number = str(known.version)
             registry.describe(number, facts, text)
         leaves = registry.leaving(now, digest)
@@ -126,10 +127,18 @@ def register(registry: Registry, run_id: str, digest: str, facts: dict[str, str]
     beside = {paths.MODEL_CARD: "", paths.MISTAKES_PICTURE: paths.MISTAKES_PICTURE.parent.name}
     images = load_split(paths.TRAIN).images[:TRIED]
     servable = log_servable(registry.client, run_id, paths.MODEL, images, beside)
-    if check_model() != digest:  # a `dvc repro` beside this one
-        raise PipelineError(f"{paths.MODEL} was replaced while it was judged: promote again")
+    check_unchanged(digest)
     registry.create(ABOUT.format(name=registry.name))
     return registry.add(servable.source, servable.model_id, run_id, facts | {SERVED: servable.digest}, text)
+
+
+def check_unchanged(digest: str) -> None:
+    """Raise PipelineError if the model is another by now: a `dvc repro` beside this, and the gate may have judged that.
+
+    After the last look at the working tree, and before anything is written of the version.
+    """
+    if check_model() != digest:
+        raise PipelineError(f"{paths.MODEL} was replaced while it was judged: promote again")
 
 
 def move(registry: Registry, now: Aliases, leaves: Aliases, number: str) -> None:
