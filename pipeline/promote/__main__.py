@@ -1,8 +1,8 @@
 """Make the model of dvc.lock the champion in MLflow's model registry, if the gate lets it.
 
 The gate runs here and now, against the champion; where git does not know its commit, or there is none, against --base
-or gate.base. What passes becomes a version of the registered model that is called
-as the dataset; the alias `champion` moves to it and `previous` to the one before. --rollback swaps the two back.
+or gate.base. What passes becomes a version of the registered model that is called as the dataset; the alias `champion`
+moves to it and `previous` to the one before. --rollback swaps the two back.
 """
 
 import argparse

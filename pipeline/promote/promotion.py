@@ -15,10 +15,10 @@ from pipeline.promote.checks import check_committed, check_model
 from pipeline.repository import commit_of
 from pipeline.stage import quietly
 from pipeline.tracking.model_files import DIGEST as SERVED
-from pipeline.tracking.registry import DVC_HASH, Aliases, Registry, open_registry
+from pipeline.tracking.registry import Aliases, Registry, open_registry
 from pipeline.tracking.store import Store, open_store, page
+from pipeline.tracking.tags import ACCURACY, COMMIT, DVC_HASH
 
-COMMIT = "git.commit"
 TRIED = 1000  # training images: the form that is served must answer to them as the network does
 ABOUT = (
     "Reads the digits of the dataset `{name}` from raw images. The alias `champion` is the model to use, `previous` "
@@ -157,7 +157,7 @@ def move(registry: Registry, now: Aliases, leaves: Aliases, number: str) -> None
 def version_tags(outcome: Outcome, commit: str, digest: str) -> dict[str, str]:
     """What there is to know of a version, to search by."""
     accuracy = outcome.candidate.first.metrics.test.accuracy
-    facts = {COMMIT: commit, DVC_HASH: digest, "test.accuracy": f"{accuracy:.6g}", "recipe": outcome.candidate.recipe}
+    facts = {COMMIT: commit, DVC_HASH: digest, ACCURACY: f"{accuracy:.6g}", "recipe": outcome.candidate.recipe}
     return facts | {key: value for key, value in tags(outcome).items() if value}
 
 
@@ -183,7 +183,7 @@ def standing(store: Store, registry: Registry, now: Aliases, outcome: str) -> St
     assert now.champion is not None
     facts = registry.version(now.champion).tags
     table = Table(title=f"{registry.name} version {now.champion} {outcome}", title_justify="left", show_header=False)
-    table.add_row("test accuracy", f"{float(facts.get('test.accuracy', 'nan')):.2%}")
+    table.add_row("test accuracy", f"{float(facts.get(ACCURACY, 'nan')):.2%}")
     table.add_row("gate", f"{facts.get('gate.verdict', 'unknown')}, against {facts.get('gate.baseline', 'the floor')}")
     table.add_row("model", f"{facts.get(DVC_HASH, 'unknown')} (MD5), commit {facts.get(COMMIT, 'unknown')[:7]}")
     table.add_row("previous", f"version {now.previous}" if now.previous else "none")

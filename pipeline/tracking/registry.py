@@ -21,10 +21,10 @@ from pipeline.errors import PipelineError, first_line
 from pipeline.tracking.model_files import DIGEST as SERVED
 from pipeline.tracking.model_files import digest, download
 from pipeline.tracking.store import RELATIVE, Store
+from pipeline.tracking.tags import DVC_HASH
 
 CHAMPION, PREVIOUS = "champion", "previous"
 BEFORE = "previous.before"  # of the registered model: the version that was `previous` before the latest move
-DVC_HASH = "dvc.model"  # of a version, as of a run: the MD5 by which DVC knows the network
 
 
 class Aliases(NamedTuple):

@@ -10,8 +10,9 @@ from mlflow import MlflowClient
 
 from pipeline.errors import PipelineError
 from pipeline.tracking.model_files import DIGEST, digest
-from pipeline.tracking.registry import DVC_HASH, Aliases, Registry, open_registry
+from pipeline.tracking.registry import Aliases, Registry, open_registry
 from pipeline.tracking.store import Store, open_store
+from pipeline.tracking.tags import DVC_HASH
 
 
 class Meddled(MlflowClient):  # type: ignore[misc]
