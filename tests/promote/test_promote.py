@@ -197,7 +197,7 @@ def test_another_base_counts_beside_the_champion_and_not_instead(
     take(candidates, "main")
     line = refusal(candidates, "--base", "HEAD")
     assert f"the gate stops this model, compared with champion (version 2) at {second}: accuracy (" in line
-    client.set_model_version_tag(NAME, "2", "git.commit", candidates.succeed("git", "rev-parse", "worse").strip())
+    client.set_model_version_tag(NAME, "2", "git.commit", candidates.succeed("git", "rev-parse", "main").strip())
     candidates.succeed("git", "worktree", "add", "-q", "--detach", str(tmp_path / "better"), "better")
     line = refusal(candidates, "--base", str(tmp_path / "better"))
     assert f"the gate stops this model, compared with {tmp_path / 'better'}: accuracy (" in line
