@@ -200,9 +200,9 @@ def _stages(lock: dict[str, Any]) -> dict[str, Any]:
 
 
 def commits_of(path: Path) -> list[str]:
-    """The commits in which a file changed, in any branch, the newest first."""
+    """The commits in which a file changed, in any branch, the newest first, whatever a merge made of them later."""
     everywhere = ("--branches", "--tags", "--remotes", *(["HEAD"] if commit_of("HEAD") else []))
-    listing = git("log", "--format=%H", *everywhere, "--", path.as_posix())
+    listing = git("log", "--full-history", "--format=%H", *everywhere, "--", path.as_posix())
     return listing.stdout.decode().split()
 
 

@@ -1,7 +1,8 @@
 """Make the model of dvc.lock the champion in MLflow's model registry, if the gate lets it.
 
-The gate runs here and now, against the champion. What passes becomes a version of the registered model that is called
-as the dataset; the alias `champion` moves to it and `previous` to the one before. --rollback swaps the two back.
+The gate runs here and now, against the champion; where git does not know its commit, or there is none, against --base
+or gate.base. What passes becomes a version of the registered model that is called as the dataset; the alias `champion`
+moves to it and `previous` to the one before. --rollback swaps the two back.
 """
 
 import argparse
@@ -14,7 +15,7 @@ def main() -> None:
         prog="python -m pipeline.promote", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     either = parser.add_mutually_exclusive_group()
-    either.add_argument("--base", metavar="REV", help="what the gate compares with (default: the champion's commit)")
+    either.add_argument("--base", metavar="REV", help="what the gate compares with beside the champion")
     either.add_argument("--rollback", action="store_true", help="make the previous model the champion again")
     arguments = parser.parse_args()
     from pipeline.errors import PipelineError

@@ -10,15 +10,15 @@ from pipeline.dataset import load_split
 from pipeline.errors import PipelineError
 from pipeline.gate.outcome import Outcome, compare_to, compare_with, current_candidate
 from pipeline.gate.rendering import tags
-from pipeline.gate.side import Side, read_commit
+from pipeline.gate.side import Baseline, Side, read_commit
 from pipeline.promote.checks import check_committed, check_model
 from pipeline.repository import commit_of
 from pipeline.stage import quietly
 from pipeline.tracking.model_files import DIGEST as SERVED
-from pipeline.tracking.registry import DVC_HASH, Aliases, Registry, open_registry
+from pipeline.tracking.registry import Aliases, Registry, open_registry
 from pipeline.tracking.store import Store, open_store, page
+from pipeline.tracking.tags import ACCURACY, COMMIT, DVC_HASH
 
-COMMIT = "git.commit"
 TRIED = 1000  # training images: the form that is served must answer to them as the network does
 ABOUT = (
     "Reads the digits of the dataset `{name}` from raw images. The alias `champion` is the model to use, `previous` "
@@ -37,8 +37,8 @@ class Standing(NamedTuple):
 def promote(base: str | None, digest: str) -> Standing:
     """Make the model with an MD5, that of the working tree, the champion, and return how things stand then.
 
-    Raises PipelineError, and leaves the aliases alone, if the model is not current, not committed or worse than what
-    it is compared with, or if MLflow does not know its run.
+    Raises PipelineError, and leaves the aliases alone, if the model is not current, not committed or worse than the
+    champion or `base`, or if MLflow does not know its run.
     """
     store, root = open_store(paths.project_root()), paths.project_root()
     candidate, commit = current_candidate(), check_committed()
@@ -51,6 +51,7 @@ def promote(base: str | None, digest: str) -> Standing:
         if known is None:
             number = register(registry, find_run(candidate, registry, store), digest, facts, text)
         else:
+            check_unchanged(digest)
             number = str(known.version)
             registry.describe(number, facts, text)
         leaves = registry.leaving(now, digest)
@@ -74,11 +75,22 @@ def rollback() -> Standing:
 
 
 def judge(base: str | None, candidate: Side, registry: Registry, now: Aliases) -> Outcome:
-    """The gate's verdict on the candidate against the champion, or else against `base` or what the settings name.
+    """The gate's verdict on the candidate against the champion, and against `base`, too, where one is named.
 
+    Without a champion that git knows it is the one against `base`, or else against what the settings name.
     Raises PipelineError if the candidate does not pass, or cannot be compared.
     """
-    outcome = compare_with(base, candidate) if base else against_champion(candidate, registry, now)
+    champion, notes = find_champion(candidate, registry, now)
+    first = passed(compare_to(champion, candidate) if champion else compare_with(base, candidate))
+    if champion and base:
+        other = passed(compare_with(base, candidate))
+        against = other.baseline.name if other.baseline else "the floor alone"
+        notes = [f"it passes against {against}, too", *other.notes]
+    return first._replace(notes=[*notes, *first.notes])
+
+
+def passed(outcome: Outcome) -> Outcome:
+    """The same outcome. Raises PipelineError if something in it failed."""
     failed = [check for check in outcome.verdict.checks if check.outcome == "FAIL"]
     if failed:
         what = "; ".join(f"{check.name} ({check.baseline} → {check.candidate})" for check in failed)
@@ -87,17 +99,14 @@ def judge(base: str | None, candidate: Side, registry: Registry, now: Aliases) -
     return outcome
 
 
-def against_champion(candidate: Side, registry: Registry, now: Aliases) -> Outcome:
-    """Compare with the champion's commit; with what the settings name where there is none, or git does not know it."""
+def find_champion(candidate: Side, registry: Registry, now: Aliases) -> tuple[Baseline | None, list[str]]:
+    """The champion's commit to compare with; None, and a line that says so, where git does not know it."""
     if now.champion is None:
-        return compare_with(None, candidate)
+        return None, []
     name, commit = f"champion (version {now.champion})", registry.version(now.champion).tags.get(COMMIT, "")
     if not commit or commit_of(commit) is None:
-        outcome = compare_with(None, candidate)
-        unknown = f"not compared with the {name}: git does not know its commit {commit or '(no tag says which)'}"
-        return outcome._replace(notes=[unknown, *outcome.notes])
-    place = f"at {commit[:7]}, the commit of the {name}"
-    return compare_to(read_commit(commit, name, place, candidate), candidate)
+        return None, [f"not compared with the {name}: git does not know its commit {commit or '(no tag says which)'}"]
+    return read_commit(commit, name, f"at {commit[:7]}, the commit of the {name}", candidate), []
 
 
 def find_run(candidate: Side, registry: Registry, store: Store) -> str:
@@ -118,10 +127,18 @@ def register(registry: Registry, run_id: str, digest: str, facts: dict[str, str]
     beside = {paths.MODEL_CARD: "", paths.MISTAKES_PICTURE: paths.MISTAKES_PICTURE.parent.name}
     images = load_split(paths.TRAIN).images[:TRIED]
     servable = log_servable(registry.client, run_id, paths.MODEL, images, beside)
-    if check_model() != digest:  # a `dvc repro` beside this one
-        raise PipelineError(f"{paths.MODEL} was replaced while it was judged: promote again")
+    check_unchanged(digest)
     registry.create(ABOUT.format(name=registry.name))
     return registry.add(servable.source, servable.model_id, run_id, facts | {SERVED: servable.digest}, text)
+
+
+def check_unchanged(digest: str) -> None:
+    """Raise PipelineError if the model is another by now: a `dvc repro` beside this, and the gate may have judged that.
+
+    After the last look at the working tree, and before anything is written of the version.
+    """
+    if check_model() != digest:
+        raise PipelineError(f"{paths.MODEL} was replaced while it was judged: promote again")
 
 
 def move(registry: Registry, now: Aliases, leaves: Aliases, number: str) -> None:
@@ -140,7 +157,7 @@ def move(registry: Registry, now: Aliases, leaves: Aliases, number: str) -> None
 def version_tags(outcome: Outcome, commit: str, digest: str) -> dict[str, str]:
     """What there is to know of a version, to search by."""
     accuracy = outcome.candidate.first.metrics.test.accuracy
-    facts = {COMMIT: commit, DVC_HASH: digest, "test.accuracy": f"{accuracy:.6g}", "recipe": outcome.candidate.recipe}
+    facts = {COMMIT: commit, DVC_HASH: digest, ACCURACY: f"{accuracy:.6g}", "recipe": outcome.candidate.recipe}
     return facts | {key: value for key, value in tags(outcome).items() if value}
 
 
@@ -166,7 +183,7 @@ def standing(store: Store, registry: Registry, now: Aliases, outcome: str) -> St
     assert now.champion is not None
     facts = registry.version(now.champion).tags
     table = Table(title=f"{registry.name} version {now.champion} {outcome}", title_justify="left", show_header=False)
-    table.add_row("test accuracy", f"{float(facts.get('test.accuracy', 'nan')):.2%}")
+    table.add_row("test accuracy", f"{float(facts.get(ACCURACY, 'nan')):.2%}")
     table.add_row("gate", f"{facts.get('gate.verdict', 'unknown')}, against {facts.get('gate.baseline', 'the floor')}")
     table.add_row("model", f"{facts.get(DVC_HASH, 'unknown')} (MD5), commit {facts.get(COMMIT, 'unknown')[:7]}")
     table.add_row("previous", f"version {now.previous}" if now.previous else "none")

@@ -9,6 +9,7 @@ import sys
 from pipeline import paths
 from pipeline.config import load_config
 from pipeline.errors import PipelineError
+from pipeline.tracking.ui import port_number
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
     )
     parser.add_argument("--name", help="the registered model (default: that of the configured dataset)")
     parser.add_argument("--alias", default="champion", help="which of its versions (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=5001, help="the first port to try (default: %(default)s)")
+    parser.add_argument("--port", type=port_number, default=5001, help="the first port to try (default: %(default)s)")
     arguments = parser.parse_args()
     try:
         from pipeline.serve.server import serve  # takes seconds: not before it is known to be of use

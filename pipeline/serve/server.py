@@ -15,6 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.serve.picture import SIDE, read_picture
 from pipeline.tracking.serving import Served, load_registered
 from pipeline.tracking.store import open_store
+from pipeline.tracking.tags import ACCURACY
 from pipeline.tracking.ui import HOST, free_port
 
 PAGE = Path(__file__).parent / "page.html"
@@ -58,7 +59,7 @@ def with_page(served: Served, name: str) -> FastAPI:
 
     @app.get("/about")
     def about() -> dict[str, Any]:
-        accuracy = served.tags.get("test.accuracy")
+        accuracy = served.tags.get(ACCURACY)
         told = {"name": name, "version": served.version, "image_shape": served.image_shape}
         return told | {"accuracy": accuracy and float(accuracy)}
 

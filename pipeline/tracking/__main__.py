@@ -7,7 +7,7 @@ import sys
 from pipeline import paths
 from pipeline.errors import PipelineError
 from pipeline.tracking.store import open_store
-from pipeline.tracking.ui import serve
+from pipeline.tracking.ui import port_number, serve
 
 
 def send() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     tagging.add_argument("tags", type=json.loads, help="the tags as a JSON object")
     commands.add_parser("check", help="list what only one of DVC and MLflow has; exit status 1 if there is anything")
     ui = commands.add_parser("ui", help="serve the MLflow UI and print the address that shows the runs")
-    ui.add_argument("--port", type=int, default=5000, help="the first port to try (default: %(default)s)")
+    ui.add_argument("--port", type=port_number, default=5000, help="the first port to try (default: %(default)s)")
     arguments = parser.parse_args()
     try:
         match arguments.command:

@@ -56,7 +56,10 @@ def others(store: Store, runs: Mapping[str, Run], found: Mapping[str, Run]) -> l
     """The runs beside those that were found, where this project's runs are: a shared store has other projects'."""
     client = MlflowClient(store.uri)
     names = {experiment_name(path.stem) for path in (paths.CONF / "dataset").glob("*.yaml")}
-    named = (client.get_experiment_by_name(name) for name in names)
+    try:
+        named = [client.get_experiment_by_name(name) for name in names]
+    except MlflowException as error:
+        raise does_not_list(store, error) from None
     places = {place.experiment_id for place in named if place} | {run.info.experiment_id for run in found.values()}
     return [
         run for key, run in runs.items() if key not in found and is_active(run) and run.info.experiment_id in places
@@ -76,8 +79,13 @@ def all_runs(store: Store) -> dict[str, Run]:
             if not token:
                 break
     except MlflowException as error:
-        raise PipelineError(f"the MLflow store {store.uri} does not list its runs: {first_line(error)}") from None
+        raise does_not_list(store, error) from None
     return runs
+
+
+def does_not_list(store: Store, error: MlflowException) -> PipelineError:
+    """What to raise where the store does not answer."""
+    return PipelineError(f"the MLflow store {store.uri} does not list its runs: {first_line(error)}")
 
 
 def working_tree() -> Result:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import requests
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -20,10 +21,10 @@ from pipeline.errors import PipelineError, first_line
 from pipeline.tracking.model_files import DIGEST as SERVED
 from pipeline.tracking.model_files import digest, download
 from pipeline.tracking.store import RELATIVE, Store
+from pipeline.tracking.tags import DVC_HASH
 
 CHAMPION, PREVIOUS = "champion", "previous"
 BEFORE = "previous.before"  # of the registered model: the version that was `previous` before the latest move
-DVC_HASH = "dvc.model"  # of a version, as of a run: the MD5 by which DVC knows the network
 
 
 class Aliases(NamedTuple):
@@ -34,7 +35,7 @@ class Aliases(NamedTuple):
 
 
 class Registry:
-    """One registered model in a store that answers; any method may raise MlflowException."""
+    """One registered model in a store that answers; any method may raise MlflowException or RequestException."""
 
     def __init__(self, store: Store, name: str) -> None:
         self.client = MlflowClient(store.uri)
@@ -120,23 +121,28 @@ class Registry:
 
 
 def is_intact(version: ModelVersion) -> bool:
-    """Whether the files of a version are there, and those that were registered."""
+    """Whether the files of a version are there, and those that were registered.
+
+    Where they cannot be had at the moment the error rises: they are not lost.
+    """
     with tempfile.TemporaryDirectory() as folder:
         try:
             return digest(download(version.source, folder)) == version.tags.get(SERVED)
-        except (MlflowException, OSError):
-            return False
+        except MlflowException as error:
+            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                return False
+            raise
 
 
 @contextmanager
 def open_registry(store: Store, name: str, root: Path) -> Iterator[Registry]:
     """A registered model that nobody else on this machine changes while the block runs.
 
-    Raises PipelineError for whatever MLflow raises inside.
+    Raises PipelineError for whatever MLflow raises inside, or a server that does not give a file.
     """
     database = Path(store.uri.removeprefix(RELATIVE)) if store.uri.startswith(RELATIVE) else root / "mlflow.db"
     try:
         with FileLock(f"{database}.promotion.lock"):
             yield Registry(store, name)
-    except MlflowException as error:
+    except (MlflowException, requests.RequestException) as error:
         raise PipelineError(f"the MLflow store {store.uri} does not do it: {first_line(error)}") from None

@@ -18,6 +18,7 @@ from pipeline.machine import describe_machine, describe_versions
 from pipeline.tracking.provenance import EXPERIMENT, EXPERIMENT_TAG, PATCH, REUSED_FROM, Provenance, commands
 from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.store import Store, experiment_id
+from pipeline.tracking.tags import COMMIT, DVC_HASH
 
 DESCRIPTION = "mlflow.note.content"  # what the UI shows, as Markdown, at the top of a run's page
 BYTES = {"mirrors", "files", "about"}  # of the dataset: where it comes from; its digests are on the run anyway
@@ -68,9 +69,7 @@ def link_run(store: Store, run_id: str, config: Config, root: Path, provenance: 
         return None
     if found:
         return Recorder(store.uri, found[0].info.run_id, root)
-    kept = {
-        name: run.data.tags.get(name, "") for name in ("machine", "versions", "device", "keras.backend", "dvc.model")
-    }
+    kept = {name: run.data.tags.get(name, "") for name in ("machine", "versions", "device", "keras.backend", DVC_HASH)}
     return start_run(store, config, root, provenance, kept | {PARENT: run_id, "reused": "true", REUSED_FROM: run_id})
 
 
@@ -108,7 +107,7 @@ def run_tags(provenance: Provenance) -> dict[str, str]:
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": "python -m pipeline.train",
         "mlflow.source.git.commit": provenance.commit,
-        "git.commit": provenance.commit,
+        COMMIT: provenance.commit,
         "git.dirty": str(bool(provenance.patch)).lower(),
         EXPERIMENT_TAG: os.environ.get(EXPERIMENT, ""),
         "machine": describe_machine(),

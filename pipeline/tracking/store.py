@@ -1,5 +1,6 @@
 """Where runs are recorded, and making sure of it before anything depends on it."""
 
+import contextlib
 import json
 import logging
 import os
@@ -119,22 +120,32 @@ def experiment_name(dataset: str) -> str:
 
 
 def experiment_id(store: Store, name: str) -> str:
-    """The experiment called MLFLOW_EXPERIMENT_NAME, else `name`; created, with a place for artifacts, if it is new."""
+    """The experiment called MLFLOW_EXPERIMENT_NAME, else `name`; created, with a place for artifacts, if it is new.
+
+    Raises PipelineError if it was deleted, or if the store does not give it or make it.
+    """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     client, name = MlflowClient(store.uri), experiment_name(name)
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            place = None if store.remote else store.artifacts.as_uri()
-            return client.create_experiment(name, place, EXPERIMENT_TAGS)
-        except MlflowException:  # another process was faster
-            found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage != "active":
+    try:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                place = None if store.remote else store.artifacts.as_uri()
+                return client.create_experiment(name, place, EXPERIMENT_TAGS)
+            except MlflowException:
+                found = client.get_experiment_by_name(name)
+                if found is None:  # else another process was faster
+                    raise
+    except MlflowException as error:
+        raise PipelineError(
+            f"the MLflow store {store.uri} neither gives nor makes the experiment {name!r}: {first_line(error)}"
+        ) from None
+    if found.lifecycle_stage != "active":
         raise PipelineError(
             f"the MLflow experiment {name!r} was deleted. Bring it back (mlflow experiments restore --experiment-id "
-            f"{found.experiment_id if found else '…'}) or set {EXPERIMENT_VARIABLE} to another name"
+            f"{found.experiment_id}) or set {EXPERIMENT_VARIABLE} to another name"
         )
     return str(found.experiment_id)
 
@@ -145,10 +156,13 @@ def run_list(store: Store, name: str) -> str:
     The UI takes them from a tag of the experiment, as for a view that somebody shares; by itself it shows no figures.
     """
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     experiment, widths = experiment_id(store, name), FIXED | COLUMNS
     view = {"selectedColumns": [*COLUMNS], "columnOrder": [*widths], "columnWidths": widths}
-    MlflowClient(store.uri).set_experiment_tag(experiment, VIEW_TAG, json.dumps(view))
+    # Who may only read sees the columns that somebody else put there, or MLflow's own.
+    with contextlib.suppress(MlflowException):
+        MlflowClient(store.uri).set_experiment_tag(experiment, VIEW_TAG, json.dumps(view))
     return f"experiments/{experiment}/runs?viewStateShareKey={VIEW}"
 
 

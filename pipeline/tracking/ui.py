@@ -1,5 +1,6 @@
 """Serving the MLflow UI, lean, and opening it where the runs are."""
 
+import argparse
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from pipeline.tracking.store import PATIENCE, open_store, page, run_list
 HOST = "127.0.0.1"
 LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # the jobs are for judging language models
 PATIENCE_SECONDS = 120
+LAST_PORT = 65535
 
 
 def serve(root: Path, port: int) -> None:
@@ -65,9 +67,18 @@ def wait_until_up(server: "subprocess.Popen[Any]", port: int) -> None:
     raise PipelineError(f"the MLflow server did not answer within {PATIENCE_SECONDS} seconds")
 
 
+def port_number(text: str) -> int:
+    """A port from a command line. Raises ArgumentTypeError if it is none that a server can listen on."""
+    number = int(text) if text.isdecimal() else 0
+    if not 1 <= number <= LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: from 1 to {LAST_PORT}")
+    return number
+
+
 def free_port(first: int) -> int:
-    """The first port from `first` on that nothing listens on."""
-    for port in range(first, first + 100):
+    """The first port from `first` on that nothing listens on. Raises PipelineError if that is none of a hundred."""
+    last = min(first + 99, LAST_PORT)
+    for port in range(first, last + 1):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -75,4 +86,4 @@ def free_port(first: int) -> int:
             except OSError:
                 continue
             return port
-    raise PipelineError(f"no free port from {first} to {first + 99}")
+    raise PipelineError(f"no free port from {first} to {last}")

@@ -18,20 +18,20 @@ from tests.conftest import Project, Start, free_port, serve_store
 from tests.promote.command import NAME, PROMOTE, aliases, promote, refusal, take, versions
 from tests.promote.conftest import copy
 
-KILLED_AT = """
-import os, runpy, signal, sys
+INTERRUPTED_AT = """
+import runpy, subprocess, sys
 from mlflow import MlflowClient
 
-method, turn, *sys.argv[1:] = sys.argv[1:]
+method, turn, command, *sys.argv[1:] = sys.argv[1:]
 real, calls = getattr(MlflowClient, method), []
 
-def killed(*arguments, **named):
+def interrupted(*arguments, **named):
     calls.append(method)
     if len(calls) == int(turn):
-        os.kill(os.getpid(), signal.SIGKILL)
+        subprocess.run(command, shell=True, check=True)
     return real(*arguments, **named)
 
-setattr(MlflowClient, method, killed)
+setattr(MlflowClient, method, interrupted)
 runpy.run_module("pipeline.promote", run_name="__main__")
 """
 
@@ -167,7 +167,41 @@ def test_there_is_nothing_to_go_back_to(candidates: Project, client: MlflowClien
     assert "not allowed with argument" in candidates.fail(*PROMOTE, "--rollback", "--base", "HEAD")
 
 
+def test_what_is_replaced_while_it_is_judged_is_not_promoted(candidates: Project, client: MlflowClient) -> None:
+    replace = "git switch -q main && dvc checkout -q"
+    command = (sys.executable, "-c", INTERRUPTED_AT, "search_experiments", "1", replace)
+    take(candidates, "better")
+    line = "promote: models/model.keras was replaced while it was judged: promote again\n"
+    assert candidates.fail(*command).endswith(line)
+    assert (aliases(client), versions(client)) == ({"champion": 1}, [1])
+    take(candidates, "better")
+    promote(candidates)
+    promote(candidates, "--rollback")
+    before = client.get_model_version(NAME, "2").tags
+    assert candidates.fail(*command).endswith(line), "it is registered already"
+    assert aliases(client) == {"champion": 1, "previous": 2}
+    assert client.get_model_version(NAME, "2").tags == before
+
+
 # What it is compared with.
+
+
+def test_another_base_counts_beside_the_champion_and_not_instead(
+    candidates: Project, client: MlflowClient, tmp_path: Path
+) -> None:
+    take(candidates, "better")
+    output = promote(candidates, "--base", "main")
+    first, second = (candidates.succeed("git", "rev-parse", "--short=7", name).strip() for name in ("main", "better"))
+    assert f"pass, against champion (version 1) at {first}" in output
+    assert f"it passes against main at {first}, too" in output
+    take(candidates, "main")
+    line = refusal(candidates, "--base", "HEAD")
+    assert f"the gate stops this model, compared with champion (version 2) at {second}: accuracy (" in line
+    client.set_model_version_tag(NAME, "2", "git.commit", candidates.succeed("git", "rev-parse", "main").strip())
+    candidates.succeed("git", "worktree", "add", "-q", "--detach", str(tmp_path / "better"), "better")
+    line = refusal(candidates, "--base", str(tmp_path / "better"))
+    assert f"the gate stops this model, compared with {tmp_path / 'better'}: accuracy (" in line
+    assert aliases(client) == {"champion": 2, "previous": 1}
 
 
 def test_a_champion_whose_commit_git_does_not_know(candidates: Project, client: MlflowClient) -> None:
@@ -222,7 +256,7 @@ def test_what_is_killed_leaves_the_champion_and_the_next_finishes_the_job(
     take(candidates, "better")
 
     def kill(method: str, turn: int, *arguments: str) -> None:
-        result = candidates.run(sys.executable, "-c", KILLED_AT, method, str(turn), *arguments)
+        result = candidates.run(sys.executable, "-c", INTERRUPTED_AT, method, str(turn), "kill -9 $PPID", *arguments)
         assert result.returncode == -9, result.stdout
 
     kill("create_model_version", 1)

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from pipeline.errors import PipelineError
+from pipeline.tracking.joining import others
+from pipeline.tracking.store import Store
 from tests.conftest import Project
 
 CHECK = (sys.executable, "-m", "pipeline.tracking", "check")
@@ -109,6 +112,12 @@ def test_without_git_or_a_store_it_says_so(committed: Project) -> None:
     assert "the tracking server cannot be reached" in check(committed, 1, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     shutil.rmtree(committed.root / ".git")
     assert "is not a git repository that can be used" in check(committed, 1)
+
+
+def test_a_store_that_goes_away_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(PipelineError, match=r"the MLflow store http://127\.0\.0\.1:9 does not list its runs: "):
+        others(Store("http://127.0.0.1:9", Path()), {}, {})
 
 
 def test_reports_that_cannot_be_read_name_no_run(committed: Project) -> None:

@@ -1,13 +1,18 @@
 """Moving aliases in a real registry, also while somebody else does."""
 
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from pipeline.errors import PipelineError
+from pipeline.tracking.model_files import DIGEST, digest
 from pipeline.tracking.registry import Aliases, Registry, open_registry
 from pipeline.tracking.store import Store, open_store
+from pipeline.tracking.tags import DVC_HASH
 
 
 class Meddled(MlflowClient):  # type: ignore[misc]
@@ -77,3 +82,52 @@ def test_whatever_mlflow_raises_is_one_line(store: Store, tmp_path: Path) -> Non
         open_registry(store, "mnist", tmp_path) as registry,
     ):
         registry.version("1")
+
+
+class Unwilling(BaseHTTPRequestHandler):
+    """A server of artifacts that is there and gives none."""
+
+    def do_GET(self) -> None:
+        self.send_error(403)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def unwilling() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Unwilling) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_files_that_cannot_be_had_now_are_not_taken_for_lost(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unwilling: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    registry = with_versions(store, 0)
+    for number, address in enumerate(("http://127.0.0.1:9", unwilling)):
+        source, tags = f"{address}/api/2.0/mlflow-artifacts/artifacts/served", {DVC_HASH: f"md5 {number}"}
+        registry.client.create_model_version("mnist", source, tags=tags)
+        with (
+            pytest.raises(PipelineError, match=r"mlflow\.db does not do it: .*(Max retries exceeded|403)"),
+            open_registry(store, "mnist", tmp_path) as opened,
+        ):
+            opened.find(f"md5 {number}")
+
+
+def test_files_that_are_missing_or_others_are_not_found(store: Store, tmp_path: Path) -> None:
+    registry, folder = with_versions(store, 0), tmp_path / "files"
+    folder.mkdir()
+    (folder / "MLmodel").write_text("a", encoding="utf-8")
+    tags = {DVC_HASH: "md5", DIGEST: digest(folder)}
+    deleted = registry.client.create_logged_model("0").model_id
+    for source in (folder.as_uri(), "file:///nowhere", f"models:/{deleted}"):
+        registry.client.create_model_version("mnist", source, tags=tags)
+    registry.client.delete_logged_model(deleted)
+    found = registry.find("md5")
+    assert found is not None
+    assert int(found.version) == 1
+    (folder / "MLmodel").write_text("b", encoding="utf-8")
+    assert registry.find("md5") is None

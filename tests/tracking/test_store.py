@@ -1,4 +1,6 @@
+import contextlib
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -8,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.errors import PipelineError
-from pipeline.tracking.store import Store, experiment_id, locate_store, open_store, page
+from pipeline.tracking.store import Store, experiment_id, locate_store, open_store, page, run_list
 from tests.conftest import ROOT
 
 
@@ -75,6 +77,26 @@ def test_a_deleted_experiment_is_named_with_the_remedy(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     MlflowClient(store.uri).delete_experiment(experiment_id(store, "mnist"))
     with pytest.raises(PipelineError, match=r"'mnist' was deleted\. Bring it back \(mlflow experiments restore"):
+        experiment_id(store, "mnist")
+
+
+def forbid(store: Store, table: str) -> None:
+    """Have the database refuse new rows in a table, as a server does for who may only read."""
+    with contextlib.closing(sqlite3.connect(store.uri.removeprefix("sqlite:///"))) as database:
+        database.execute(f"CREATE TRIGGER refuse BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'forbidden'); END")
+
+
+def test_who_may_only_read_gets_the_list_of_runs(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    experiment = experiment_id(store, "mnist")
+    forbid(store, "experiment_tags")
+    assert run_list(store, "mnist") == f"experiments/{experiment}/runs?viewStateShareKey=results"
+
+
+def test_an_experiment_that_the_store_does_not_make(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    forbid(store, "experiments")
+    with pytest.raises(PipelineError, match=r"neither gives nor makes the experiment 'mnist': .*forbidden"):
         experiment_id(store, "mnist")
 
 
