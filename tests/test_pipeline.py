@@ -271,6 +271,9 @@ def test_a_model_whose_run_is_not_in_this_store_gets_a_restored_one(trained: Pro
     for name in ("test/accuracy", "train/loss", "val/accuracy"):
         assert run.data.metrics[name] == pytest.approx(before.data.metrics[name])
     assert len(run.outputs.model_outputs) == 1
+    report = (trained.root / "reports" / "report.html").read_text(encoding="utf-8")
+    assert run.info.run_id in report
+    assert before.info.run_id not in report, "it is not in this store"
 
 
 # Bad input: one clear line, an exit code, and everything from before still there.

@@ -54,9 +54,10 @@ def evaluate_and_record(config: Config, test: Split, store: Store) -> None:
     logits, probabilities = predict(network, test)
     figures = score(logits, probabilities, test.labels)
     wrong = mistakes(probabilities, test.labels)
-    findings = Findings(config, facts, history, data, figures, wrong, test.images)
     recorder, provenance = find_run(config, store, facts, history), Provenance(**facts["provenance"])
-    write_reports(findings, reliability(probabilities, test.labels), commands(provenance, facts["run_id"]))
+    facts["run_id"] = recorder.run_id  # the training's may be of another store
+    findings = Findings(config, facts, history, data, figures, wrong, test.images)
+    write_reports(findings, reliability(probabilities, test.labels), commands(provenance, recorder.run_id))
     write_json(paths.METRICS, report(findings, recorder, md5(paths.TEST)))
     record(recorder, findings, provenance)
     Console().print(closing_table(findings, recorder))
