@@ -4,9 +4,8 @@ import os
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
@@ -32,37 +31,51 @@ class Provenance(NamedTuple):
 
 def find_provenance() -> Provenance:
     """The provenance of what runs now in the current folder."""
-    commit = os.environ.get(BASELINE) or git("rev-parse", "--verify", "--quiet", "HEAD")
+    commit = os.environ.get(BASELINE) or git("rev-parse", "--verify", "--quiet", "HEAD").decode().strip()
     if not commit:
         return Provenance("", "", None)
     patch = uncommitted(commit)
-    alone = patch.count("diff --git ") == 1 and f"diff --git a/{paths.PARAMS} " in patch
-    before = git("show", f"{commit}:./{paths.PARAMS}") if alone else ""
-    overrides = to_overrides(before, paths.PARAMS.read_text(encoding="utf-8")) if alone else None
-    return Provenance(commit, patch, overrides)
+    alone = patch.count("diff --git ") == 1 and patch.partition("\n")[0].endswith(f"/{paths.PARAMS}")
+    before = git("show", f"{commit}:./{paths.PARAMS}") if alone else b""
+    return Provenance(commit, patch, to_overrides(before, paths.PARAMS.read_bytes()) if alone else None)
 
 
 def uncommitted(commit: str) -> str:
-    """What in the sources differs from a commit, files that git does not know yet included."""
+    """What in the sources differs from a commit, files that git does not know yet included, for `git apply`."""
     with tempfile.TemporaryDirectory() as folder:  # an index of its own: the user's stays as it is
-        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+        index = {"GIT_INDEX_FILE": str(Path(folder) / "index"), "GIT_DIFF_OPTS": ""}
         existing = [name for name in SOURCES if Path(name).exists()]
         git("read-tree", commit, **index)
-        git("add", "--all", "--", *existing, **index)
-        return git("diff", "--cached", "--relative", commit, "--", *existing, **index)
+        git("-c", "core.safecrlf=false", "add", "--all", "--", *existing, **index)  # else it may refuse a CRLF
+        patch = difference(commit, existing, **index)
+        try:
+            return patch.decode()
+        except UnicodeDecodeError:  # MLflow and JSON hold text alone: git writes what it takes for binary in base85
+            attributes = Path(folder) / "attributes"
+            attributes.write_text("* -diff\n", encoding="utf-8")
+            patch = difference(commit, existing, f"core.attributesFile={attributes}", **index)
+            return patch.decode(errors="replace")  # where a .gitattributes says of such a file that it is text
 
 
-def to_overrides(before: str, after: str) -> list[str] | None:
+def difference(commit: str, names: list[str], setting: str = "core.quotePath=true", **environment: str) -> bytes:
+    """What an index has that a commit has not: plumbing, so no setting for how people like to read it counts."""
+    options = ("--cached", "--patch", "--binary", "--full-index", "--no-ext-diff", "--no-textconv")
+    settings = ("-c", "core.quotePath=true", "-c", setting)
+    return git(*settings, "diff-index", *options, commit, "--", *names, **environment)
+
+
+def to_overrides(before: bytes, after: bytes) -> list[str] | None:
     """What `dvc exp run -S` takes to get from one content of params.yaml to another; None where it cannot say it."""
-    old, new = (dict(_values(text)) for text in (before, after))
-    if old.keys() - new.keys() or any(isinstance(value, str) and not value.isidentifier() for value in new.values()):
+    try:
+        old, new = (dict(flatten(yaml.safe_load(text) or {})) for text in (before, after))
+    except yaml.YAMLError:  # edited since compose read it
+        return None
+    unsafe = any(isinstance(value, str) and not value.isidentifier() for value in new.values())
+    listed = any(part.isdigit() for key in new for part in key.split("."))  # Hydra takes `x.0=1` for a mapping
+    if old.keys() - new.keys() or unsafe or listed:
         return None
     changed = {key: value for key, value in new.items() if key not in old or value != old[key]}
     return [f"{'' if key in old else '+'}{key}={yaml.safe_dump(value).split()[0]}" for key, value in changed.items()]
-
-
-def _values(text: str) -> Iterator[tuple[str, Any]]:
-    yield from flatten(yaml.safe_load(text) or {})
 
 
 def commands(provenance: Provenance, run_id: str) -> list[str]:
@@ -76,15 +89,12 @@ def commands(provenance: Provenance, run_id: str) -> list[str]:
         options = " ".join(f"-S {shlex.quote(override)}" for override in provenance.overrides)
         return [checkout, f"dvc exp run {options}"]
     download = f"mlflow artifacts download --run-id {run_id} --artifact-path {PATCH} --dst-path ."
-    return [download, checkout, f"git apply {PATCH}", "dvc repro"]
+    return [download, checkout, f"git apply --whitespace=nowarn {PATCH}", "dvc repro"]
 
 
-def git(*arguments: str, **settings: str) -> str:
+def git(*arguments: str, **settings: str) -> bytes:
     """What git answers, or nothing where there is no git, no repository, or nothing to say."""
     try:
-        answer = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=False, env=os.environ | settings
-        )
+        return subprocess.run(["git", *arguments], capture_output=True, check=False, env=os.environ | settings).stdout
     except OSError:
-        return ""
-    return answer.stdout if arguments[0] == "diff" else answer.stdout.strip()
+        return b""

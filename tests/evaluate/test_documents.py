@@ -1,6 +1,5 @@
 import re
 
-from pipeline.tracking.provenance import Provenance, commands, to_overrides
 from tests.conftest import Project
 
 
@@ -24,17 +23,3 @@ def test_the_model_card_has_the_figures_and_a_picture_that_is_there(trained_once
     assert (trained_once.root / "reports" / picture).is_file()
     listed = trained_once.succeed("git", "ls-files", "reports/pictures")
     assert listed.split() == ["reports/pictures/.gitignore", f"reports/{picture}"], "what the card shows is in git"
-
-
-def test_a_difference_in_params_alone_is_said_as_options() -> None:
-    before = "recipe: a\ntraining: {epochs: null}\n"
-    assert to_overrides(before, "recipe: b\ntraining: {epochs: 5}\n") == ["recipe=b", "training.epochs=5"]
-    assert to_overrides(before, "recipe: a\ntraining: {epochs: null, batch_size: 64}\n") == ["+training.batch_size=64"]
-    assert to_overrides(before, "recipe: a\n") is None, "options cannot take a key away"
-    assert to_overrides(before, "recipe: 'a b'\ntraining: {epochs: 1}\n") is None, "nor are all texts safe in them"
-
-
-def test_the_commands_lead_to_the_same_sources() -> None:
-    assert commands(Provenance("abc", "", None), "1") == ["git checkout abc", "dvc repro"]
-    assert commands(Provenance("abc", "diff", ["seed=2"]), "1") == ["git checkout abc", "dvc exp run -S seed=2"]
-    assert commands(Provenance("abc", "diff", None), "1")[2] == "git apply code/uncommitted.patch"

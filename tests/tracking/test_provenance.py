@@ -1,0 +1,179 @@
+"""The commands that give the same run again do."""
+
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.tracking.provenance import PATCH, SOURCES, Provenance, commands, find_provenance, to_overrides
+from tests.conftest import Project
+
+HOSTILE = {
+    "diff.noprefix": "true",
+    "diff.mnemonicPrefix": "true",
+    "diff.external": "false",
+    "diff.context": "0",
+    "diff.renames": "copies",
+    "color.ui": "always",
+    "color.diff": "always",
+    "core.quotePath": "false",
+    "core.safecrlf": "true",
+    "apply.whitespace": "fix",
+}
+Change = Callable[[Path], object]
+
+
+def committed(root: Path) -> Project:
+    """A repository with sources of a few lines, committed, in which every file of `SOURCES` exists."""
+    project = Project(root)
+    for name, content in {
+        "pipeline/code.py": b"".join(b"line %d\n" % number for number in range(20)),
+        "pipeline/windows.py": b"one\r\ntwo\r\n",
+        "pipeline/gone.py": b"gone\n",
+        "conf/config.yaml": b"seed: 1\n",
+        "params.yaml": b"# What to run.\nseed: 1\ntraining:\n  epochs: null\n",
+        "dvc.yaml": b"stages: {}\n",
+        "requirements.txt": b"numpy\n",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    project.succeed("git", "init", "-q")
+    project.succeed("git", "config", "user.name", "tests")
+    project.succeed("git", "config", "user.email", "tests@localhost")
+    project.commit()
+    return project
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return committed(folder)
+
+
+def applied(project: Project, target: Path, patch: str, folder: str = ".") -> Project:
+    """A clone at the commit, with the patch that came from `folder` applied there by the command that is printed."""
+    # --no-local: a copy of the whole store of objects would have the new files, and git would find them there
+    project.succeed("git", "clone", "-q", "--no-local", str(project.root), str(target))
+    clone = Project(target / folder)
+    for name, value in HOSTILE.items():
+        clone.succeed("git", "config", name, value)
+    (clone.root / PATCH).parent.mkdir()
+    (clone.root / PATCH).write_text(patch, encoding="utf-8", newline="")
+    (command,) = [line for line in commands(Provenance("abc", "diff", None), "1") if line.startswith("git apply")]
+    clone.succeed(*shlex.split(command))
+    return clone
+
+
+def in_latin(root: Path) -> None:
+    (root / "conf" / "größe.yaml").write_bytes("# Größe\n".encode("latin-1"))
+    (root / "conf" / "config.yaml").write_bytes(b"seed: 2\n")
+    (root / "conf" / "one").write_bytes(b"\xe9")
+    (root / "conf" / os.fsdecode(b"gr\xf6\xdfe")).write_bytes(b"a name in Latin-1\n")
+
+
+def in_everything(root: Path) -> None:
+    edit_code(root)
+    (root / "params.yaml").write_bytes(b"seed: 2\r\n")
+    (root / "pipeline" / "new.bin").write_bytes(bytes(range(256)) * 9)
+    (root / "pipeline" / "windows.py").write_bytes(b"one\r\nthree\r\n")
+    (root / "pipeline" / "gone.py").unlink()
+    (root / "pipeline" / "größe.py").write_text("Größe = 1  \n\n\n\f# \u2028 no newline at the end", encoding="utf-8")
+
+
+def edit_code(root: Path) -> None:
+    path = root / "pipeline" / "code.py"
+    path.write_text(path.read_text(encoding="utf-8").replace("line 9", "another"), encoding="utf-8")
+
+
+CHANGES: dict[str, Change] = {
+    "params alone": lambda root: (root / "params.yaml").write_bytes(b"seed: 2\ntraining:\n  epochs: null\n"),
+    "code": edit_code,
+    "a new binary file": lambda root: (root / "conf" / "new.bin").write_bytes(bytes(range(256))),
+    "CRLF": lambda root: (root / "pipeline" / "windows.py").write_bytes(b"one\r\nthree\r\n"),
+    "Latin-1": in_latin,
+    "Latin-1 params": lambda root: (root / "params.yaml").write_bytes("seed: 2 # größer\n".encode("latin-1")),
+    "everything at once": in_everything,
+}
+
+
+@pytest.mark.parametrize("settings", [{}, HOSTILE], ids=["plain", "hostile"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_patch_gives_the_same_sources(
+    sources: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], change: Change
+) -> None:
+    for name, value in settings.items():
+        sources.succeed("git", "config", name, value)
+    if settings:
+        monkeypatch.setenv("GIT_DIFF_OPTS", "--unified=0")
+        monkeypatch.setenv("GIT_EXTERNAL_DIFF", "false")
+    change(sources.root)
+    index = (sources.root / ".git" / "index").read_bytes()
+    provenance = find_provenance()
+    assert (sources.root / ".git" / "index").read_bytes() == index, "the user's index stays as it is"
+    assert provenance.commit == sources.succeed("git", "rev-parse", "HEAD").strip()
+    clone = applied(sources, tmp_path / "clone", provenance.patch)
+    assert clone.files(*SOURCES) == sources.files(*SOURCES)
+    assert (clone.root / "params.yaml").read_bytes() == (sources.root / "params.yaml").read_bytes()
+    assert provenance.overrides == (["seed=2"] if change is CHANGES["params alone"] else None)
+
+
+def test_git_may_be_set_to_refuse_line_ends(sources: Project, tmp_path: Path) -> None:
+    for name, value in {"core.autocrlf": "input", "core.safecrlf": "true"}.items():
+        sources.succeed("git", "config", name, value)
+    edit_code(sources.root)
+    (sources.root / "pipeline" / "windows.py").write_bytes(b"one\r\nthree\r\n")
+    clone = applied(sources, tmp_path / "clone", find_provenance().patch)
+    assert clone.files("pipeline") == sources.files("pipeline")
+
+
+def test_without_a_difference_the_commit_is_enough(sources: Project) -> None:
+    commit = sources.succeed("git", "rev-parse", "HEAD").strip()
+    assert find_provenance() == Provenance(commit, "", None)
+    (sources.root / "README.md").write_text("no source\n", encoding="utf-8")
+    assert find_provenance() == Provenance(commit, "", None)
+
+
+def test_a_project_in_a_folder_of_a_repository(
+    tmp_path: Path, sources: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources.succeed("git", "config", "diff.relative", "true")
+    inner = sources.root / "pipeline" / "inner"
+    inner.mkdir()
+    (inner / "params.yaml").write_text("seed: 1\n", encoding="utf-8")
+    sources.commit()
+    edit_code(sources.root)
+    monkeypatch.chdir(inner)
+    (inner / "params.yaml").write_text("seed: 2\n", encoding="utf-8")
+    provenance = find_provenance()
+    assert provenance.overrides == ["seed=2"]
+    clone = applied(sources, tmp_path / "clone", provenance.patch, "pipeline/inner")
+    assert (clone.root / "params.yaml").read_text(encoding="utf-8") == "seed: 2\n"
+    assert "another" not in (clone.root.parent / "code.py").read_text(encoding="utf-8"), "no source of this project"
+
+
+def test_outside_git_there_is_no_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert find_provenance() == Provenance("", "", None)
+    monkeypatch.setenv("PATH", "")
+    assert find_provenance() == Provenance("", "", None)
+    assert commands(Provenance("", "", None), "1") == ["dvc repro"]
+
+
+def test_a_difference_in_params_alone_is_said_as_options() -> None:
+    before = b"recipe: a\ntraining: {epochs: null}\n"
+    assert to_overrides(before, b"recipe: b\ntraining: {epochs: 5}\n") == ["recipe=b", "training.epochs=5"]
+    assert to_overrides(before, b"recipe: a\ntraining: {epochs: null, batch_size: 64}\n") == ["+training.batch_size=64"]
+    assert to_overrides(before, b"recipe: a\n") is None, "options cannot take a key away"
+    assert to_overrides(before, b"recipe: 'a b'\ntraining: {epochs: 1}\n") is None, "nor are all texts safe in them"
+    assert to_overrides(before, b"recipe: a\ntraining: {epochs: null}\nx: [1, 2]\n") is None, "nor are there lists"
+
+
+def test_the_commands_lead_to_the_same_sources() -> None:
+    assert commands(Provenance("abc", "", None), "1") == ["git checkout abc", "dvc repro"]
+    assert commands(Provenance("abc", "diff", ["seed=2"]), "1") == ["git checkout abc", "dvc exp run -S seed=2"]
+    assert commands(Provenance("abc", "diff", None), "1")[2] == "git apply --whitespace=nowarn code/uncommitted.patch"
