@@ -57,7 +57,7 @@ def score(logits: Logits, probabilities: Probabilities, labels: Labels) -> dict[
             "precision": np.round(precision, DIGITS).tolist(),
             "recall": np.round(recall, DIGITS).tolist(),
             "f1": np.round(f1, DIGITS).tolist(),
-            "images": support.tolist(),
+            "images": support.astype(int).tolist(),  # floats where nothing is read rightly
         },
         "confusion_matrix": confusion_matrix(labels, predictions, labels=list(classes)).tolist(),
     }

@@ -1,0 +1,68 @@
+"""The documents of networks that are out of the ordinary."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import paths
+from pipeline.config import Config
+from pipeline.evaluate.documents import Findings, model_card, report_page, run_markdown
+from pipeline.evaluate.drawing import draw_reliability
+from pipeline.evaluate.scoring import mistakes, reliability, score
+from tests.conftest import configured
+
+LABELS = np.arange(20, dtype=np.uint8) % 10
+IMAGES = np.random.default_rng(1).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+NONE_WATCHED = {"validate_on": "none", "validation_fraction": 0.0}
+FACTS = {
+    **{"run_id": "1", "model_md5": "2", "device": "cpu", "backend": "tensorflow", "parameters": 3, "epochs": 1},
+    **{"fit_seconds": 1.0, "peak_memory_mib": 1, "machine": "a machine", "versions": "versions"},
+    "provenance": {"commit": "", "patch": "", "overrides": None},
+}
+
+
+def part(images: int) -> dict[str, object]:
+    return {"images": images, "mean": 0.5, "std": 0.1, "per_class": [images // 10] * 10}
+
+
+def documents(config: Config, wrong: int, watched: int) -> tuple[str, str, str]:
+    """Model card, report and the text on the run's page of a network that reads the first `wrong` images wrongly."""
+    probabilities = np.eye(10, dtype=np.float32)[(LABELS + (np.arange(20) < wrong)) % 10]
+    history = {"epoch": [1.0], "loss": [1.0], "accuracy": [0.5]}
+    data = {"train": part(100), "validation": part(watched), "test": part(20)}
+    data["duplicates"] = {"within_train": 0, "within_test": 0, "test_in_train": 0}
+    figures = score(10 * probabilities, probabilities, LABELS)
+    findings = Findings(config, FACTS, history, data, figures, mistakes(probabilities, LABELS), IMAGES)
+    curve = draw_reliability(reliability(probabilities, LABELS), figures["calibration_error"])
+    return model_card(findings), report_page(findings, curve, ["dvc repro"]), run_markdown(findings)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 20])
+@pytest.mark.parametrize("training", [NONE_WATCHED, {"validate_on": "test", "validation_fraction": 0.0}, {}])
+def test_any_number_of_mistakes_and_of_watched_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int, training: dict[str, object]
+) -> None:
+    config = configured(tmp_path, recipe="smoke", training=training)
+    monkeypatch.chdir(tmp_path)
+    paths.SAMPLES_PICTURE.parent.mkdir(parents=True)
+    paths.SAMPLES_PICTURE.write_bytes(b"picture")
+    card, page, text = documents(config, wrong, 0 if training else 10)
+    for document in (card, page, text):
+        assert f"{1 - wrong / 20:.2%}" in document
+    assert ("None: every test image was read correctly." in page) == (wrong == 0)
+    watched = {"none": "No images were watched", "test": "test images were watched", "validation": "10 of the training"}
+    assert watched[config.training.validate_on] in page
+    assert "has not been measured for this recipe" in card
+
+
+def test_a_dataset_of_which_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configured(tmp_path, recipe="smoke")
+    unknown = config.model_copy(update={"dataset": config.dataset.model_copy(update={"about": None})})
+    monkeypatch.chdir(tmp_path)
+    paths.SAMPLES_PICTURE.parent.mkdir(parents=True)
+    paths.SAMPLES_PICTURE.write_bytes(b"picture")
+    card, page, _ = documents(unknown, 1, 10)
+    for document in (card, page):
+        assert "CC BY" not in document
+        assert "digits" in document
