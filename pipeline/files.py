@@ -35,7 +35,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as JSON that reads well and diffs line by line: a list of numbers is one line."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     text = re.sub(
-        r"\[[^\[\]{}\"]*\]", lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"), text
+        r"\[\n[^\[\]{}\"]*\]", lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"), text
     )
     write_text(path, text + "\n")
 

@@ -4,13 +4,13 @@ import os
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
 from pipeline import paths
-from pipeline.config import flatten
 
 EXPERIMENT = "DVC_EXP_NAME"  # set by DVC for the stages of `dvc exp run`
 EXPERIMENT_TAG = "dvc.experiment"  # of a run: the experiment's name, empty outside of `dvc exp run`
@@ -67,15 +67,26 @@ def difference(commit: str, names: list[str], setting: str = "core.quotePath=tru
 def to_overrides(before: bytes, after: bytes) -> list[str] | None:
     """What `dvc exp run -S` takes to get from one content of params.yaml to another; None where it cannot say it."""
     try:
-        old, new = (dict(flatten(yaml.safe_load(text) or {})) for text in (before, after))
+        old, new = (dict(_values(yaml.safe_load(text) or {})) for text in (before, after))
     except yaml.YAMLError:  # edited since compose read it
         return None
-    unsafe = any(isinstance(value, str) and not value.isidentifier() for value in new.values())
-    listed = any(part.isdigit() for key in new for part in key.split("."))  # Hydra takes `x.0=1` for a mapping
-    if old.keys() - new.keys() or unsafe or listed:
-        return None
     changed = {key: value for key, value in new.items() if key not in old or value != old[key]}
+    if old.keys() - new.keys() or not all(map(_can_be_said, changed.values())):
+        return None
     return [f"{'' if key in old else '+'}{key}={yaml.safe_dump(value).split()[0]}" for key, value in changed.items()]
+
+
+def _values(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; a list is one value, as Hydra takes the number of an element for the key of a mapping."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _values(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _can_be_said(value: Any) -> bool:
+    return value.isidentifier() if isinstance(value, str) else value is None or isinstance(value, bool | int | float)
 
 
 def commands(provenance: Provenance, run_id: str) -> list[str]:
@@ -88,7 +99,7 @@ def commands(provenance: Provenance, run_id: str) -> list[str]:
     if provenance.overrides:
         options = " ".join(f"-S {shlex.quote(override)}" for override in provenance.overrides)
         return [checkout, f"dvc exp run {options}"]
-    download = f"mlflow artifacts download --run-id {run_id} --artifact-path {PATCH} --dst-path ."
+    download = f"mlflow artifacts download --run-id {run_id} --artifact-path {Path(PATCH).parent} --dst-path ."
     return [download, checkout, f"git apply --whitespace=nowarn {PATCH}", "dvc repro"]
 
 

@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
+from pipeline.files import md5
 from pipeline.tracking.provenance import PATCH, SOURCES, Provenance, commands, find_provenance, to_overrides
+from pipeline.tracking.runs import DESCRIPTION
 from tests.conftest import Project
+from tests.gate.command import edit
 
 HOSTILE = {
     "diff.noprefix": "true",
@@ -125,9 +129,10 @@ def test_git_may_be_set_to_refuse_line_ends(sources: Project, tmp_path: Path) ->
     for name, value in {"core.autocrlf": "input", "core.safecrlf": "true"}.items():
         sources.succeed("git", "config", name, value)
     edit_code(sources.root)
-    (sources.root / "pipeline" / "windows.py").write_bytes(b"one\r\nthree\r\n")
+    (sources.root / "pipeline" / "new.py").write_bytes(b"one\r\n")
     clone = applied(sources, tmp_path / "clone", find_provenance().patch)
-    assert clone.files("pipeline") == sources.files("pipeline")
+    as_committed = {"pipeline/new.py": b"one\n"}
+    assert clone.files(*SOURCES) == sources.files(*SOURCES) | as_committed
 
 
 def test_without_a_difference_the_commit_is_enough(sources: Project) -> None:
@@ -170,10 +175,48 @@ def test_a_difference_in_params_alone_is_said_as_options() -> None:
     assert to_overrides(before, b"recipe: a\ntraining: {epochs: null, batch_size: 64}\n") == ["+training.batch_size=64"]
     assert to_overrides(before, b"recipe: a\n") is None, "options cannot take a key away"
     assert to_overrides(before, b"recipe: 'a b'\ntraining: {epochs: 1}\n") is None, "nor are all texts safe in them"
-    assert to_overrides(before, b"recipe: a\ntraining: {epochs: null}\nx: [1, 2]\n") is None, "nor are there lists"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"a: 1\n", b"a: 1\nx: [1, 2]\n"),
+        (b"x: [1, 2]\n", b"x: [1, 3]\n"),
+        (b"x: [1, 2]\n", b"x: [1]\n"),
+        (b"x: [{b: 1}]\n", b"x: [{b: 2}]\n"),
+        (b"a: {x: 1}\n", b"a: {x: [1]}\n"),
+        (b"x: 1\n", b"x: 2026-01-02\n"),
+    ],
+)
+def test_lists_and_dates_are_no_options(before: bytes, after: bytes) -> None:
+    assert to_overrides(before, after) is None
+
+
+def test_a_list_that_stays_is_none_of_the_difference() -> None:
+    assert to_overrides(b"x: [1, {b: 'a b'}]\na: 1\n", b"x: [1, {b: 'a b'}]\na: 2\n") == ["a=2"]
 
 
 def test_the_commands_lead_to_the_same_sources() -> None:
     assert commands(Provenance("abc", "", None), "1") == ["git checkout abc", "dvc repro"]
     assert commands(Provenance("abc", "diff", ["seed=2"]), "1") == ["git checkout abc", "dvc exp run -S seed=2"]
     assert commands(Provenance("abc", "diff", None), "1")[2] == "git apply --whitespace=nowarn code/uncommitted.patch"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", ["params", "code"])
+def test_the_commands_on_a_run_s_page_train_the_same_network(trained: Project, tmp_path: Path, changed: str) -> None:
+    trained.params(recipe="smoke", training={"epochs": None, "deterministic": True}, optimizer=None)
+    trained.commit()
+    if changed == "params":
+        trained.succeed("dvc", "exp", "run", "-S", "training.epochs=1")
+    else:
+        edit(trained, "pipeline/train/network.py", "WHITE = 255", "WHITE = 200")
+        trained.succeed("dvc", "repro")
+    store = f"sqlite:///{trained.root}/mlflow.db"
+    run = MlflowClient(store).get_run(trained.report("metrics.json")["mlflow"]["run_id"])
+    trained.succeed("git", "clone", "-q", str(trained.root), str(tmp_path / "again"))
+    again = Project(tmp_path / "again")
+    for command in run.data.tags[DESCRIPTION].split("```")[1].strip().splitlines():
+        again.succeed(*shlex.split(command), MLFLOW_TRACKING_URI=store)
+    assert md5(again.root / "models" / "model.keras") == run.data.tags["dvc.model"]
+    assert again.report("metrics.json")["test"] == trained.report("metrics.json")["test"]
