@@ -164,6 +164,12 @@ class Training(Section):
 
     epochs: PositiveInt
     batch_size: PositiveInt
+    warm_up: Annotated[float, Field(ge=0, lt=1)]
+    decay: Literal["none", "cosine"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    augmentation: list[Component]
+    hard_example_fraction: Annotated[float, Field(gt=0, le=1)]
+    full_epochs: PositiveInt
     validation_fraction: Annotated[float, Field(ge=0, lt=1)]
     validate_on: Literal["validation", "test", "none"]
     early_stopping: PositiveInt | None
@@ -172,6 +178,13 @@ class Training(Section):
     xla: Literal["auto", True, False]
     steps_per_execution: PositiveInt
     deterministic: bool
+
+    @model_validator(mode="after")
+    def check_schedule(self) -> "Training":
+        """Refuse a rise of the learning rate that nothing follows."""
+        if self.warm_up and self.decay == "none":
+            raise ValueError(f"warm_up is {self.warm_up}, but decay is none: set training.decay=cosine, or warm_up=0")
+        return self
 
     @model_validator(mode="after")
     def check_honesty(self) -> "Training":
@@ -233,6 +246,16 @@ class Config(Section):
     optimizer: Optimizer
     training: Training
     gate: Gate
+
+    @model_validator(mode="after")
+    def check_schedule(self) -> "Config":
+        """Refuse two schedules for one learning rate."""
+        if isinstance(self.optimizer.learning_rate, dict) and self.training.decay != "none":
+            raise ValueError(
+                f"optimizer.learning_rate is a schedule, and training.decay is {self.training.decay}: "
+                "set training.decay=none and training.warm_up=0, or make the learning rate a number"
+            )
+        return self
 
 
 def describe(error: ValidationError) -> list[tuple[str, str]]:

@@ -8,11 +8,14 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.config import Config, Training
 from pipeline.dataset import Split
 from pipeline.errors import PipelineError
 from pipeline.train.checkpoint import Checkpoint, Epoch
+from pipeline.train.feeding import ImagePool, batches
+from pipeline.train.network import LOGITS
 
 VALIDATION_BATCH = 1000
 
@@ -29,12 +32,44 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
         super().set_params(params | {"epochs": self._epochs, "verbose": 1})
 
 
-def prepare(network: keras.Model, optimizer: keras.optimizers.Optimizer, training: Training) -> keras.Model:
-    """A model that shares the network's weights and can be fitted; the network itself stays without training state."""
-    learner = keras.Model(network.inputs, network.outputs)
+class Learner(keras.Model):
+    """A model from image numbers (N,) to logits (N, classes) that remembers the loss each image had when last seen."""
+
+    def __init__(self, numbers: Any, logits: Any, images: int, label_smoothing: float) -> None:
+        super().__init__(numbers, logits)
+        self._image_losses = keras.losses.CategoricalCrossentropy(True, label_smoothing, reduction=None)
+        self.last_losses = self.add_weight(shape=(images,), initializer="zeros", trainable=False, name="last_losses")
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """The mean over the batch; `x` are numbers, `y` is one-hot."""
+        losses = self._image_losses(y, y_pred)
+        if training:
+            seen = keras.ops.scatter_update(self.last_losses, keras.ops.expand_dims(x, -1), losses)
+            self.last_losses.assign(seen)
+        return keras.ops.mean(losses)
+
+
+def prepare(
+    network: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    augmentation: list[keras.Layer],
+    training: Training,
+    images: NDArray[np.uint8],
+) -> Learner:
+    """What can be fitted: from the numbers of `images` to logits, with the network's weights.
+
+    The network itself stays without images, augmentation and training state.
+    """
+    numbers = keras.Input((), dtype="int32", name="numbers")
+    tensor = ImagePool(images)(numbers)
+    for layer in augmentation:
+        tensor = layer(tensor)
+    logits = keras.Model(network.input, network.get_layer(LOGITS).output, name=network.name)
+    learner = Learner(numbers, logits(tensor), len(images), training.label_smoothing)
     learner.compile(
         optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(),
         metrics=["accuracy"],
         jit_compile=training.xla,
         steps_per_execution=training.steps_per_execution,
@@ -43,7 +78,7 @@ def prepare(network: keras.Model, optimizer: keras.optimizers.Optimizer, trainin
 
 
 def fit(
-    learner: keras.Model,
+    learner: Learner,
     train: Split,
     validation: Split,
     config: Config,
@@ -53,8 +88,8 @@ def fit(
     """Fit `learner` from the checkpoint's epoch to the last one and return the figures of every epoch.
 
     `report` gets the figures of each epoch as soon as its checkpoint is safe, those of earlier processes included.
-    What is random in an epoch (order, dropout) follows from the seed and the epoch's number alone, so that a
-    continued training ends as an uninterrupted one does.
+    What is random in an epoch (order, augmentation, dropout) follows from the seed and the epoch's number alone, so
+    that a continued training ends as an uninterrupted one does.
     Raises PipelineError when the loss stops being a number.
     """
     training = config.training
@@ -84,23 +119,26 @@ def fit(
     return epochs
 
 
-def fit_epoch(learner: keras.Model, train: Split, validation: Split, config: Config, number: int) -> Epoch:
-    """One pass over the training images in the order that this epoch's seed gives, and one over the validation ones."""
+def fit_epoch(learner: Learner, train: Split, validation: Split, config: Config, number: int) -> Epoch:
+    """One pass over the training images in the order that this epoch's seed gives, and one over the validation ones.
+
+    The learner has the training images first and the validation images after them.
+    """
     started = time.perf_counter()
     seeds = np.random.SeedSequence([config.seed, number])
     reseed(learner, seeds)
-    order = np.random.default_rng(seeds).permutation(len(train.images))
+    losses = keras.ops.convert_to_numpy(learner.last_losses)[: len(train.images)]
+    order = np.random.default_rng(seeds).permutation(choose(losses, config.training, number))
+    labels = keras.utils.to_categorical(np.concatenate([train.labels, validation.labels]), config.dataset.classes)
+    watched = np.arange(len(train.images), len(labels), dtype=np.int32)
     bar = [ProgressBar(config.training.epochs)] if sys.stdout.isatty() else []
     outcome = learner.fit(
-        train.images[order],
-        train.labels[order],
-        batch_size=config.training.batch_size,
+        batches(order, labels[order], config.training.batch_size),
         shuffle=False,
         initial_epoch=number - 1,
         epochs=number,
         verbose=0,
-        validation_data=tuple(validation) if len(validation.images) else None,
-        validation_batch_size=VALIDATION_BATCH,
+        validation_data=batches(watched, labels[watched], VALIDATION_BATCH) if len(watched) else None,
         callbacks=[keras.callbacks.TerminateOnNaN(), *bar],
     )
     learning_rate = float(keras.ops.convert_to_numpy(learner.optimizer.learning_rate))
@@ -111,6 +149,27 @@ def fit_epoch(learner: keras.Model, train: Split, validation: Split, config: Con
         "seconds": time.perf_counter() - started,
         "timestamp": time.time(),
     }
+
+
+def choose(losses: NDArray[np.float32], training: Training, number: int) -> NDArray[np.int32]:
+    """The numbers of the images that epoch `number` takes, given the loss that each had when it was last seen.
+
+    All of them at first, then the hardest: online batch selection, Loshchilov and Hutter 2015 (arXiv:1511.06343), with
+    the rank as a limit instead of a probability.
+    """
+    count = epoch_size(len(losses), training, number)
+    return np.argsort(-losses, kind="stable")[:count].astype(np.int32)
+
+
+def epoch_size(images: int, training: Training, number: int) -> int:
+    """How many of so many training images epoch `number` takes."""
+    return images if number <= training.full_epochs else math.ceil(images * training.hard_example_fraction)
+
+
+def count_updates(images: int, training: Training) -> int:
+    """How often all epochs together change the weights."""
+    sizes = [epoch_size(images, training, number) for number in range(1, training.epochs + 1)]
+    return sum(math.ceil(size / training.batch_size) for size in sizes)
 
 
 def reseed(learner: keras.Model, seeds: np.random.SeedSequence) -> None:

@@ -6,10 +6,11 @@ import keras
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 
-from pipeline.config import TARGET_KEY, Model, Optimizer, targets
+from pipeline.config import TARGET_KEY, Model, Optimizer, Training, targets
 from pipeline.errors import PipelineError, first_line
 
 WHITE = 255
+LOGITS = "logits"
 
 
 def build_network(model: Model, image_shape: tuple[int, ...], classes: int) -> keras.Model:
@@ -29,7 +30,7 @@ def build_network(model: Model, image_shape: tuple[int, ...], classes: int) -> k
     _, *features = tensor.shape
     if len(features) != 1:
         raise PipelineError(f"model.layers: end in shape {tuple(features)}; end with keras.layers.Flatten or a pooling")
-    logits = keras.layers.Dense(classes, dtype="float32", name="logits")(tensor)
+    logits = keras.layers.Dense(classes, dtype="float32", name=LOGITS)(tensor)
     probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
     return keras.Model(images, probabilities, name=model.name)
 
@@ -45,12 +46,34 @@ def build_layers(model: Model) -> list[tuple[str, keras.Layer]]:
     return [(key, build(spec, key)) for key, spec in keyed]
 
 
-def build_optimizer(optimizer: Optimizer) -> keras.optimizers.Optimizer:
-    """The Keras optimizer that the configuration names. Raises PipelineError if it refuses its arguments."""
+def build_augmentation(training: Training) -> list[keras.Layer]:
+    """The layers that training images pass before the network. Raises PipelineError if one refuses its arguments."""
+    built = [build(spec, f"training.augmentation.{index}") for index, spec in enumerate(training.augmentation)]
+    for index, layer in enumerate(built):
+        if not isinstance(layer, keras.Layer):
+            target = training.augmentation[index][TARGET_KEY]
+            raise PipelineError(f"training.augmentation.{index}: {target} is no Keras layer")
+    return built
+
+
+def build_optimizer(optimizer: Optimizer, training: Training, updates: int) -> keras.optimizers.Optimizer:
+    """The Keras optimizer that the configuration names, for a training of so many updates.
+
+    Raises PipelineError if it refuses its arguments.
+    """
     built = build(optimizer.model_dump(by_alias=True), "optimizer")
     if not isinstance(built, keras.optimizers.Optimizer):
         raise PipelineError(f"optimizer: {optimizer.target} is no optimizer; keras.optimizers has them")
+    if training.decay == "cosine":
+        built.learning_rate = cosine_schedule(optimizer.learning_rate, round(updates * training.warm_up), updates)
     return built
+
+
+def cosine_schedule(peak: float, rise: int, updates: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Up to `peak` in a line over the first `rise` of all updates, then down to 0 in half a cosine."""
+    if not rise:
+        return keras.optimizers.schedules.CosineDecay(peak, updates)
+    return keras.optimizers.schedules.CosineDecay(0.0, updates - rise, warmup_target=peak, warmup_steps=rise)
 
 
 def build(spec: dict[str, Any], key: str) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from pipeline import paths
 from pipeline.config import Config
@@ -25,8 +26,8 @@ from pipeline.tracking.runs import continue_run, epoch_metrics, start_run, syste
 from pipeline.tracking.store import Store
 from pipeline.train.archive import save_network
 from pipeline.train.checkpoint import Checkpoint, Epoch, fingerprint, open_checkpoint
-from pipeline.train.fitting import fit, prepare
-from pipeline.train.network import build_network, build_optimizer
+from pipeline.train.fitting import Learner, count_updates, fit, prepare
+from pipeline.train.network import build_augmentation, build_network, build_optimizer
 
 HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
@@ -36,7 +37,7 @@ def train_and_record(config: Config, train: Split, validation: Split, store: Sto
     root = paths.project_root()
     with quietly():
         device = use_device(deterministic=config.training.deterministic)
-    network, learner = set_up(config, train.images.shape[1:])
+    network, learner = set_up(config, train, validation)
     send_unsent(root)
     watch.lap("build")
     provenance = find_provenance()
@@ -74,12 +75,15 @@ def train_and_record(config: Config, train: Split, validation: Split, store: Sto
         checkpoint.discard()
 
 
-def set_up(config: Config, image_shape: tuple[int, ...]) -> tuple[keras.Model, keras.Model]:
+def set_up(config: Config, train: Split, validation: Split) -> tuple[keras.Model, Learner]:
     """The network that will be saved, and the learner around it that will be fitted, from the configuration's seed."""
+    training = config.training
     keras.utils.set_random_seed(config.seed)
-    keras.config.set_dtype_policy(config.training.precision)
-    network = build_network(config.model, image_shape, config.dataset.classes)
-    return network, prepare(network, build_optimizer(config.optimizer), config.training)
+    keras.config.set_dtype_policy(training.precision)
+    network = build_network(config.model, train.images.shape[1:], config.dataset.classes)
+    optimizer = build_optimizer(config.optimizer, training, count_updates(len(train.images), training))
+    images = np.concatenate([train.images, validation.images])
+    return network, prepare(network, optimizer, build_augmentation(training), training, images)
 
 
 def training_name(config: Config) -> str:
@@ -113,7 +117,7 @@ def record_data(recorder: Recorder, config: Config, train: Split, validation: Sp
 
 
 def fit_recorded(
-    learner: keras.Model, train: Split, validation: Split, config: Config, checkpoint: Checkpoint, recorder: Recorder
+    learner: Learner, train: Split, validation: Split, config: Config, checkpoint: Checkpoint, recorder: Recorder
 ) -> list[Epoch]:
     """Fit, with every epoch and the machine's load recorded, and the run marked when it ends before its time."""
 

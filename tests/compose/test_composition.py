@@ -11,6 +11,7 @@ from pipeline.errors import PipelineError
 from tests.conftest import CONF
 
 EVERY_OPTION = [(group, option) for group, names in options(CONF).items() for option in names]
+SCHEDULE = "{_target_: keras.optimizers.schedules.CosineDecay, initial_learning_rate: 1e-3, decay_steps: 100}"
 
 
 def compose_text(tmp_path: Path, text: str, conf: Path = CONF) -> dict[str, Any]:
@@ -81,8 +82,7 @@ def test_params_have_the_last_word_over_the_recipe(tmp_path: Path) -> None:
 
 
 def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
-    schedule = "{_target_: keras.optimizers.schedules.CosineDecay, initial_learning_rate: 1e-3, decay_steps: 100}"
-    composed = compose_text(tmp_path, f"optimizer: {{name: null, learning_rate: {schedule}}}")
+    composed = compose_text(tmp_path, f"optimizer: {{name: null, learning_rate: {SCHEDULE}}}")
     assert composed["optimizer"]["learning_rate"]["decay_steps"] == 100
 
 
@@ -148,6 +148,18 @@ def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
         ("training: {validation_fraction: 0}", "validation_fraction is 0, so there is nothing to watch"),
         ("training: {validate_on: none}", "but validate_on is none, so images would be held out for nothing"),
         ("recipe: notebook\ntraining: {validation_fraction: 0.1}", "but validate_on is test, so images would be held"),
+        ("training: {warm_up: 0.1}", "training: warm_up is 0.1, but decay is none: set training.decay=cosine, or"),
+        ("training: {warm_up: 1.0, decay: cosine}", "training.warm_up: holds 1.0; input should be less than 1"),
+        ("training: {decay: linear}", "training.decay: holds 'linear'; input should be 'none' or 'cosine'"),
+        ("training: {label_smoothing: -0.1}", "training.label_smoothing: holds -0.1; input should be greater than or"),
+        ("training: {label_smoothing: 1.0}", "training.label_smoothing: holds 1.0; input should be less than 1"),
+        ("training: {augmentation: [{shift: 1}]}", "training.augmentation.0: has no _target_: name what to build"),
+        ("training: {augmentation: [{_target_: os.abort}]}", "_target_ 'os.abort' is not allowed"),
+        ("training: {augmentation: 3}", "params.yaml: training.augmentation: holds 3; input should be a valid list"),
+        (
+            f"training: {{decay: cosine}}\noptimizer: {{name: , learning_rate: {SCHEDULE}}}",
+            "is a schedule, and training",
+        ),
     ],
 )
 def test_bad_input_is_named_with_what_is_allowed(tmp_path: Path, text: str, message: str) -> None:

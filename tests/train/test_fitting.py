@@ -29,7 +29,7 @@ def learn(
     config: Config, checkpoint: Checkpoint, killed_after: int | None = None, watched: Split = VALIDATION
 ) -> tuple[Any, list[Epoch]]:
     """Fit as the stage does; returns the network and what was reported, in order."""
-    network, learner = set_up(config, (8, 8))
+    network, learner = set_up(config, TRAIN, watched)
     reported: list[Epoch] = []
 
     def report(epoch: Epoch) -> None:
@@ -164,8 +164,8 @@ def test_every_way_to_train_learns_and_goes_on_after_a_kill(tmp_path: Path, trai
 
 def test_nothing_needs_to_be_watched(tmp_path: Path) -> None:
     config = configured(tmp_path, training={"epochs": 1, "validate_on": "none", "validation_fraction": 0.0})
-    learner = set_up(config, (8, 8))[1]
     nothing = Split(IMAGES[:0], LABELS[:0])
+    learner = set_up(config, TRAIN, nothing)[1]
     (epoch,) = fit(learner, TRAIN, nothing, config, Checkpoint(tmp_path / "c"), lambda _: None)
     assert "val_loss" not in epoch
     assert history_csv([epoch]).startswith("epoch,loss,accuracy,learning_rate\n1,")

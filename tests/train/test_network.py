@@ -55,7 +55,8 @@ def test_every_model_reads_every_size(tmp_path: Path, option: str, side: int) ->
 
 @pytest.mark.parametrize("option", options(CONF)["optimizer"])
 def test_every_optimizer_is_built_as_configured(tmp_path: Path, option: str) -> None:
-    optimizer = build_optimizer(configured(tmp_path, optimizer={"name": option, "learning_rate": 0.25}).optimizer)
+    config = configured(tmp_path, optimizer={"name": option, "learning_rate": 0.25})
+    optimizer = build_optimizer(config.optimizer, config.training, 100)
     assert float(optimizer.learning_rate) == 0.25
 
 
@@ -65,7 +66,8 @@ def test_a_schedule_is_built(tmp_path: Path) -> None:
         "initial_learning_rate": 0.5,
         "decay_steps": 10,
     }
-    optimizer = build_optimizer(configured(tmp_path, optimizer={"name": None, "learning_rate": schedule}).optimizer)
+    config = configured(tmp_path, optimizer={"name": None, "learning_rate": schedule})
+    optimizer = build_optimizer(config.optimizer, config.training, 100)
     assert float(optimizer.learning_rate) == 0.5
 
 
@@ -123,15 +125,15 @@ def test_a_builder_must_return_layers() -> None:
         build_network(built, (8, 8), 10)
 
 
-def test_an_optimizer_must_be_one() -> None:
+def test_an_optimizer_must_be_one(tmp_path: Path) -> None:
     bad = Optimizer.model_validate({"name": "Dense", "_target_": "keras.layers.Flatten", "learning_rate": 0.1})
     with pytest.raises(PipelineError, match=r"optimizer: keras\.layers\.Flatten"):
-        build_optimizer(bad)
+        build_optimizer(bad, configured(tmp_path).training, 100)
 
 
-def test_a_bad_argument_of_an_optimizer_is_named() -> None:
+def test_a_bad_argument_of_an_optimizer_is_named(tmp_path: Path) -> None:
     bad = Optimizer.model_validate(
         {"name": "rmsprop", "_target_": "keras.optimizers.RMSprop", "learning_rate": 0.1, "rhoo": 1}
     )
     with pytest.raises(PipelineError, match=r"optimizer: keras\.optimizers\.RMSprop cannot be built: .*rhoo"):
-        build_optimizer(bad)
+        build_optimizer(bad, configured(tmp_path).training, 100)
