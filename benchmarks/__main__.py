@@ -1,7 +1,7 @@
-"""Measure what the pipeline costs beside a plain Keras script of the notebook, and what a served model does.
+"""Measure how accurate the recipes get and what they cost, beside plain scripts of the same job, and what serving does.
 
 Needs the four MNIST files at hand: in ../shared/mnist beside the project, or in the folder DATASET_MIRROR.
-Prints a table and writes docs/bench.json. Commit first: what is measured is a clone of HEAD.
+Prints tables, writes docs/bench.json and draws docs/accuracy.svg. Commit first: what is measured is a clone of HEAD.
 """
 
 import argparse
@@ -9,47 +9,28 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from mlflow import MlflowClient
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import ROOT, clone, epoch_seconds, run
+from benchmarks.comparison import draw
 from benchmarks.figures import Figures, add
-from benchmarks.script import PLAIN
+from benchmarks.recipes import measure_recipes
 from benchmarks.serving import measure_engines, measure_http
 from pipeline.files import write_json
 from pipeline.machine import describe_machine, describe_versions
 
-ROOT = Path(__file__).parent.parent
+BENCH = ROOT / "docs" / "bench.json"
 TAGGING = 10.0  # seconds after which the process that tags the gate's run is gone
 MIN_EPOCHS = 2  # the first one is not compared
 STAGES = ("compose", "fetch", "preprocess", "evaluate")  # train tells of itself
 EMPTY = "stages:\n  only:\n    cmd: python -c pass\n    deps: [input]\n"
-
-# A process counts the memory of the one that it was forked from, so a small one starts what is measured.
-LAUNCHER = """
-import resource, subprocess, sys, time
-started = time.perf_counter()
-code = subprocess.run(sys.argv[2:]).returncode
-seconds, usage = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-open(sys.argv[1], "w").write(f"{seconds} {usage.ru_maxrss}")
-sys.exit(code)
-"""
-
-
-class Finished(NamedTuple):
-    """A command that has ended: its wall time, its peak memory and what it printed."""
-
-    seconds: float
-    peak_mib: float
-    output: str
 
 
 def main() -> None:
@@ -58,6 +39,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="script and pipeline in turn, so often (default: 3)")
     parser.add_argument("--epochs", type=int, default=20, help="epochs of each (default: 20, the notebook's)")
     parser.add_argument("--only", choices=PARTS, help="measure one part; the other figures stay as they are")
+    parser.add_argument(
+        "--torch", metavar="PYTHON", help="a Python that has torch, for the script of PyTorch's example"
+    )
     arguments = parser.parse_args()
     if arguments.pairs < 1 or arguments.epochs < MIN_EPOCHS:
         parser.error(f"--pairs must be 1 or more, --epochs {MIN_EPOCHS} or more")
@@ -67,21 +51,28 @@ def main() -> None:
         sys.exit(f"benchmarks: {data} is no folder: set DATASET_MIRROR to one with the four MNIST files")
     with tempfile.TemporaryDirectory() as folder:
         for part in parts:
-            report(part, PARTS[part](Path(folder), data, arguments.pairs, arguments.epochs))
+            report(part, PARTS[part](Path(folder), data, arguments))
+    draw(json.loads(BENCH.read_text(encoding="utf-8")), ROOT / "docs" / "accuracy.svg")
 
 
-def measure_pipeline(folder: Path, data: Path, pairs: int, epochs: int) -> Figures:
+def measure_pipeline(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
     """What `dvc repro` and the gate cost."""
+    pairs, epochs = arguments.pairs, arguments.epochs
     figures, project = compare(folder, data, pairs, epochs)
     figures |= measure_no_op(folder, project, 3 * pairs)
     figures |= measure_gate(project, 3 * pairs)
     return figures | measure_stages(project, data, pairs)
 
 
-def measure_serving(folder: Path, data: Path, pairs: int, _: int) -> Figures:
+def measure_serving(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
     """What answers cost."""
-    project = clone(folder / "served", seed=1, epochs=MIN_EPOCHS)
-    return measure_engines(ROOT / "conf", 3 * pairs) | measure_champion(project, data, pairs)
+    project = clone_notebook(folder / "served", seed=1, epochs=MIN_EPOCHS)
+    return measure_engines(ROOT / "conf", 3 * arguments.pairs) | measure_champion(project, data, arguments.pairs)
+
+
+def measure_accuracy(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
+    """How accurate each recipe gets, how soon."""
+    return measure_recipes(folder, data, sys.executable, arguments.torch)
 
 
 def measure_champion(project: Path, data: Path, rounds: int) -> Figures:
@@ -98,8 +89,6 @@ def measure_champion(project: Path, data: Path, rounds: int) -> Figures:
 
 def compare(folder: Path, data: Path, pairs: int, epochs: int) -> tuple[Figures, Path]:
     """`dvc repro` of recipe=notebook in fresh clones against the script, in turn; the figures and the last clone."""
-    script = folder / "script.py"
-    script.write_text(PLAIN, encoding="utf-8")
     figures: Figures = {
         "epoch_ratio": ([], "ratio"),
         "cold_repro_ratio": ([], "ratio"),
@@ -115,9 +104,9 @@ def compare(folder: Path, data: Path, pairs: int, epochs: int) -> tuple[Figures,
     }
     project = folder
     for pair in range(pairs):
-        plain = run([sys.executable, str(script), str(data), str(epochs)], folder)
+        plain = run([sys.executable, "-m", "benchmarks.peers.notebook", str(data), str(epochs)], ROOT)
         told = json.loads(plain.output.splitlines()[-1])
-        project = clone(folder / f"clone-{pair}", seed=pair + 1, epochs=epochs)
+        project = clone_notebook(folder / f"clone-{pair}", seed=pair + 1, epochs=epochs)
         whole = run(["dvc", "repro"], project, DATASET_MIRROR=str(data))
         metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))["test"]
         # Without the first epoch, which compiles on both sides and is part of the whole time.
@@ -145,11 +134,10 @@ def compare(folder: Path, data: Path, pairs: int, epochs: int) -> tuple[Figures,
     return figures, project
 
 
-def clone(folder: Path, seed: int, epochs: int) -> Path:
-    """HEAD in a folder of its own, with nothing in DVC's cache, set to the notebook's recipe."""
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+def clone_notebook(folder: Path, seed: int, epochs: int) -> Path:
+    """A clone that is set to the notebook's recipe."""
     params = f"recipe: notebook\nseed: {seed}\ntraining: {{epochs: {epochs}}}\n"
-    (folder / "params.yaml").write_text(params, encoding="utf-8")
+    (clone(folder) / "params.yaml").write_text(params, encoding="utf-8")
     return folder
 
 
@@ -196,50 +184,24 @@ def measure_stages(project: Path, data: Path, times: int) -> Figures:
     return figures
 
 
-def run(command: list[str], folder: Path, **settings: str) -> Finished:
-    """Run a command to its end. Raises SystemExit with its output if it fails."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | settings
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME"):
-        environment.pop(name, None)
-    with tempfile.TemporaryFile("w+") as output, tempfile.NamedTemporaryFile("r") as usage:
-        launch = [sys.executable, "-S", "-c", LAUNCHER, usage.name, *command]
-        code = subprocess.run(
-            launch, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
-        ).returncode
-        output.seek(0)
-        text = output.read()
-        if code:
-            sys.exit(f"benchmarks: {' '.join(command)} failed in {folder}:\n{text}")
-        seconds, peak = map(float, usage.read().split())
-    return Finished(seconds, peak / (1 << 10), text)
-
-
-def epoch_seconds(project: Path) -> list[float]:
-    """From the end of each epoch to the end of the next: checkpoints and recording included."""
-    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-    (experiment,) = [each for each in client.search_experiments() if each.name == "mnist"]
-    (newest,) = client.search_runs([experiment.experiment_id], max_results=1)
-    history = client.get_metric_history(newest.info.run_id, "train/loss")
-    return [later - earlier for earlier, later in pairwise(sorted(point.timestamp / 1000 for point in history))]
-
-
-PARTS = {"pipeline": measure_pipeline, "serving": measure_serving}
+PARTS = {"pipeline": measure_pipeline, "serving": measure_serving, "recipes": measure_accuracy}
 
 
 def report(part: str, figures: Figures) -> None:
     """Print the table of a part and put it into docs/bench.json, in place of what it was."""
     machine = f"{describe_machine()}; {describe_versions()}"
     table = Table("figure", "median", "min", "max", "n", "unit", title=machine, title_justify="left")
-    path = ROOT / "docs" / "bench.json"
-    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    told: dict[str, Any] = json.loads(BENCH.read_text(encoding="utf-8")) if BENCH.exists() else {}
     summary: dict[str, dict[str, Any]] = {}
     for name, (values, unit) in figures.items():
         spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+        spread |= {"mean": statistics.mean(values), "std": statistics.stdev(values)} if len(values) > 1 else {}
         rounded = {key: float(f"{value:.5g}") for key, value in spread.items()}
         summary[name] = rounded | {"n": len(values), "unit": unit}
-        table.add_row(name, *(f"{value:g}" for value in rounded.values()), str(len(values)), unit)
+        shown = [f"{rounded[key]:g}" for key in ("median", "min", "max")]
+        table.add_row(name, *shown, str(len(values)), unit)
     Console(width=120).print(table)
-    write_json(path, told | {part: {"machine": machine, "figures": summary}})
+    write_json(BENCH, told | {part: {"machine": machine, "figures": summary}})
 
 
 if __name__ == "__main__":

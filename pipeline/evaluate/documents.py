@@ -103,9 +103,8 @@ def _context(findings: Findings) -> dict[str, Any]:
     """What the three have in common."""
     config, figures, data = findings.config, findings.figures, findings.data
     matrix = np.array(figures["confusion_matrix"])
-    watched = WATCHED[config.training.validate_on].format(data["validation"]["images"])
     return {
-        "title": f"{config.recipe}: {config.model.name} on {config.dataset.name}, seed {config.seed}",
+        "title": title(config),
         "config": config,
         "about": config.dataset.about,
         "noise": config.gate.seed_noise.get(config.dataset.name),
@@ -118,10 +117,24 @@ def _context(findings: Findings) -> dict[str, Any]:
         "classes": range(len(matrix)),
         "accuracy": f"{figures['accuracy']:.2%}",
         "interval": f"{figures['accuracy_low']:.2%} … {figures['accuracy_high']:.2%}",
-        "watched": watched,
+        "watched": f"{WATCHED[config.training.validate_on].format(data['validation']['images'])}{_hardest(config)}",
         "per_class": _per_class(figures, matrix),
         "confusions": _confusions(matrix),
     }
+
+
+def title(config: Config) -> str:
+    """A run in one line."""
+    return f"{config.recipe}: {config.model.name} on {config.dataset.name}, seed {config.seed}"
+
+
+def _hardest(config: Config) -> str:
+    """What the curves do not tell by themselves: that later epochs are of other images than the first ones."""
+    training = config.training
+    if training.hard_example_fraction == 1 or training.full_epochs >= training.epochs:
+        return ""
+    later = training.full_epochs + 1
+    return f" From epoch {later} on, the curves are of the hardest {training.hard_example_fraction:.0%} of the images."
 
 
 def _per_class(figures: dict[str, Any], matrix: NDArray[np.int64]) -> list[dict[str, Any]]:
@@ -149,8 +162,11 @@ def _matrix(matrix: NDArray[np.int64]) -> list[list[dict[str, Any]]]:
     shares = np.where(np.eye(len(matrix), dtype=bool), 0, matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1))
     depth = shares / max(float(shares.max()), 1e-9)
     return [
-        [{"count": int(count), "share": float(depth[at]), "right": at[0] == at[1]} for at, count in row]
-        for row in np.array_split(np.array([*np.ndenumerate(matrix)], dtype=object), len(matrix))
+        [
+            {"count": int(count), "share": float(depth[row, column]), "right": row == column}
+            for column, count in enumerate(counts)
+        ]
+        for row, counts in enumerate(matrix)
     ]
 
 

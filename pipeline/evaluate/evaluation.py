@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.dataset import Split
 from pipeline.device import use_device
 from pipeline.errors import PipelineError, first_line
-from pipeline.evaluate.documents import Findings, model_card, report_page, run_markdown
+from pipeline.evaluate.documents import Findings, model_card, report_page, run_markdown, title
 from pipeline.evaluate.drawing import History, draw_confusion, draw_curves, draw_mistakes, draw_reliability
 from pipeline.evaluate.scoring import Mistake, Reliability, mistakes, reliability, score
 from pipeline.files import md5, write_json, write_text
@@ -58,8 +58,9 @@ def evaluate_and_record(config: Config, test: Split, store: Store) -> None:
     facts["run_id"] = recorder.run_id  # the training's may be of another store
     findings = Findings(config, facts, history, data, figures, wrong, test.images)
     write_reports(findings, reliability(probabilities, test.labels), commands(provenance, recorder.run_id))
-    write_json(paths.METRICS, report(findings, recorder, md5(paths.TEST)))
-    record(recorder, findings, provenance)
+    digest = md5(paths.TEST)
+    write_json(paths.METRICS, report(findings, recorder, digest))
+    record(recorder, findings, provenance, digest)
     Console().print(closing_table(findings, recorder))
     print(f"The run is at {address(store, recorder)}")
 
@@ -151,11 +152,11 @@ def report(findings: Findings, recorder: Recorder, test_md5: str) -> dict[str, A
     return {"test": findings.figures, "training": training, "dataset": dataset, "mlflow": run}
 
 
-def record(recorder: Recorder, findings: Findings, provenance: Provenance) -> None:
+def record(recorder: Recorder, findings: Findings, provenance: Provenance, test_md5: str) -> None:
     """Add the test's figures, pictures and documents to a run."""
-    figures, digest = findings.figures, md5(paths.TEST)
-    recorder.dataset(findings.config.dataset.name, "test", digest, figures["images"], list(findings.images.shape[1:]))
-    recorder.tags({"dvc.test": digest})
+    figures, shape = findings.figures, list(findings.images.shape[1:])
+    recorder.dataset(findings.config.dataset.name, "test", test_md5, figures["images"], shape)
+    recorder.tags({"dvc.test": test_md5})
     recorder.metrics({f"test/{name}": figures[name] for name in TEST_METRICS}, findings.facts["epochs"])
     for picture in (*paths.PICTURES, paths.SAMPLES_PICTURE):
         recorder.artifact(picture, "plots")
@@ -205,8 +206,7 @@ def record_curves(recorder: Recorder, config: Config, history: History) -> None:
 def closing_table(findings: Findings, recorder: Recorder) -> Table:
     """What a person wants to know at the end."""
     config, figures, facts = findings.config, findings.figures, findings.facts
-    title = f"{config.recipe}: {config.model.name} on {config.dataset.name}, seed {config.seed}"
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=title(config), title_justify="left", show_header=False)
     low, high = figures["accuracy_low"], figures["accuracy_high"]
     table.add_row("test loss", f"{figures['loss']:.4f}")
     table.add_row("test accuracy", f"{figures['accuracy']:.2%}  (95 % interval {low:.2%} … {high:.2%})")

@@ -56,3 +56,42 @@ def inverse_maps(
     c = centre_x + shift_x - a * centre_x - b * centre_y
     f = centre_y + shift_y - d * centre_x - e * centre_y
     return ops.stack([a, b, c, d, e, f, ops.zeros_like(a), ops.zeros_like(a)], axis=1)
+
+
+class RandomShift(keras.layers.Layer):
+    """Shift each image by up to `pixels` whole pixels along each axis, by amounts of its own; only while training.
+
+    Bytes (N, height, width) in and out; what comes from beyond the edge is black. Cheaper than `RandomAffine`, and XLA
+    can compile it.
+    """
+
+    def __init__(self, pixels: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        if not isinstance(pixels, int) or pixels < 1:
+            raise ValueError("pixels must be a whole number above 0")
+        self._pixels = pixels
+        self._seeds = keras.random.SeedGenerator()
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """The images as they are, or shifted ones while training."""
+        if not training:
+            return images
+        ops = keras.ops
+        count, height, width = ops.shape(images)
+        ends = (self._pixels, self._pixels)
+        padded = ops.pad(images, ((0, 0), ends, ends))
+        starts = keras.random.randint((2, count, 1, 1), 0, 2 * self._pixels + 1, seed=self._seeds)
+        rows = [padded[:, start : start + height] for start in range(2 * self._pixels + 1)]
+        shifted = choose(starts[0], rows)
+        return choose(starts[1], [shifted[:, :, start : start + width] for start in range(len(rows))])
+
+
+def choose(indices: Any, options: list[Any]) -> Any:
+    """Of several tensors of one shape (N, …) the one that `indices` (N, 1, …) name, image by image.
+
+    Whole rows of bytes are compared at once, which is several times quicker than gathering byte by byte.
+    """
+    chosen = options[0]
+    for index, option in enumerate(options[1:], 1):
+        chosen = keras.ops.where(indices == index, option, chosen)
+    return chosen

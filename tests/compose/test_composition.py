@@ -89,10 +89,13 @@ def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("recipe: nobook", "params.yaml: recipe: 'nobook' is not one of conf/recipe/: baseline, notebook, smoke"),
-        ("model: mpl", "params.yaml: model: 'mpl' is not one of conf/model/: cnn, mlp. Did you mean 'mlp'?"),
+        (
+            "recipe: nobook",
+            "params.yaml: recipe: 'nobook' is not one of conf/recipe/: baseline, champion, fast, notebook, smoke",
+        ),
+        ("model: mpl", "params.yaml: model: 'mpl' is not one of conf/model/: cnn, convnet, mlp. Did you mean 'mlp'?"),
         ("dataset: mnits", "params.yaml: dataset: 'mnits' is not one of conf/dataset/: digits, mnist"),
-        ("optimizer: sdg", "params.yaml: optimizer: 'sdg' is not one of conf/optimizer/: adamw, rmsprop"),
+        ("optimizer: sdg", "params.yaml: optimizer: 'sdg' is not one of conf/optimizer/: adam, adamw, rmsprop"),
         ("model: 3", "params.yaml: model: 3 is not one of conf/model/"),
         ("training: {epoch: 5}", "params.yaml: training.epoch: unknown key 'epoch'; training has epochs, "),
         ("trainning: {epochs: 5}", "unknown key 'trainning'; the top level has"),
@@ -127,7 +130,10 @@ def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
         ("optimizer: {name: , learning_rate: {a: 1}}", "optimizer.learning_rate: has no _target_: name what to build"),
         ("training: {xla: maybe}", "params.yaml: training.xla: holds 'maybe'; input should be 'auto', True or False"),
         ("traning: {epochs: null}", "params.yaml: traning.epochs: unknown key 'traning'"),
-        ("model: {hidden_units: 3}", "params.yaml: model: has values but no name: set model.name to one of cnn, mlp"),
+        (
+            "model: {hidden_units: 3}",
+            "params.yaml: model: has values but no name: set model.name to one of cnn, convnet, mlp",
+        ),
         ("model: {name: , layers: [{units: 3}]}", "model.layers.0: has no _target_: name what to build"),
         ("optimizer: {name: , learning_rate: -0.1}", "params.yaml: optimizer.learning_rate: holds -0.1"),
         (

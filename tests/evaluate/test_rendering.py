@@ -56,6 +56,19 @@ def test_any_number_of_mistakes_and_of_watched_images(
     assert "has not been measured for this recipe" in card
 
 
+@pytest.mark.parametrize(("epochs", "said"), [(2, False), (3, True)])
+def test_the_curves_of_the_hardest_images_are_called_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, said: bool
+) -> None:
+    training = {"epochs": epochs, "full_epochs": 2, "hard_example_fraction": 0.25}
+    config = configured(tmp_path, recipe="smoke", training=training)
+    monkeypatch.chdir(tmp_path)
+    paths.SAMPLES_PICTURE.parent.mkdir(parents=True)
+    paths.SAMPLES_PICTURE.write_bytes(b"picture")
+    for document in documents(config, 1, 10)[:2]:
+        assert ("From epoch 3 on, the curves are of the hardest 25% of the images." in document) == said
+
+
 def test_a_dataset_of_which_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configured(tmp_path, recipe="smoke")
     unknown = config.model_copy(update={"dataset": config.dataset.model_copy(update={"about": None})})

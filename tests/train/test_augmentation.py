@@ -4,9 +4,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow
 from numpy.typing import NDArray
 
-from pipeline.train.augmentation import RandomAffine, inverse_maps
+from pipeline.train.augmentation import RandomAffine, RandomShift, inverse_maps
 
 SIDE = 9
 CENTRE = SIDE // 2
@@ -112,6 +113,36 @@ def test_rotations_are_degrees() -> None:
     columns = (tops * np.arange(29)).sum(axis=1) / tops.sum(axis=1) - 14
     angles = np.degrees(np.arctan2(columns, 9))
     assert abs(angles).max() == pytest.approx(10, abs=1)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_whole_pixels_are_shifted_each_way_alike(compiled: bool) -> None:
+    keras.utils.set_random_seed(1)
+    images = np.random.default_rng(0).integers(1, 256, (3000, 6, 5)).astype(np.uint8)
+    shift: Any = RandomShift(1)
+    if compiled:
+        shift = tensorflow.function(shift, jit_compile=True)
+    outcome = keras.ops.convert_to_numpy(shift(images, training=True))
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+    found = np.zeros((3, 3), int)
+    for index, image in enumerate(outcome):
+        matches = [
+            (row, column)
+            for row in range(3)
+            for column in range(3)
+            if (padded[index, row : row + 6, column : column + 5] == image).all()
+        ]
+        assert len(matches) == 1
+        found[matches[0]] += 1
+    assert outcome.dtype == np.uint8
+    assert found == pytest.approx(np.full((3, 3), 3000 / 9), abs=5 * math.sqrt(3000 / 9))
+    np.testing.assert_array_equal(RandomShift(1)(images, training=False), images)
+
+
+@pytest.mark.parametrize("pixels", [0, -1, 0.5])
+def test_a_shift_is_by_whole_pixels(pixels: Any) -> None:
+    with pytest.raises(ValueError, match="pixels must be a whole number above 0"):
+        RandomShift(pixels)
 
 
 @pytest.mark.parametrize("amounts", [{"rotation": -1}, {"scale": 1.0}, {"shear": -0.1}, {"shift": -1}])

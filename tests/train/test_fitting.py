@@ -9,8 +9,12 @@ import pytest
 from pipeline.config import Config
 from pipeline.dataset import Split
 from pipeline.errors import PipelineError
+from pipeline.train.archive import save_network
+from pipeline.train.augmentation import RandomAffine
 from pipeline.train.checkpoint import Checkpoint, Epoch, open_checkpoint
-from pipeline.train.fitting import best_epoch, fit, stops_early
+from pipeline.train.feeding import ImagePool
+from pipeline.train.fitting import best_epoch, choose, count_updates, fit, stops_early
+from pipeline.train.network import build_optimizer
 from pipeline.train.training import history_csv, set_up
 from tests.conftest import configured
 
@@ -18,6 +22,7 @@ RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 10, 640).astype(np.uint8)
 IMAGES = (RANDOM.integers(0, 100, (640, 8, 8)) + 15 * LABELS[:, None, None]).astype(np.uint8)
 TRAIN, VALIDATION = Split(IMAGES[:512], LABELS[:512]), Split(IMAGES[512:], LABELS[512:])
+ONE_STEP = {"epochs": 1, "batch_size": 512}
 WRONG = Split(VALIDATION.images, (VALIDATION.labels + 1) % 10)  # the better the network, the worse it does on these
 
 
@@ -46,8 +51,19 @@ def figures(epochs: list[Epoch]) -> list[Epoch]:
     return [{name: epoch[name] for name in ("epoch", "loss", "val_loss")} for epoch in epochs]
 
 
-def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    config = configured(tmp_path, training={"epochs": 4})
+AFFINE = {"_target_": "pipeline.train.augmentation.RandomAffine", "rotation": 10, "shift": 1}
+QUICKLY = {
+    "hard_example_fraction": 0.3,
+    "augmentation": [AFFINE],
+    "warm_up": 0.25,
+    "decay": "cosine",
+    "label_smoothing": 0.1,
+}
+
+
+@pytest.mark.parametrize("training", [{}, QUICKLY])
+def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path, training: dict[str, Any]) -> None:
+    config = configured(tmp_path, training={"epochs": 4} | training)
     whole, expected = learn(config, Checkpoint(tmp_path / "whole"))
     _, before = learn(config, Checkpoint(tmp_path / "parts"), killed_after=2)
     continued, after = learn(config, Checkpoint(tmp_path / "parts"))
@@ -160,6 +176,95 @@ def test_every_way_to_train_learns_and_goes_on_after_a_kill(tmp_path: Path, trai
         assert reported[2]["loss"] < reported[0]["loss"]
     finally:
         keras.config.set_dtype_policy("float32")
+
+
+def test_the_loss_of_every_image_is_remembered(tmp_path: Path) -> None:
+    config = configured(tmp_path, model={"name": "mlp", "dropout": 0.0}, training=ONE_STEP)
+    network, learner = set_up(config, TRAIN, VALIDATION)
+    expected = -np.log(network.predict(TRAIN.images, verbose=0)[np.arange(512), TRAIN.labels])
+    fit(learner, TRAIN, VALIDATION, config, Checkpoint(tmp_path / "c"), lambda _: None)
+    remembered = keras.ops.convert_to_numpy(learner.last_losses)
+    np.testing.assert_allclose(remembered[:512], expected, rtol=1e-4)
+    assert (remembered[512:] == 0).all(), "validation images are no training images"
+
+
+def test_the_hardest_images_are_chosen_after_the_full_epochs(tmp_path: Path) -> None:
+    training = configured(tmp_path, training={"full_epochs": 2, "hard_example_fraction": 0.5}).training
+    losses = np.array([0.1, 3.0, 0.2, 2.0, 0.3], np.float32)
+    assert sorted(choose(losses, training, 2)) == [0, 1, 2, 3, 4]
+    assert [*choose(losses, training, 3)] == [1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("training", "updates"),
+    [
+        ({"epochs": 3, "batch_size": 128}, 12),
+        ({"epochs": 3, "batch_size": 100}, 18),
+        ({"epochs": 4, "batch_size": 100, "full_epochs": 2, "hard_example_fraction": 0.25}, 16),
+        ({"epochs": 1, "batch_size": 512, "hard_example_fraction": 0.25}, 1),
+    ],
+)
+def test_the_schedule_knows_how_many_updates_there_will_be(
+    tmp_path: Path, training: dict[str, Any], updates: int
+) -> None:
+    config = configured(tmp_path, training=training | {"decay": "cosine"})
+    learner = set_up(config, TRAIN, VALIDATION)[1]
+    epochs = fit(learner, TRAIN, VALIDATION, config, Checkpoint(tmp_path / "c"), lambda _: None)
+    assert count_updates(512, config.training) == updates == int(learner.optimizer.iterations)
+    assert epochs[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_learning_rate_rises_and_falls(tmp_path: Path) -> None:
+    config = configured(tmp_path, training={"warm_up": 0.2, "decay": "cosine"})
+    schedule = build_optimizer(config.optimizer, config.training, 100)._learning_rate
+    rates = [float(schedule(update)) for update in (0, 10, 20, 60, 100)]
+    assert rates == pytest.approx([0, 0.0005, 0.001, 0.0005, 0], abs=1e-8)
+
+
+def test_label_smoothing_is_kerass(tmp_path: Path) -> None:
+    config = configured(tmp_path, model={"name": "mlp", "dropout": 0.0}, training=ONE_STEP | {"label_smoothing": 0.2})
+    network, learner = set_up(config, TRAIN, VALIDATION)
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.2)
+    expected = float(loss(keras.utils.to_categorical(TRAIN.labels, 10), network.predict(TRAIN.images, verbose=0)))
+    (epoch,) = fit(learner, TRAIN, VALIDATION, config, Checkpoint(tmp_path / "c"), lambda _: None)
+    assert epoch["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_is_served_is_deterministic(tmp_path: Path) -> None:
+    config = configured(tmp_path, model={"name": "mlp", "dropout": 0.5}, training={"epochs": 1} | QUICKLY)
+    network, _ = learn(config, Checkpoint(tmp_path / "c"))
+    assert not any(isinstance(layer, RandomAffine | ImagePool) for layer in network.layers)
+    path = tmp_path / "model.keras"
+    save_network(path, network)
+    served = keras.saving.load_model(path)
+    expected = served(VALIDATION.images, training=False)
+    for again in (served(VALIDATION.images), network.predict(VALIDATION.images, verbose=0)):
+        np.testing.assert_allclose(again, expected, atol=1e-6)
+
+
+def test_validation_images_are_not_augmented(tmp_path: Path) -> None:
+    config = configured(tmp_path, model={"name": "mlp", "dropout": 0.5}, training={"epochs": 1} | QUICKLY)
+    network, reported = learn(config, Checkpoint(tmp_path / "c"))
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
+    labels = keras.utils.to_categorical(VALIDATION.labels, 10)
+    expected = float(loss(labels, network.predict(VALIDATION.images, verbose=0)))
+    assert reported[0]["val_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_augmentation_must_be_layers(tmp_path: Path) -> None:
+    bad = [{"_target_": "keras.losses.MeanSquaredError"}]
+    with pytest.raises(
+        PipelineError, match=r"training\.augmentation\.0: keras\.losses\.MeanSquaredError is no Keras layer"
+    ):
+        set_up(configured(tmp_path, training={"augmentation": bad}), TRAIN, VALIDATION)
+
+
+def test_a_bad_amount_of_augmentation_is_named(tmp_path: Path) -> None:
+    bad = [AFFINE, AFFINE | {"shift": -1}]
+    with pytest.raises(
+        PipelineError, match=r"training\.augmentation\.1: .*RandomAffine cannot be built: .*not be negative"
+    ):
+        set_up(configured(tmp_path, training={"augmentation": bad}), TRAIN, VALIDATION)
 
 
 def test_nothing_needs_to_be_watched(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""Commands that are timed, in clones of the project, and how long their epochs took."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).parent.parent
+
+# A process counts the memory of the one that it was forked from, so a small one starts what is measured.
+LAUNCHER = """
+import resource, subprocess, sys, time
+started = time.perf_counter()
+code = subprocess.run(sys.argv[2:]).returncode
+seconds, usage = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+open(sys.argv[1], "w").write(f"{seconds} {usage.ru_maxrss}")
+sys.exit(code)
+"""
+
+
+class Finished(NamedTuple):
+    """A command that has ended: its wall time, its peak memory and what it printed."""
+
+    seconds: float
+    peak_mib: float
+    output: str
+
+
+def run(command: list[str], folder: Path, **settings: str) -> Finished:
+    """Run a command to its end. Raises SystemExit with its output if it fails."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | settings
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME"):
+        environment.pop(name, None)
+    with tempfile.TemporaryFile("w+") as output, tempfile.NamedTemporaryFile("r") as usage:
+        launch = [sys.executable, "-S", "-c", LAUNCHER, usage.name, *command]
+        code = subprocess.run(
+            launch, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
+        ).returncode
+        output.seek(0)
+        text = output.read()
+        if code:
+            sys.exit(f"benchmarks: {' '.join(command)} failed in {folder}:\n{text}")
+        seconds, peak = map(float, usage.read().split())
+    return Finished(seconds, peak / (1 << 10), text)
+
+
+def clone(folder: Path) -> Path:
+    """HEAD in a folder of its own, with nothing in DVC's cache."""
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+    return folder
+
+
+def epoch_seconds(project: Path) -> list[float]:
+    """From the end of each epoch to the end of the next: checkpoints and recording included."""
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    (experiment,) = [each for each in client.search_experiments() if each.name == "mnist"]
+    (newest,) = client.search_runs([experiment.experiment_id], max_results=1)
+    history = client.get_metric_history(newest.info.run_id, "train/loss")
+    return [later - earlier for earlier, later in pairwise(sorted(point.timestamp / 1000 for point in history))]

@@ -1,0 +1,80 @@
+"""The recipes and the plain scripts side by side: a table for the README, and a picture."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.recipes import RECIPES, SCRIPTS
+
+TITLES = {
+    "notebook": "the notebook as a plain Keras script",
+    "keras_convnet": "Keras's convolutional example",
+    "torch_convnet": "PyTorch's example",
+}
+
+
+class Row(NamedTuple):
+    """A recipe or a script: its accuracies and its seconds of fitting, each with mean, std, min, max and n."""
+
+    title: str
+    is_recipe: bool
+    figures: dict[str, dict[str, Any]]
+
+
+def rows(told: dict[str, Any]) -> list[Row]:
+    """What was measured of recipes and scripts, by the median seconds of fitting."""
+    figures = told["recipes"]["figures"]
+    prefixes = [(f"`{name}`", True, f"{name}_") for name in RECIPES]
+    prefixes += [(TITLES[name], False, f"script_{name}_") for name in SCRIPTS]
+    found = [
+        Row(
+            title,
+            is_recipe,
+            {name.removeprefix(prefix): each for name, each in figures.items() if name.startswith(prefix)},
+        )
+        for title, is_recipe, prefix in prefixes
+        if f"{prefix}accuracy" in figures
+    ]
+    return sorted(found, key=lambda row: float(row.figures["fit_seconds"]["median"]))
+
+
+def table(told: dict[str, Any]) -> str:
+    """Markdown: accuracy as mean ± std (lowest to highest), seconds and memory as medians."""
+    lines = [
+        "| | test accuracy, mean ± std | lowest to highest | trainings | seconds of fitting | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows(told):
+        accuracy, seconds, memory = (row.figures[name] for name in ("accuracy", "fit_seconds", "peak_mib"))
+        spread = f" ± {100 * accuracy['std']:.2f}" if "std" in accuracy else ""
+        lines.append(
+            f"| {row.title} | {100 * accuracy.get('mean', accuracy['median']):.2f}{spread} % | "
+            f"{100 * accuracy['min']:.2f} to {100 * accuracy['max']:.2f} | {accuracy['n']} | "
+            f"{seconds['median']:.3g} ({seconds['min']:.3g} to {seconds['max']:.3g}) | {memory['median']:,.0f} MiB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(told: dict[str, Any], path: Path) -> None:
+    """Share of test images read wrongly against seconds of fitting, both on logarithmic axes, to an SVG file."""
+    if "recipes" not in told:
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for row in rows(told):
+        accuracy, seconds = row.figures["accuracy"], row.figures["fit_seconds"]
+        colour = "tab:blue" if row.is_recipe else "tab:gray"
+        errors = [100 * (1 - accuracy[key]) for key in ("max", "median", "min")]
+        axes.plot([seconds["median"]] * 3, errors, "_-", color=colour, linewidth=1)
+        axes.plot(seconds["median"], errors[1], "o", color=colour)
+        axes.annotate(
+            row.title.strip("`"), (seconds["median"], errors[1]), (7, 5), textcoords="offset points", color=colour
+        )
+    axes.set(xscale="log", yscale="log", xlabel="seconds of fitting (median)", ylabel="test images read wrongly, %")
+    axes.set_title(told["recipes"]["machine"], fontsize=7, loc="left", color="gray")
+    ticks = [0.2, 0.3, 0.5, 0.7, 1, 1.5, 2]
+    axes.set_yticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(visible=True, color="0.9")
+    figure.savefig(path, metadata={"Date": None})

@@ -1,0 +1,164 @@
+"""How accurate each recipe gets, how soon, and how that compares with plain scripts of the same job."""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from benchmarks.command import ROOT, clone, epoch_seconds, run
+from benchmarks.figures import Figures, add
+from pipeline.config import Config, load_config
+from pipeline.dataset import load_split
+from pipeline.paths import COMPOSED, TRAIN
+
+MATRIX = 2048  # rows and columns of the matrices that are multiplied to find the machine's peak
+PRECISIONS = ("float32", "bfloat16")
+
+
+class Recipe(NamedTuple):
+    """A recipe by its options in params.yaml, trained with seeds 1 to `seeds`."""
+
+    params: dict[str, Any]
+    seeds: int
+
+
+class Peer(NamedTuple):
+    """A plain script, trained so often for so many epochs."""
+
+    epochs: int
+    times: int
+
+
+RECIPES = {
+    "baseline": Recipe({"recipe": "baseline"}, 5),
+    "notebook": Recipe({"recipe": "notebook"}, 5),
+    "fast": Recipe({"recipe": "fast"}, 10),
+    "champion": Recipe({"recipe": "champion"}, 5),
+}
+SCRIPTS = {"notebook": Peer(20, 5), "keras_convnet": Peer(15, 3), "torch_convnet": Peer(14, 1)}
+
+
+def measure_recipes(folder: Path, data: Path, python: str, torch: str | None) -> Figures:
+    """Train every recipe and every script, in turn, each as often as it says; `torch` is a Python that has PyTorch."""
+    interpreters = dict.fromkeys(SCRIPTS, python) | {"torch_convnet": torch}
+    figures: Figures = {}
+    projects: dict[str, Path] = {}
+    for round_ in range(max(job.seeds for job in RECIPES.values())):
+        for precision in PRECISIONS:
+            add(figures, f"matrix_product_{precision}", multiply(precision), "GFLOP/s")
+        scripts = {
+            name: run_script(name, interpreter, data, peer.epochs)
+            for name, peer in SCRIPTS.items()
+            if round_ < peer.times and (interpreter := interpreters[name])
+        }
+        for name, told in scripts.items():
+            for figure, (value, unit) in told.items():
+                add(figures, f"script_{name}_{figure}", value, unit)
+        for name, recipe in RECIPES.items():
+            if round_ < recipe.seeds:
+                project = projects.setdefault(name, folder / name)
+                told = run_recipe(project, recipe.params | {"seed": round_ + 1}, data)
+                told |= compare(told, scripts.get("notebook"))
+                told["matrix_share"] = (share_of_peak(project, told["fit_seconds"][0], figures), "ratio")
+                for figure, (value, unit) in told.items():
+                    add(figures, f"{name}_{figure}", value, unit)
+                print(
+                    f"round {round_ + 1}: {name} {100 * told['accuracy'][0]:.2f} %, {told['fit_seconds'][0]:.1f} s",
+                    flush=True,
+                )
+    return figures
+
+
+Told = dict[str, tuple[float, str]]
+
+
+def run_script(name: str, python: str, data: Path, epochs: int) -> Told:
+    """Accuracy, seconds and memory of a script."""
+    finished = run([python, "-m", f"benchmarks.peers.{name}", str(data), str(epochs)], ROOT)
+    told = json.loads(finished.output.splitlines()[-1])
+    print(f"script {name}: {100 * told['accuracy']:.2f} %, {sum(told['epoch_seconds']):.1f} s", flush=True)
+    return {
+        "accuracy": (told["accuracy"], "share"),
+        "fit_seconds": (sum(told["epoch_seconds"]), "s"),
+        "epoch_seconds": (statistics.median(told["epoch_seconds"][1:]), "s"),
+        "whole_seconds": (finished.seconds, "s"),
+        "peak_mib": (finished.peak_mib, "MiB"),
+    }
+
+
+def run_recipe(project: Path, params: dict[str, Any], data: Path) -> Told:
+    """Accuracy, seconds and memory of a recipe, through `dvc repro` in a clone that is made if it is not there."""
+    if not project.exists():
+        clone(project)
+    (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    run(["dvc", "repro"], project, DATASET_MIRROR=str(data))
+    metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))["test"]
+    facts = json.loads((project / "models" / "run.json").read_text(encoding="utf-8"))
+    return {
+        "accuracy": (metrics["accuracy"], "share"),
+        "loss": (metrics["loss"], "nats"),
+        "fit_seconds": (facts["seconds"]["fit"], "s"),
+        "epoch_seconds": (statistics.median(epoch_seconds(project) or [facts["fit_seconds"]]), "s"),
+        "train_seconds": (sum(facts["seconds"].values()), "s"),
+        "peak_mib": (facts["peak_memory_mib"], "MiB"),
+        "parameters": (facts["parameters"], ""),
+    }
+
+
+def compare(told: Told, script: Told | None) -> Told:
+    """Seconds over those of the notebook's script in the same round."""
+    if script is None:
+        return {}
+    pairs = {"epoch_ratio": ("epoch_seconds",) * 2, "fit_ratio": ("fit_seconds",) * 2}
+    pairs |= {"train_ratio": ("train_seconds", "whole_seconds")}
+    return {name: (told[ours][0] / script[theirs][0], "ratio") for name, (ours, theirs) in pairs.items()}
+
+
+def multiply(precision: str, times: int = 20) -> float:
+    """Billions of operations a second in the product of two square matrices: the best of so many."""
+    import tensorflow
+
+    left, right = (tensorflow.cast(tensorflow.random.normal((MATRIX, MATRIX)), precision) for _ in range(2))
+    product: Callable[[Any, Any], Any] = tensorflow.function(tensorflow.matmul)
+    seconds = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        product(left, right).numpy()
+        seconds.append(time.perf_counter() - begun)
+    return 2 * MATRIX**3 / min(seconds) / 1e9
+
+
+def share_of_peak(project: Path, fit_seconds: float, figures: Figures) -> float:
+    """What part of the machine's float32 peak the matrix products of a training came to, validation left out."""
+    from pipeline.train.fitting import epoch_size
+
+    config = load_config(project / COMPOSED)
+    images = len(load_split(project / TRAIN).images)
+    seen = sum(epoch_size(images, config.training, number) for number in range(1, config.training.epochs + 1))
+    return seen * operations(config) / fit_seconds / (1e9 * figures["matrix_product_float32"][0][-1])
+
+
+def operations(config: Config) -> int:
+    """Additions and multiplications in the matrix products of one image's part of an update.
+
+    A layer multiplies its kernel with its input, then its output's gradient with the input, then with the kernel; the
+    last is not needed for the first layer. Twice as many operations as products of numbers (Kaplan et al. 2020,
+    arXiv:2001.08361, section 2.1: six per weight).
+    """
+    from pipeline.train.network import build_network
+
+    products = list(multiplications(build_network(config.model, (28, 28), config.dataset.classes)))
+    return 2 * (3 * sum(products) - products[0])
+
+
+def multiplications(network: Any) -> Iterator[int]:
+    """Products of two numbers that each layer with a kernel needs for one image."""
+    for layer in network.layers:
+        if hasattr(layer, "kernel"):
+            positions = layer.output.shape[1:-1]
+            yield math.prod(layer.kernel.shape) * math.prod(positions)
