@@ -35,12 +35,12 @@ class Peer(NamedTuple):
 
 
 RECIPES = {
-    "baseline": Recipe({"recipe": "baseline"}, 5),
-    "notebook": Recipe({"recipe": "notebook"}, 5),
+    "baseline": Recipe({"recipe": "baseline"}, 3),
+    "notebook": Recipe({"recipe": "notebook"}, 3),
     "fast": Recipe({"recipe": "fast"}, 10),
     "champion": Recipe({"recipe": "champion"}, 5),
 }
-SCRIPTS = {"notebook": Peer(20, 5), "keras_convnet": Peer(15, 3), "torch_convnet": Peer(14, 1)}
+SCRIPTS = {"notebook": Peer(20, 3), "keras_convnet": Peer(15, 2), "torch_convnet": Peer(14, 1)}
 
 
 def measure_recipes(folder: Path, data: Path, python: str, torch: str | None) -> Figures:
