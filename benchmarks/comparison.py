@@ -62,19 +62,19 @@ def draw(told: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for row in rows(told):
+    for index, row in enumerate(rows(told)):
         accuracy, seconds = row.figures["accuracy"], row.figures["fit_seconds"]
-        colour = "tab:blue" if row.is_recipe else "tab:gray"
+        colour, side, away = ("tab:blue", "right", -8) if row.is_recipe else ("tab:gray", "left", 8)
         errors = [100 * (1 - accuracy[key]) for key in ("max", "median", "min")]
         axes.plot([seconds["median"]] * 3, errors, "_-", color=colour, linewidth=1)
         axes.plot(seconds["median"], errors[1], "o", color=colour)
-        axes.annotate(
-            row.title.strip("`"), (seconds["median"], errors[1]), (7, 5), textcoords="offset points", color=colour
-        )
+        place: dict[str, Any] = {"xytext": (away, 6 if index % 2 else -14), "textcoords": "offset points", "ha": side}
+        axes.annotate(row.title.strip("`"), (seconds["median"], errors[1]), color=colour, **place)
     axes.set(xscale="log", yscale="log", xlabel="seconds of fitting (median)", ylabel="test images read wrongly, %")
+    axes.set(xlim=(1, 5000), ylim=(0.2, 2.5))
     axes.set_title(told["recipes"]["machine"], fontsize=7, loc="left", color="gray")
-    ticks = [0.2, 0.3, 0.5, 0.7, 1, 1.5, 2]
-    axes.set_yticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    for axis, ticks in ((axes.xaxis, (1, 10, 100, 1000)), (axes.yaxis, (0.2, 0.3, 0.5, 0.7, 1, 1.5, 2))):
+        axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.grid(visible=True, color="0.9")
     figure.savefig(path, metadata={"Date": None})

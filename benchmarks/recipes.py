@@ -106,7 +106,6 @@ def run_recipe(project: Path, params: dict[str, Any], data: Path) -> Told:
         "epoch_seconds": (statistics.median(epoch_seconds(project) or [facts["fit_seconds"]]), "s"),
         "train_seconds": (sum(facts["seconds"].values()), "s"),
         "peak_mib": (facts["peak_memory_mib"], "MiB"),
-        "parameters": (facts["parameters"], ""),
     }
 
 

@@ -1,0 +1,76 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.comparison import draw, rows, table
+from benchmarks.recipes import operations
+from tests.conftest import ROOT, configured
+
+
+def figure(*values: float) -> dict[str, Any]:
+    ordered = sorted(values)
+    told = {"median": ordered[len(ordered) // 2], "min": ordered[0], "max": ordered[-1], "n": len(ordered), "unit": ""}
+    return told if len(values) == 1 else told | {"mean": sum(values) / len(values), "std": 0.001}
+
+
+TOLD: dict[str, Any] = {
+    "recipes": {
+        "machine": "a machine",
+        "figures": {
+            "notebook_accuracy": figure(0.98, 0.984),
+            "notebook_fit_seconds": figure(50, 70),
+            "notebook_peak_mib": figure(900, 1100),
+            "script_notebook_accuracy": figure(0.985),
+            "script_notebook_fit_seconds": figure(90),
+            "script_notebook_peak_mib": figure(1300),
+            "fast_accuracy": figure(0.986, 0.987),
+            "fast_fit_seconds": figure(5, 6),
+            "fast_peak_mib": figure(700, 800),
+        },
+    }
+}
+
+
+def test_rows_are_ordered_by_their_seconds() -> None:
+    titles = [(row.title, row.is_recipe) for row in rows(TOLD)]
+    assert titles == [("`fast`", True), ("`notebook`", True), ("the notebook as a plain Keras script", False)]
+
+
+def test_the_table_has_mean_spread_and_number() -> None:
+    lines = table(TOLD).splitlines()
+    assert lines[2] == "| `fast` | 98.65 ± 0.10 % | 98.60 to 98.70 | 2 | 6 (5 to 6) | 800 MiB |"
+    assert lines[4].startswith(
+        "| the notebook as a plain Keras script | 98.50 % | 98.50 to 98.50 | 1 | 90 (90 to 90) |"
+    )
+
+
+def test_the_picture_names_every_row(tmp_path: Path) -> None:
+    draw(TOLD, tmp_path / "accuracy.svg")
+    text = (tmp_path / "accuracy.svg").read_text(encoding="utf-8")
+    for title in ("fast", "notebook", "the notebook as a plain Keras script", "a machine"):
+        assert f"<!-- {title} -->" in text
+
+
+def test_no_picture_without_figures(tmp_path: Path) -> None:
+    draw({"serving": {}}, tmp_path / "accuracy.svg")
+    assert not (tmp_path / "accuracy.svg").exists()
+
+
+def test_the_readme_has_the_figures_that_were_measured() -> None:
+    told = json.loads((ROOT / "docs" / "bench.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table(told) in readme
+    assert told["recipes"]["machine"] in readme
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("mlp", 2 * (2 * 784 * 512 + 3 * (512 * 512 + 512 * 10))),
+        ("cnn", 2 * (2 * 28 * 28 * 9 * 32 + 3 * (14 * 14 * 9 * 32 * 32 + 7 * 7 * 32 * 10))),
+    ],
+)
+def test_operations_of_an_update(tmp_path: Path, model: str, expected: int) -> None:
+    assert operations(configured(tmp_path, model=model)) == expected
