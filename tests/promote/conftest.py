@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from tests.conftest import Project
 from tests.promote.command import PROMOTE
 
-EPOCHS = {"better": 6, "worse": 1}
+EPOCHS = {"better": 20, "worse": 1}
 
 
 @pytest.fixture(scope="session")
