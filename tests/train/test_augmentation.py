@@ -149,3 +149,9 @@ def test_a_shift_is_by_whole_pixels(pixels: Any) -> None:
 def test_bad_amounts_are_refused(amounts: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must not be negative, and scale must be below 1"):
         RandomAffine(**amounts)
+
+
+@pytest.mark.parametrize("layer", [RandomAffine(rotation=10, shift=2), RandomShift(3)])
+def test_no_two_uses_are_the_same(layer: keras.Layer) -> None:
+    first, second = (keras.ops.convert_to_numpy(layer(digits(), training=True)) for _ in range(2))
+    assert (first != second).any()
