@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command import ROOT, clone, epoch_seconds, run
+from benchmarks.command import ROOT, clone, epoch_seconds, repro, run
 from benchmarks.comparison import draw
 from benchmarks.figures import Figures, add
 from benchmarks.recipes import measure_recipes
@@ -66,7 +66,7 @@ def measure_pipeline(folder: Path, data: Path, arguments: argparse.Namespace) ->
 
 def measure_serving(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
     """What answers cost."""
-    project = clone_notebook(folder / "served", seed=1, epochs=MIN_EPOCHS)
+    project = clone(folder / "served")
     return measure_engines(ROOT / "conf", 3 * arguments.pairs) | measure_champion(project, data, arguments.pairs)
 
 
@@ -77,7 +77,7 @@ def measure_accuracy(folder: Path, data: Path, arguments: argparse.Namespace) ->
 
 def measure_champion(project: Path, data: Path, rounds: int) -> Figures:
     """Train, promote and serve in a clone."""
-    run(["dvc", "repro"], project, DATASET_MIRROR=str(data))
+    repro(project, data, notebook(seed=1, epochs=MIN_EPOCHS))
     identity = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost"]
     run(["git", *identity, "commit", "-qam", "a champion"], project)
     promoted = run([sys.executable, "-m", "pipeline.promote", "--base", "HEAD"], project)
@@ -106,9 +106,8 @@ def compare(folder: Path, data: Path, pairs: int, epochs: int) -> tuple[Figures,
     for pair in range(pairs):
         plain = run([sys.executable, "-m", "benchmarks.peers.notebook", str(data), str(epochs)], ROOT)
         told = json.loads(plain.output.splitlines()[-1])
-        project = clone_notebook(folder / f"clone-{pair}", seed=pair + 1, epochs=epochs)
-        whole = run(["dvc", "repro"], project, DATASET_MIRROR=str(data))
-        metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))["test"]
+        project = clone(folder / f"clone-{pair}")
+        whole = repro(project, data, notebook(seed=pair + 1, epochs=epochs))
         # Without the first epoch, which compiles on both sides and is part of the whole time.
         theirs, ours = statistics.median(told["epoch_seconds"][1:]), statistics.median(epoch_seconds(project))
         for name, value in {
@@ -121,11 +120,11 @@ def compare(folder: Path, data: Path, pairs: int, epochs: int) -> tuple[Figures,
             "script_peak_mib": plain.peak_mib,
             "repro_seconds": whole.seconds,
             "repro_epoch_seconds": ours,
-            "repro_accuracy": metrics["accuracy"],
-            "repro_loss": metrics["loss"],
+            "repro_accuracy": whole.test["accuracy"],
+            "repro_loss": whole.test["loss"],
         }.items():
             figures[name][0].append(value)
-        facts = json.loads((project / "models" / "run.json").read_text(encoding="utf-8"))
+        facts = whole.train
         for name, value in facts["seconds"].items():
             figures.setdefault(f"train_{name}_seconds", ([], "s"))[0].append(value)
         figures.setdefault("train_seconds", ([], "s"))[0].append(sum(facts["seconds"].values()))
@@ -134,11 +133,9 @@ def compare(folder: Path, data: Path, pairs: int, epochs: int) -> tuple[Figures,
     return figures, project
 
 
-def clone_notebook(folder: Path, seed: int, epochs: int) -> Path:
-    """A clone that is set to the notebook's recipe."""
-    params = f"recipe: notebook\nseed: {seed}\ntraining: {{epochs: {epochs}}}\n"
-    (clone(folder) / "params.yaml").write_text(params, encoding="utf-8")
-    return folder
+def notebook(seed: int, epochs: int) -> dict[str, Any]:
+    """The notebook's recipe as params.yaml has it."""
+    return {"recipe": "notebook", "seed": seed, "training": {"epochs": epochs}}
 
 
 def measure_no_op(folder: Path, project: Path, times: int) -> Figures:

@@ -1,13 +1,15 @@
 """Commands that are timed, in clones of the project, and how long their epochs took."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import yaml
 from mlflow import MlflowClient
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +55,24 @@ def clone(folder: Path) -> Path:
     """HEAD in a folder of its own, with nothing in DVC's cache."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     return folder
+
+
+class Outcome(NamedTuple):
+    """What a `dvc repro` left behind: the figures of the test, and what the train stage told of itself."""
+
+    test: dict[str, Any]
+    train: dict[str, Any]
+    seconds: float
+    peak_mib: float
+
+
+def repro(project: Path, data: Path, params: dict[str, Any]) -> Outcome:
+    """Run `dvc repro` in a project that is set to `params`, with the dataset's files in `data`."""
+    (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    finished = run(["dvc", "repro"], project, DATASET_MIRROR=str(data))
+    metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))
+    facts = json.loads((project / "models" / "run.json").read_text(encoding="utf-8"))
+    return Outcome(metrics["test"], facts, finished.seconds, finished.peak_mib)
 
 
 def epoch_seconds(project: Path) -> list[float]:

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 from benchmarks.recipes import RECIPES, SCRIPTS
 
 TITLES = {
-    "notebook": "the notebook as a plain Keras script",
-    "keras_convnet": "Keras's convolutional example",
-    "torch_convnet": "PyTorch's example",
+    "quick_wide": "`quick` with the network of `champion`",
+    "script_notebook": "the notebook as a plain Keras script",
+    "script_keras_convnet": "Keras's convolutional example",
+    "script_torch_convnet": "PyTorch's example",
 }
 
 
@@ -23,8 +24,8 @@ class Row(NamedTuple):
 def rows(told: dict[str, Any]) -> list[Row]:
     """What was measured of recipes and scripts, by the median seconds of fitting."""
     figures = told["recipes"]["figures"]
-    prefixes = [(f"`{name}`", True, f"{name}_") for name in RECIPES]
-    prefixes += [(TITLES[name], False, f"script_{name}_") for name in SCRIPTS]
+    prefixes = [(TITLES.get(name, f"`{name}`"), True, f"{name}_") for name in RECIPES]
+    prefixes += [(TITLES[f"script_{name}"], False, f"script_{name}_") for name in SCRIPTS]
     found = [
         Row(
             title,

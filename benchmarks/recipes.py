@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from benchmarks.command import ROOT, clone, epoch_seconds, run
+from benchmarks.command import ROOT, clone, epoch_seconds, repro, run
 from benchmarks.figures import Figures, add
 from pipeline.config import Config, load_config
 from pipeline.dataset import load_split
@@ -34,13 +32,17 @@ class Peer(NamedTuple):
     times: int
 
 
+CHAMPIONS_NETWORK = {"name": "convnet", "builder": {"filters": [32, 64, 64, 64, 64], "units": 128, "dropout": 0.3}}
 RECIPES = {
-    "baseline": Recipe({"recipe": "baseline"}, 3),
-    "notebook": Recipe({"recipe": "notebook"}, 3),
+    "baseline": Recipe({"recipe": "baseline"}, 5),
+    "notebook": Recipe({"recipe": "notebook"}, 5),
     "fast": Recipe({"recipe": "fast"}, 10),
+    "quick": Recipe({"recipe": "quick"}, 5),
+    "quick_wide": Recipe({"recipe": "quick", "model": CHAMPIONS_NETWORK, "training": {"epochs": 12}}, 5),
     "champion": Recipe({"recipe": "champion"}, 5),
+    "ensemble": Recipe({"recipe": "ensemble"}, 1),
 }
-SCRIPTS = {"notebook": Peer(20, 3), "keras_convnet": Peer(15, 2), "torch_convnet": Peer(14, 1)}
+SCRIPTS = {"notebook": Peer(20, 3), "keras_convnet": Peer(15, 1), "torch_convnet": Peer(14, 1)}
 
 
 def measure_recipes(folder: Path, data: Path, python: str, torch: str | None) -> Figures:
@@ -64,7 +66,7 @@ def measure_recipes(folder: Path, data: Path, python: str, torch: str | None) ->
                 project = projects.setdefault(name, folder / name)
                 told = run_recipe(project, recipe.params | {"seed": round_ + 1}, data)
                 told |= compare(told, scripts.get("notebook"))
-                told["matrix_share"] = (share_of_peak(project, told["fit_seconds"][0], figures), "ratio")
+                told |= shares_of_peak(project, told["fit_seconds"][0], figures)
                 for figure, (value, unit) in told.items():
                     add(figures, f"{name}_{figure}", value, unit)
                 print(
@@ -95,13 +97,11 @@ def run_recipe(project: Path, params: dict[str, Any], data: Path) -> Told:
     """Accuracy, seconds and memory of a recipe, through `dvc repro` in a clone that is made if it is not there."""
     if not project.exists():
         clone(project)
-    (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    run(["dvc", "repro"], project, DATASET_MIRROR=str(data))
-    metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))["test"]
-    facts = json.loads((project / "models" / "run.json").read_text(encoding="utf-8"))
+    outcome = repro(project, data, params)
+    facts = outcome.train
     return {
-        "accuracy": (metrics["accuracy"], "share"),
-        "loss": (metrics["loss"], "nats"),
+        "accuracy": (outcome.test["accuracy"], "share"),
+        "loss": (outcome.test["loss"], "nats"),
         "fit_seconds": (facts["seconds"]["fit"], "s"),
         "epoch_seconds": (statistics.median(epoch_seconds(project) or [facts["fit_seconds"]]), "s"),
         "train_seconds": (sum(facts["seconds"].values()), "s"),
@@ -132,14 +132,16 @@ def multiply(precision: str, times: int = 20) -> float:
     return 2 * MATRIX**3 / min(seconds) / 1e9
 
 
-def share_of_peak(project: Path, fit_seconds: float, figures: Figures) -> float:
-    """What part of the machine's float32 peak the matrix products of a training came to, validation left out."""
+def shares_of_peak(project: Path, fit_seconds: float, figures: Figures) -> Told:
+    """What part of the machine's peak the matrix products of a training came to, validation left out."""
     from pipeline.train.fitting import epoch_size
 
     config = load_config(project / COMPOSED)
     images = len(load_split(project / TRAIN).images)
     seen = sum(epoch_size(images, config.training, number) for number in range(1, config.training.epochs + 1))
-    return seen * operations(config) / fit_seconds / (1e9 * figures["matrix_product_float32"][0][-1])
+    speed = seen * operations(config) / fit_seconds / 1e9
+    peaks = {precision: figures[f"matrix_product_{precision}"][0][-1] for precision in PRECISIONS}
+    return {f"matrix_share_{precision}": (speed / peak, "ratio") for precision, peak in peaks.items()}
 
 
 def operations(config: Config) -> int:
@@ -149,15 +151,16 @@ def operations(config: Config) -> int:
     last is not needed for the first layer. Twice as many operations as products of numbers (Kaplan et al. 2020,
     arXiv:2001.08361, section 2.1: six per weight).
     """
-    from pipeline.train.network import build_network
+    from pipeline.train.network import build_network, members_of
 
-    products = list(multiplications(build_network(config.model, (28, 28), config.dataset.classes)))
-    return 2 * (3 * sum(products) - products[0])
+    members = members_of(build_network(config.model, (28, 28), config.dataset.classes))
+    products = [list(multiplications(member)) for member in members]
+    return sum(2 * (3 * sum(layers) - layers[0]) for layers in products)
 
 
-def multiplications(network: Any) -> Iterator[int]:
+def multiplications(member: Any) -> Iterator[int]:
     """Products of two numbers that each layer with a kernel needs for one image."""
-    for layer in network.layers:
+    for layer in member.layers:
         if hasattr(layer, "kernel"):
             positions = layer.output.shape[1:-1]
             yield math.prod(layer.kernel.shape) * math.prod(positions)

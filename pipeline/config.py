@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from pipeline import paths
 from pipeline.errors import PipelineError, first_line
@@ -133,6 +142,8 @@ class Model(Section):
     name: str
     layers: list[Component] = []
     builder: Component | None = None
+    members: PositiveInt = 1
+    test_time_shift: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def check_body(self) -> "Model":
@@ -174,7 +185,8 @@ class Training(Section):
     validate_on: Literal["validation", "test", "none"]
     early_stopping: PositiveInt | None
     keep_best_epoch: bool
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"]
+    precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
+    recalibrate: bool
     xla: Literal["auto", True, False]
     steps_per_execution: PositiveInt
     deterministic: bool

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from pipeline.errors import PipelineError
+from pipeline.machine import computes_bfloat16
 
 VARIABLE = "DEVICE"
 CHOICES = ("auto", "cpu", "gpu")
@@ -30,6 +31,17 @@ def use_device(deterministic: bool = False) -> str:
     if choice == "gpu" and not found:
         raise PipelineError(f"{VARIABLE}=gpu, but {keras.backend.backend()} sees no GPU: {_what_is_missing()}")
     return "gpu" if found else "cpu"
+
+
+def choose_precision(configured: str, device: str) -> str:
+    """The Keras dtype policy to train with: what is configured, or for `auto` what is quick on this device.
+
+    That is mixed_bfloat16 on a CPU that has instructions for it. Elsewhere TensorFlow converts to float32 and back.
+    """
+    if configured != "auto":
+        return configured
+    quick = device == "cpu" and keras.backend.backend() == "tensorflow" and computes_bfloat16()
+    return "mixed_bfloat16" if quick else "float32"
 
 
 def _make_deterministic() -> None:

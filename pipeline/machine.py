@@ -7,7 +7,8 @@ from pathlib import Path
 
 import psutil
 
-VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # the widest first
+VECTORS = {"avx512_bf16": "AVX-512 with bfloat16", "avx512f": "AVX-512", "avx2": "AVX2"}  # the widest first
+BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 PACKAGES = {"tensorflow": "TensorFlow", "keras": "Keras", "mlflow": "MLflow", "dvc": "DVC"}
 
 
@@ -23,13 +24,22 @@ def describe_versions() -> str:
     return f"Python {platform.python_version()}, {', '.join(packages)}"
 
 
+def computes_bfloat16() -> bool:
+    """Whether this processor has instructions for products of bfloat16: an x86 on Linux may; nothing else is asked."""
+    return bool(BFLOAT16 & _flags())
+
+
 def _vectors() -> str:
     """The widest vector instructions of an x86 on Linux: with others, the same training gives other weights."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        return ""
+    flags = _flags()
     return next((f" ({name})" for flag, name in VECTORS.items() if flag in flags), "")
+
+
+def _flags() -> set[str]:
+    try:
+        return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return set()
 
 
 def _processor() -> str:

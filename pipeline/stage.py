@@ -32,6 +32,22 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
 
 
 @contextmanager
+def absent(*packages: str) -> Iterator[None]:
+    """Have imports inside the block not find these packages, unless they were imported before.
+
+    Keras takes scikit-learn and matplotlib along where they are there, for parts of it that no training uses, and a
+    quarter of its import is theirs.
+    """
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: Python's own way to say so
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+@contextmanager
 def quietly() -> Iterator[None]:
     """Hold back what is written to standard error, also by libraries in C++, and show it only if the block fails.
 

@@ -1,6 +1,7 @@
 """The whole pipeline for real: DVC commands in clones, on the small dataset, recorded in MLflow."""
 
 import csv
+import json
 import re
 import shutil
 import signal
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import keras
 import mlflow
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.dataset import load_split
+from pipeline.device import choose_precision
 from pipeline.fetch.packaged import idx_bytes
 from tests.conftest import Project, Start
 
@@ -101,6 +104,7 @@ def test_one_mlflow_run_tells_everything(trained_once: Project) -> None:
     assert run.data.tags["dvc.test"] == hashes["data/prepared/test.npz"]
     assert run.data.tags["git.commit"] == trained_once.succeed("git", "rev-parse", "HEAD").strip()
     assert (run.data.tags["device"], run.data.tags["keras.backend"]) == ("cpu", "tensorflow")
+    assert run.data.tags["precision"] == "float32"
     inputs = {item.tags[0].value: item.dataset.digest for item in run.inputs.dataset_inputs}
     assert inputs == {name: hashes[f"data/prepared/{name}.npz"] for name in ("train", "validation", "test")}
     files = {
@@ -443,3 +447,18 @@ def test_outside_git_make_repro_says_what_is_missing(project: Project) -> None:
     (environment / "requirements.txt").touch()  # as after set-up
     assert "is not a git repository, which DVC needs" in project.fail("make", "repro")
     assert "is not a git repository" in project.fail("dvc", "repro")
+
+
+def test_an_ensemble_is_one_model(trained: Project) -> None:
+    trained.params(recipe="ensemble", dataset="digits", training={"epochs": 6, "batch_size": 32})
+    trained.succeed("dvc", "repro")
+    network = keras.saving.load_model(trained.root / "models" / "model.keras")
+    members = [layer for layer in network.layers if layer.name.startswith("member_")]
+    assert len(members) == 3
+    assert {layer.compute_dtype for member in members for layer in member.layers[1:]} == {"float32"}
+    facts = json.loads((trained.root / "models" / "run.json").read_text(encoding="utf-8"))
+    assert facts["precision"] == choose_precision("auto", "cpu")
+    test = load_split(trained.root / "data" / "prepared" / "test.npz")
+    right = network.predict(test.images, verbose=0).argmax(axis=1) == test.labels
+    assert trained.report("metrics.json")["test"]["accuracy"] == pytest.approx(right.mean())
+    assert right.mean() > 0.8

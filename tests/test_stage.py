@@ -13,3 +13,30 @@ def test_convolutions_are_quick_unless_somebody_says_otherwise(chosen: dict[str,
     environment = {name: value for name, value in os.environ.items() if name != NAME} | chosen
     told = subprocess.run([sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == expected
+
+
+ABSENT = """
+import sys
+from pipeline.stage import absent
+with absent("csv", "json"):
+    for name in ("csv", "json"):
+        try:
+            __import__(name)
+            print(name, "there")
+        except ImportError:
+            print(name, "not there")
+import csv, json
+print(csv.__name__, json.__name__)
+"""
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_what_is_absent_is_not_imported_until_the_block_ends() -> None:
+    assert python(ABSENT).splitlines() == ["csv not there", "json not there", "csv json"]
+
+
+def test_what_was_imported_before_stays() -> None:
+    assert python(f"import csv, json\n{ABSENT}").splitlines() == ["csv there", "json there", "csv json"]

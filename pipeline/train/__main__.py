@@ -9,7 +9,7 @@ import psutil
 from pipeline import paths
 from pipeline.config import load_config
 from pipeline.dataset import load_split
-from pipeline.stage import quietly, run_stage
+from pipeline.stage import absent, quietly, run_stage
 from pipeline.stopwatch import Stopwatch
 from pipeline.tracking.store import open_store
 
@@ -22,7 +22,7 @@ def run() -> None:
     train, validation = load_split(paths.TRAIN), load_split(paths.VALIDATION)
     watch.lap("load")
     store = open_store(paths.project_root())  # nothing is trained that could not be recorded
-    with quietly():
+    with quietly(), absent("sklearn", "matplotlib"):
         from pipeline.train.training import train_and_record  # takes seconds: not before it is known to be of use
 
     watch.lap("import")

@@ -1,5 +1,6 @@
 """Fitting a network, one epoch at a time."""
 
+import functools
 import math
 import sys
 import time
@@ -15,7 +16,7 @@ from pipeline.dataset import Split
 from pipeline.errors import PipelineError
 from pipeline.train.checkpoint import Checkpoint, Epoch
 from pipeline.train.feeding import ImagePool, batches
-from pipeline.train.network import LOGITS
+from pipeline.train.network import members_of, mix
 
 VALIDATION_BATCH = 1000
 
@@ -33,22 +34,37 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
 
 
 class Learner(keras.Model):
-    """A model from image numbers (N,) to logits (N, classes) that remembers the loss each image had when last seen."""
+    """From image numbers (N,) to the logits of each member (N, members, classes), each of which learns for itself.
+
+    Remembers the loss that each image had when it was last seen.
+    """
 
     def __init__(self, numbers: Any, logits: Any, images: int, label_smoothing: float) -> None:
         super().__init__(numbers, logits)
         self._image_losses = keras.losses.CategoricalCrossentropy(True, label_smoothing, reduction=None)
+        self.accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
         self.last_losses = self.add_weight(shape=(images,), initializer="zeros", trainable=False, name="last_losses")
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """The mean over the batch; `x` are numbers, `y` is one-hot."""
-        losses = self._image_losses(y, y_pred)
+        """The mean over batch and members, with each member's gradient as it would be alone.
+
+        `x` are numbers, `y` is one-hot.
+        """
+        labels = keras.ops.broadcast_to(keras.ops.expand_dims(y, 1), keras.ops.shape(y_pred))
+        losses = self._image_losses(labels, y_pred)
         if training:
-            seen = keras.ops.scatter_update(self.last_losses, keras.ops.expand_dims(x, -1), losses)
+            image_losses = keras.ops.mean(losses, axis=1)
+            seen = keras.ops.scatter_update(self.last_losses, keras.ops.expand_dims(x, -1), image_losses)
             self.last_losses.assign(seen)
-        return keras.ops.mean(losses)
+        mean, total = keras.ops.mean(losses), keras.ops.sum(keras.ops.mean(losses, axis=0))
+        return total - keras.ops.stop_gradient(total - mean)
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """Mean loss, and the accuracy of the members together."""
+        self.accuracy.update_state(y, mix(y_pred))
+        return dict(self.get_metrics_result())
 
 
 def prepare(
@@ -60,21 +76,25 @@ def prepare(
 ) -> Learner:
     """What can be fitted: from the numbers of `images` to logits, with the network's weights.
 
-    The network itself stays without images, augmentation and training state.
+    The network itself stays without images, augmentation and training state. Each member sees images of its own
+    augmentation.
     """
     numbers = keras.Input((), dtype="int32", name="numbers")
-    tensor = ImagePool(images)(numbers)
-    for layer in augmentation:
-        tensor = layer(tensor)
-    logits = keras.Model(network.input, network.get_layer(LOGITS).output, name=network.name)
-    learner = Learner(numbers, logits(tensor), len(images), training.label_smoothing)
+    chosen = ImagePool(images)(numbers)
+    logits = [member(pass_through(augmentation, chosen)) for member in members_of(network)]
+    learner = Learner(numbers, keras.ops.stack(logits, axis=1), len(images), training.label_smoothing)
     learner.compile(
         optimizer=optimizer,
-        metrics=["accuracy"],
         jit_compile=training.xla,
         steps_per_execution=training.steps_per_execution,
     )
+    optimizer.build(learner.trainable_variables)  # a step that makes variables is traced twice by TensorFlow
     return learner
+
+
+def pass_through(layers: list[keras.Layer], tensor: Any) -> Any:
+    """What layers in a row make of a tensor."""
+    return functools.reduce(lambda value, layer: layer(value), layers, tensor)
 
 
 def fit(
@@ -158,7 +178,8 @@ def choose(losses: NDArray[np.float32], training: Training, number: int) -> NDAr
     the rank as a limit instead of a probability.
     """
     count = epoch_size(len(losses), training, number)
-    return np.argsort(-losses, kind="stable")[:count].astype(np.int32)
+    numbers = np.arange(count) if count == len(losses) else np.argsort(-losses, kind="stable")[:count]
+    return numbers.astype(np.int32)
 
 
 def epoch_size(images: int, training: Training, number: int) -> int:

@@ -11,17 +11,34 @@ from pipeline.errors import PipelineError, first_line
 
 WHITE = 255
 LOGITS = "logits"
+MEMBER = "member_"
+FLOAT32 = {"dtype": "float32"}
 
 
 def build_network(model: Model, image_shape: tuple[int, ...], classes: int) -> keras.Model:
     """An untrained network from grey images (N, height, width) in 0…255 to probabilities (N, classes).
 
-    Scaling to [0, 1] is its first layer. The probabilities are float32 whatever the precision of the rest.
+    The probabilities are float32 whatever the precision of the rest. They are the mean over the members, each a model
+    inside the network, and over the views of the image that each of them gets.
     Raises PipelineError if a layer refuses its arguments or does not fit the one before it.
     """
     images = keras.Input(image_shape, dtype="uint8", name="images")
+    if model.members == 1 and not model.test_time_shift:
+        logits = connect(model, images, classes)
+    else:
+        names = [f"{MEMBER}{number}" for number in range(1, model.members + 1)]
+        members = [keras.Model(images, connect(model, images, classes), name=name) for name in names]
+        views = shifted(images, model.test_time_shift)
+        together = mix(keras.ops.stack([member(view) for member in members for view in views], axis=1))
+        logits = keras.layers.Identity(dtype="float32", name=LOGITS)(together)
+    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
+    return keras.Model(images, probabilities, name=model.name)
+
+
+def connect(model: Model, images: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """The logits (N, classes) that new layers make of images. Scaling to [0, 1] is the first of them."""
     tensor = keras.layers.Rescaling(1 / WHITE, name="scale")(images)
-    tensor = keras.layers.Reshape((*image_shape, 1), name="channel")(tensor)
+    tensor = keras.layers.Reshape((*images.shape[1:], 1), name="channel")(tensor)
     for key, layer in build_layers(model):
         try:
             tensor = layer(tensor)
@@ -30,9 +47,42 @@ def build_network(model: Model, image_shape: tuple[int, ...], classes: int) -> k
     _, *features = tensor.shape
     if len(features) != 1:
         raise PipelineError(f"model.layers: end in shape {tuple(features)}; end with keras.layers.Flatten or a pooling")
-    logits = keras.layers.Dense(classes, dtype="float32", name=LOGITS)(tensor)
-    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
-    return keras.Model(images, probabilities, name=model.name)
+    return keras.layers.Dense(classes, dtype="float32", name=LOGITS)(tensor)
+
+
+def shifted(images: Any, pixels: int) -> list[Any]:
+    """Images (N, height, width) as they are, and shifted by so many pixels up, down, left and right, if by any."""
+    if not pixels:
+        return [images]
+    _, height, width = images.shape
+    padded = keras.ops.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels)))
+    corners = [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2)]
+    return [padded[:, y * pixels : y * pixels + height, x * pixels : x * pixels + width] for y, x in corners]
+
+
+def mix(logits: Any) -> Any:
+    """From the logits of each member (N, members, classes) to logits of their mean probabilities (N, classes)."""
+    return keras.ops.logsumexp(keras.ops.log_softmax(logits), axis=1)
+
+
+def members_of(network: keras.Model) -> list[keras.Model]:
+    """The parts of a network that learn each for itself, from images to logits, with the network's own weights."""
+    members = [layer for layer in network.layers if layer.name.startswith(MEMBER)]
+    return members or [keras.Model(network.input, network.get_layer(LOGITS).output, name=network.name)]
+
+
+def in_float32(network: keras.Model) -> keras.Model:
+    """A copy with the same weights that computes in float32, as it is evaluated and served."""
+
+    def copy(part: Any) -> Any:
+        if isinstance(part, keras.Model):
+            return in_float32(part)
+        changed = {} if isinstance(part, keras.layers.InputLayer) or not isinstance(part, keras.Layer) else FLOAT32
+        return type(part).from_config(part.get_config() | changed)
+
+    copied = keras.models.clone_model(network, clone_function=copy)
+    copied.set_weights(network.get_weights())
+    return copied
 
 
 def build_layers(model: Model) -> list[tuple[str, keras.Layer]]:

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline import paths
 from pipeline.config import Config
 from pipeline.dataset import Split
-from pipeline.device import use_device
+from pipeline.device import choose_precision, use_device
 from pipeline.errors import PipelineError
 from pipeline.files import md5, write_json, write_text
 from pipeline.machine import describe_machine, describe_versions
@@ -27,7 +27,8 @@ from pipeline.tracking.store import Store
 from pipeline.train.archive import save_network
 from pipeline.train.checkpoint import Checkpoint, Epoch, fingerprint, open_checkpoint
 from pipeline.train.fitting import Learner, count_updates, fit, prepare
-from pipeline.train.network import build_augmentation, build_network, build_optimizer
+from pipeline.train.network import build_augmentation, build_network, build_optimizer, in_float32
+from pipeline.train.recalibration import recalibrate
 
 HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
@@ -37,7 +38,7 @@ def train_and_record(config: Config, train: Split, validation: Split, store: Sto
     root = paths.project_root()
     with quietly():
         device = use_device(deterministic=config.training.deterministic)
-    network, learner = set_up(config, train, validation)
+    network, learner = set_up(config, train, validation, device)
     send_unsent(root)
     watch.lap("build")
     provenance = find_provenance()
@@ -48,6 +49,9 @@ def train_and_record(config: Config, train: Split, validation: Split, store: Sto
         watch.lap("log")
         epochs = fit_recorded(learner, train, validation, config, checkpoint, recorder)
         watch.lap("fit")
+        network = in_float32(network)
+        if config.training.recalibrate:
+            recalibrate(network, train.images)
         save_network(paths.MODEL, network)
         write_text(paths.HISTORY, history_csv(epochs))
         watch.lap("save")
@@ -60,6 +64,7 @@ def train_and_record(config: Config, train: Split, validation: Split, store: Sto
             "model_md5": digest,
             "device": device,
             "backend": keras.backend.backend(),
+            "precision": keras.config.dtype_policy().name,
             "parameters": network.count_params(),
             "epochs": len(epochs),
             "fit_seconds": round(sum(epoch["seconds"] for epoch in epochs), 2),
@@ -75,11 +80,11 @@ def train_and_record(config: Config, train: Split, validation: Split, store: Sto
         checkpoint.discard()
 
 
-def set_up(config: Config, train: Split, validation: Split) -> tuple[keras.Model, Learner]:
-    """The network that will be saved, and the learner around it that will be fitted, from the configuration's seed."""
+def set_up(config: Config, train: Split, validation: Split, device: str = "cpu") -> tuple[keras.Model, Learner]:
+    """The network, and the learner around it that will be fitted, from the configuration's seed."""
     training = config.training
     keras.utils.set_random_seed(config.seed)
-    keras.config.set_dtype_policy(training.precision)
+    keras.config.set_dtype_policy(choose_precision(training.precision, device))
     network = build_network(config.model, train.images.shape[1:], config.dataset.classes)
     optimizer = build_optimizer(config.optimizer, training, count_updates(len(train.images), training))
     images = np.concatenate([train.images, validation.images])
@@ -89,7 +94,7 @@ def set_up(config: Config, train: Split, validation: Split) -> tuple[keras.Model
 def training_name(config: Config) -> str:
     """A name for exactly this training: its configuration, its data, its code, and what computes it."""
     relevant = config.model_dump(mode="json", include={"seed", "model", "optimizer", "training"}, by_alias=True)
-    relevant["computed_by"] = [keras.__version__, keras.backend.backend()]
+    relevant["computed_by"] = [keras.__version__, keras.backend.backend(), keras.config.dtype_policy().name]
     return fingerprint(relevant, [paths.TRAIN, paths.VALIDATION, *sorted(Path(__file__).parent.glob("*.py"))])
 
 
@@ -99,6 +104,7 @@ def open_run(config: Config, store: Store, provenance: Provenance, checkpoint: C
     recorder = continue_run(store, checkpoint.run_id, root)
     if recorder is None:
         tags = {"device": device, "keras.backend": keras.backend.backend()}
+        tags["precision"] = keras.config.dtype_policy().name
         recorder = start_run(store, config, root, provenance, tags)
         checkpoint.run_id = recorder.run_id
     recorder.tags({"dvc.experiment": os.environ.get(EXPERIMENT, "")})  # another one may have begun it
@@ -138,7 +144,7 @@ def fit_recorded(
 def summary(network: keras.Model) -> str:
     """The table of layers that `network.summary()` prints."""
     lines: list[str] = []
-    network.summary(line_length=88, print_fn=lambda line, **_: lines.append(line))
+    network.summary(line_length=88, expand_nested=True, print_fn=lambda line, **_: lines.append(line))
     return "\n".join(lines) + "\n"
 
 

@@ -91,7 +91,7 @@ def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
     [
         (
             "recipe: nobook",
-            "params.yaml: recipe: 'nobook' is not one of conf/recipe/: baseline, champion, fast, notebook, smoke",
+            "params.yaml: recipe: 'nobook' is not one of conf/recipe/: baseline, champion, ensemble, fast, notebook, ",
         ),
         ("model: mpl", "params.yaml: model: 'mpl' is not one of conf/model/: cnn, convnet, mlp. Did you mean 'mlp'?"),
         ("dataset: mnits", "params.yaml: dataset: 'mnits' is not one of conf/dataset/: digits, mnist"),
@@ -113,7 +113,7 @@ def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
             "training: {validation_fraction: -0.1}",
             "validation_fraction: holds -0.1; input should be greater than or equal",
         ),
-        ("training: {precision: float8}", "training.precision: holds 'float8'; input should be 'float32', "),
+        ("training: {precision: float8}", "training.precision: holds 'float8'; input should be 'auto', 'float32', "),
         ("training: {validate_on: train}", "training.validate_on: holds 'train'"),
         ("training: 5", "params.yaml: training: holds 5"),
         ("seed: -1", "params.yaml: seed: holds -1"),
@@ -159,6 +159,10 @@ def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
         ("training: {decay: linear}", "training.decay: holds 'linear'; input should be 'none' or 'cosine'"),
         ("training: {label_smoothing: -0.1}", "training.label_smoothing: holds -0.1; input should be greater than or"),
         ("training: {label_smoothing: 1.0}", "training.label_smoothing: holds 1.0; input should be less than 1"),
+        ("model: {name: , members: 0}", "params.yaml: model.members: holds 0; input should be greater than 0"),
+        ("model: {name: , members: 1.5}", "params.yaml: model.members: holds 1.5; input should be a valid integer"),
+        ("model: {name: , test_time_shift: -1}", "model.test_time_shift: holds -1; input should be greater than or"),
+        ("training: {recalibrate: 5}", "params.yaml: training.recalibrate: holds 5; input should be a valid boolean"),
         ("training: {augmentation: [{shift: 1}]}", "training.augmentation.0: has no _target_: name what to build"),
         ("training: {augmentation: [{_target_: os.abort}]}", "_target_ 'os.abort' is not allowed"),
         ("training: {augmentation: 3}", "params.yaml: training.augmentation: holds 3; input should be a valid list"),

@@ -21,9 +21,12 @@ REFUSED = {"mixed_bfloat16": "it has no form in ONNX", "mixed_float16": "in ONNX
 IMAGES = np.random.default_rng(1).integers(0, 256, (BATCH + 7, *SHAPE), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
-def test_every_model_answers_as_it_does_in_keras(name: str, tmp_path: Path) -> None:
-    network = build_network(configured(tmp_path, model={"name": name}).model, SHAPE, 10)
+MODELS = [{"name": path.stem} for path in sorted((CONF / "model").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("model", [*MODELS, {"name": "convnet", "members": 2, "test_time_shift": 1}])
+def test_every_model_answers_as_it_does_in_keras(model: dict[str, object], tmp_path: Path) -> None:
+    network = build_network(configured(tmp_path, model=model).model, SHAPE, 10)
     save_network(tmp_path / "model.keras", network)
     assert convert(tmp_path / "model.keras", tmp_path / "model.onnx", IMAGES) <= TOLERANCE
     assert DigitReader(tmp_path / "model.onnx").predict(IMAGES).shape == (BATCH + 7, 10)

@@ -10,11 +10,11 @@ from pipeline.config import Config
 from pipeline.dataset import Split
 from pipeline.errors import PipelineError
 from pipeline.train.archive import save_network
-from pipeline.train.augmentation import RandomAffine
+from pipeline.train.augmentation import RandomAffine, RandomShift
 from pipeline.train.checkpoint import Checkpoint, Epoch, open_checkpoint
-from pipeline.train.feeding import ImagePool
-from pipeline.train.fitting import best_epoch, choose, count_updates, fit, stops_early
-from pipeline.train.network import build_optimizer
+from pipeline.train.feeding import ImagePool, batches
+from pipeline.train.fitting import Learner, best_epoch, choose, count_updates, fit, prepare, stops_early
+from pipeline.train.network import build_network, build_optimizer, members_of
 from pipeline.train.training import history_csv, set_up
 from tests.conftest import configured
 
@@ -61,9 +61,9 @@ QUICKLY = {
 }
 
 
-@pytest.mark.parametrize("training", [{}, QUICKLY])
-def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path, training: dict[str, Any]) -> None:
-    config = configured(tmp_path, training={"epochs": 4} | training)
+@pytest.mark.parametrize(("members", "training"), [(1, {}), (1, QUICKLY), (2, QUICKLY)])
+def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path, members: int, training: dict[str, Any]) -> None:
+    config = configured(tmp_path, model={"name": "mlp", "members": members}, training={"epochs": 4} | training)
     whole, expected = learn(config, Checkpoint(tmp_path / "whole"))
     _, before = learn(config, Checkpoint(tmp_path / "parts"), killed_after=2)
     continued, after = learn(config, Checkpoint(tmp_path / "parts"))
@@ -157,6 +157,49 @@ def test_the_loss_is_the_notebooks_categorical_one() -> None:
     assert float(sparse) == pytest.approx(float(categorical))
 
 
+def prepared(tmp_path: Path, augmentation: list[keras.Layer], members: int) -> tuple[list[keras.Model], Learner]:
+    """Members that begin with the same weights, and a learner that takes one large step of plain gradient descent."""
+    config = configured(tmp_path, model={"name": "mlp", "dropout": 0.0, "members": members}, training=ONE_STEP)
+    keras.utils.set_random_seed(1)
+    network = build_network(config.model, (8, 8), 10)
+    parts = members_of(network)
+    for part in parts[1:]:
+        part.set_weights(parts[0].get_weights())
+    return parts, prepare(network, keras.optimizers.SGD(0.5), augmentation, config.training, TRAIN.images)
+
+
+def step(learner: Learner) -> float:
+    labels = keras.utils.to_categorical(TRAIN.labels, 10)
+    history = learner.fit(batches(np.arange(512, dtype=np.int32), labels, 512), shuffle=False, verbose=0).history
+    return float(history["loss"][0])
+
+
+def test_every_member_learns_as_it_would_alone(tmp_path: Path) -> None:
+    (alone,), learner = prepared(tmp_path, [], members=1)
+    expected = step(learner)
+    together, learner = prepared(tmp_path, [], members=3)
+    assert step(learner) == pytest.approx(expected)
+    for member in together:
+        for mine, theirs in zip(member.get_weights(), alone.get_weights(), strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
+def test_every_member_sees_the_images_in_its_own_way(tmp_path: Path) -> None:
+    (one, other), learner = prepared(tmp_path, [RandomShift(1)], members=2)
+    step(learner)
+    assert np.abs(one.get_weights()[0] - other.get_weights()[0]).max() > 1e-4
+
+
+def test_an_ensemble_tells_of_itself_and_not_of_its_members(tmp_path: Path) -> None:
+    config = configured(tmp_path, model={"name": "mlp", "members": 2}, training={"epochs": 1})
+    network, (epoch,) = learn(config, Checkpoint(tmp_path / "c"))
+    right = network.predict(VALIDATION.images, verbose=0).argmax(axis=1) == VALIDATION.labels
+    assert epoch["val_accuracy"] == pytest.approx(right.mean())
+    for member in members_of(network):
+        alone = member.predict(VALIDATION.images, verbose=0).argmax(axis=1) == VALIDATION.labels
+        assert alone.mean() != right.mean(), "the case needs members that differ from the whole"
+
+
 @pytest.mark.parametrize(
     "training",
     [
@@ -230,8 +273,9 @@ def test_label_smoothing_is_kerass(tmp_path: Path) -> None:
     assert epoch["loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_what_is_served_is_deterministic(tmp_path: Path) -> None:
-    config = configured(tmp_path, model={"name": "mlp", "dropout": 0.5}, training={"epochs": 1} | QUICKLY)
+@pytest.mark.parametrize("model", [{}, {"members": 2, "test_time_shift": 1}])
+def test_what_is_served_is_deterministic(tmp_path: Path, model: dict[str, int]) -> None:
+    config = configured(tmp_path, model={"name": "mlp", "dropout": 0.5} | model, training={"epochs": 1} | QUICKLY)
     network, _ = learn(config, Checkpoint(tmp_path / "c"))
     assert not any(isinstance(layer, RandomAffine | ImagePool) for layer in network.layers)
     path = tmp_path / "model.keras"

@@ -8,7 +8,8 @@ import pytest
 from pipeline.compose.composition import options
 from pipeline.config import Model, Optimizer
 from pipeline.errors import PipelineError
-from pipeline.train.network import build_network, build_optimizer
+from pipeline.train.archive import save_network
+from pipeline.train.network import build_network, build_optimizer, in_float32, members_of
 from tests.conftest import CONF, configured
 
 NOTEBOOK_PARAMETERS = 669_706
@@ -137,3 +138,54 @@ def test_a_bad_argument_of_an_optimizer_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(PipelineError, match=r"optimizer: keras\.optimizers\.RMSprop cannot be built: .*rhoo"):
         build_optimizer(bad, configured(tmp_path).training, 100)
+
+
+def test_an_ensemble_answers_with_the_mean_of_its_members(tmp_path: Path) -> None:
+    network = build_network(configured(tmp_path, model={"name": "mlp", "members": 3}).model, (28, 28), 10)
+    members = members_of(network)
+    alone = [keras.ops.softmax(member.predict(images(28), verbose=0)) for member in members]
+    assert network.count_params() == 3 * NOTEBOOK_PARAMETERS
+    assert np.abs(alone[0] - alone[1]).max() > 0.01, "members begin with weights of their own"
+    np.testing.assert_allclose(network.predict(images(28), verbose=0), np.mean(alone, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("pixels", [1, 2])
+def test_shifted_views_are_averaged(tmp_path: Path, pixels: int) -> None:
+    network = build_network(configured(tmp_path, model={"name": "mlp", "test_time_shift": pixels}).model, (28, 28), 10)
+    (member,) = members_of(network)
+    framed = images(28)
+    framed[:, :pixels] = framed[:, -pixels:] = framed[:, :, :pixels] = framed[:, :, -pixels:] = 0
+    moves = [(0, 0), (0, pixels), (0, -pixels), (pixels, 0), (-pixels, 0)]
+    views = [member.predict(np.roll(framed, move, axis=(1, 2)), verbose=0) for move in moves]
+    expected = np.mean([keras.ops.softmax(view) for view in views], axis=0)
+    np.testing.assert_allclose(network.predict(framed, verbose=0), expected, atol=1e-6)
+
+
+def test_what_is_shifted_out_is_not_seen_on_the_other_side(tmp_path: Path) -> None:
+    network = build_network(configured(tmp_path, model={"name": "mlp", "test_time_shift": 1}).model, (4, 4), 10)
+    (member,) = members_of(network)
+    padded = np.pad(np.full((1, 4, 4), 255, np.uint8), ((0, 0), (1, 1), (1, 1)))
+    views = [padded[:, y : y + 4, x : x + 4] for y, x in [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2)]]
+    expected = np.mean([keras.ops.softmax(member.predict(view, verbose=0)) for view in views], axis=0)
+    np.testing.assert_allclose(network.predict(padded[:, 1:5, 1:5], verbose=0), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [{"name": "convnet"}, {"name": "convnet", "members": 2, "test_time_shift": 1}])
+def test_a_network_trained_in_mixed_precision_is_kept_in_float32(tmp_path: Path, model: dict[str, Any]) -> None:
+    model_config = configured(tmp_path, model=model).model
+    keras.utils.clear_session()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        mixed = build_network(model_config, (28, 28), 10)
+        copied = in_float32(mixed)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    keras.utils.clear_session()
+    plain = build_network(model_config, (28, 28), 10)
+    plain.set_weights(mixed.get_weights())
+    np.testing.assert_array_equal(copied.predict(images(28), verbose=0), plain.predict(images(28), verbose=0))
+    save_network(tmp_path / "copied.keras", copied)
+    loaded = keras.saving.load_model(tmp_path / "copied.keras")
+    inner = [layer for member in members_of(loaded) for layer in member.layers[1:]]
+    assert {layer.compute_dtype for layer in inner} == {"float32"}
+    assert [layer.name for layer in copied.layers] == [layer.name for layer in mixed.layers]

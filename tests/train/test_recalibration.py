@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from pipeline.train.network import build_network, members_of
+from pipeline.train.recalibration import recalibrate
+from tests.conftest import configured
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (300, 8, 8)).astype(np.uint8)
+
+
+@pytest.fixture(params=[1, 2])
+def network(tmp_path: Path, request: pytest.FixtureRequest) -> keras.Model:
+    """Untrained, so that its running averages are far from what its layers get."""
+    keras.utils.set_random_seed(1)
+    return build_network(configured(tmp_path, model={"name": "convnet", "members": request.param}).model, (8, 8), 10)
+
+
+def normalised(network: keras.Model) -> list[np.ndarray]:
+    """What each batch normalisation gives, channel last."""
+    return [
+        keras.Model(member.input, layer.output).predict(IMAGES, verbose=0)
+        for member in members_of(network)
+        for layer in member.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+
+
+def test_every_layer_gives_mean_0_and_variance_1_on_the_images_as_they_are(network: keras.Model) -> None:
+    recalibrate(network, IMAGES)
+    outputs = normalised(network)
+    assert len(outputs) == 5 * len(members_of(network))
+    for output in outputs:
+        axes = tuple(range(output.ndim - 1))
+        varied = output.var(axes) > 0.5  # of a channel that hardly varies, epsilon is the larger part
+        assert varied.any()
+        np.testing.assert_allclose(output.mean(axes), 0, atol=1e-3)
+        assert (output.var(axes) <= 1.001).all()
+
+
+def test_weights_that_were_learned_stay(network: keras.Model) -> None:
+    before = [weight.numpy() for weight in network.trainable_weights]
+    predicted = network.predict(IMAGES, verbose=0)
+    recalibrate(network, IMAGES)
+    for weight, value in zip(network.trainable_weights, before, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), value)
+    assert np.abs(network.predict(IMAGES, verbose=0) - predicted).max() > 0.01
+
+
+def test_a_network_without_batch_normalisation_stays_as_it_is(tmp_path: Path) -> None:
+    network = build_network(configured(tmp_path).model, (8, 8), 10)
+    before = network.get_weights()
+    recalibrate(network, IMAGES)
+    for mine, theirs in zip(network.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
