@@ -32,7 +32,7 @@ class Peer(NamedTuple):
     times: int
 
 
-CHAMPIONS_NETWORK = {"name": "convnet", "builder": {"filters": [32, 64, 64, 64, 64], "units": 128, "dropout": 0.3}}
+CHAMPIONS_NETWORK = {"name": "convnet", "convolutions": [32, 64, 64, 64, 64], "units": 128, "dropout": 0.3}
 RECIPES = {
     "baseline": Recipe({"recipe": "baseline"}, 5),
     "notebook": Recipe({"recipe": "notebook"}, 5),

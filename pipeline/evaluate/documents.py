@@ -67,7 +67,7 @@ def report_page(findings: Findings, reliability: Figure, reproduce: list[str]) -
             + (" and what was not committed" * bool(facts["provenance"]["patch"])),
             "machine": facts["machine"],
             "versions": facts["versions"],
-            "device": f"{facts['device']} ({facts['backend']})",
+            "device": f"{facts['device']} ({facts['backend']}, {facts['precision']})",
             "memory": f"{facts['peak_memory_mib']:,} MiB at most",
             "MLflow run": facts["run_id"],
         },

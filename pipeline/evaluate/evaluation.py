@@ -33,7 +33,7 @@ from pipeline.tracking.store import Store, page
 BATCH = 1000
 FACTS = (
     *("run_id", "model_md5", "device", "backend", "parameters", "epochs", "fit_seconds", "peak_memory_mib"),
-    *("machine", "versions"),
+    *("precision", "machine", "versions"),
 )
 DATA = ("train", "validation", "test", "duplicates")
 CURVES = ("epoch", "loss", "accuracy")
@@ -146,7 +146,8 @@ def errors_csv(wrong: list[Mistake]) -> str:
 
 def report(findings: Findings, recorder: Recorder, test_md5: str) -> dict[str, Any]:
     """The content of reports/metrics.json. DVC shows its numbers and names and passes over its lists."""
-    training = {name: findings.facts[name] for name in ("epochs", "parameters", "fit_seconds", "device", "backend")}
+    told = ("epochs", "parameters", "fit_seconds", "device", "backend", "precision")
+    training = {name: findings.facts[name] for name in told}
     dataset = {"name": findings.config.dataset.name, "test_md5": test_md5}
     run = {"experiment_id": recorder.experiment_id, "run_id": recorder.run_id}
     return {"test": findings.figures, "training": training, "dataset": dataset, "mlflow": run}
@@ -193,7 +194,7 @@ def restored_tags(facts: dict[str, Any]) -> dict[str, str]:
     """What the run of a model has to say that came out of DVC's cache or a remote: this store has not seen its own."""
     tags = {"restored": "true", "restored.from": facts["run_id"], "dvc.model": facts["model_md5"]}
     made = {"device": facts["device"], "keras.backend": facts["backend"]}
-    return tags | made | {name: facts[name] for name in ("machine", "versions")}
+    return tags | made | {name: facts[name] for name in ("precision", "machine", "versions")}
 
 
 def record_curves(recorder: Recorder, config: Config, history: History) -> None:
@@ -211,7 +212,8 @@ def closing_table(findings: Findings, recorder: Recorder) -> Table:
     table.add_row("test loss", f"{figures['loss']:.4f}")
     table.add_row("test accuracy", f"{figures['accuracy']:.2%}  (95 % interval {low:.2%} … {high:.2%})")
     table.add_row("errors", f"{figures['errors']} of {figures['images']:,} images, listed in {paths.ERRORS}")
-    table.add_row("training", f"{facts['fit_seconds']:.1f} s, {facts['epochs']} epochs, {facts['device']}")
+    where = f"{facts['device']}, {facts['precision']}"
+    table.add_row("training", f"{facts['fit_seconds']:.1f} s, {facts['epochs']} epochs, {where}")
     table.add_row("to read", f"{paths.REPORT} in a browser, {paths.MODEL_CARD}, or `dvc plots show`")
     if recorder.is_incomplete():
         table.add_row("MLflow", "the store did not take everything: `python -m pipeline.tracking send` sends the rest")

@@ -69,7 +69,8 @@ def link_run(store: Store, run_id: str, config: Config, root: Path, provenance: 
         return None
     if found:
         return Recorder(store.uri, found[0].info.run_id, root)
-    kept = {name: run.data.tags.get(name, "") for name in ("machine", "versions", "device", "keras.backend", DVC_HASH)}
+    same = ("machine", "versions", "device", "precision", "keras.backend", DVC_HASH)
+    kept = {name: run.data.tags.get(name, "") for name in same}
     return start_run(store, config, root, provenance, kept | {PARENT: run_id, "reused": "true", REUSED_FROM: run_id})
 
 

@@ -69,7 +69,7 @@ def check_conversion(network_file: Path, converted: Path, images: NDArray[np.uin
     if not difference <= TOLERANCE:
         raise PipelineError(
             f"{network_file} cannot be served: in ONNX its probabilities are up to {difference:.2g} away from "
-            f"those in Keras, and {TOLERANCE:g} is allowed. A training with training.precision=float32 may do"
+            f"those in Keras, and {TOLERANCE:g} is allowed"
         )
 
 

@@ -68,7 +68,6 @@ class Checkpoint:
             number = int(path.name.split(".")[0].removeprefix("epoch-"))
             try:
                 epochs: list[Epoch] = json.loads(self._figures(number).read_text(encoding="utf-8"))
-                learner.optimizer.build(learner.trainable_variables)
                 learner.load_weights(path)
             except (OSError, ValueError, KeyError) as error:
                 print(f"train: the checkpoint of epoch {number} cannot be read ({error}): starting again")

@@ -39,8 +39,11 @@ class Learner(keras.Model):
     Remembers the loss that each image had when it was last seen.
     """
 
-    def __init__(self, numbers: Any, logits: Any, images: int, label_smoothing: float) -> None:
+    def __init__(
+        self, numbers: Any, logits: Any, members: list[keras.Model], images: int, label_smoothing: float
+    ) -> None:
         super().__init__(numbers, logits)
+        self.members = members
         self._image_losses = keras.losses.CategoricalCrossentropy(True, label_smoothing, reduction=None)
         self.accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
         self.last_losses = self.add_weight(shape=(images,), initializer="zeros", trainable=False, name="last_losses")
@@ -48,23 +51,28 @@ class Learner(keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """The mean over batch and members, with each member's gradient as it would be alone.
+        """The mean over batch and members, with each member's gradient as it would be alone; of the mix when watched.
 
         `x` are numbers, `y` is one-hot.
         """
+        if not training:
+            return keras.ops.mean(self._image_losses(y, mix(y_pred)))
         labels = keras.ops.broadcast_to(keras.ops.expand_dims(y, 1), keras.ops.shape(y_pred))
         losses = self._image_losses(labels, y_pred)
-        if training:
-            image_losses = keras.ops.mean(losses, axis=1)
-            seen = keras.ops.scatter_update(self.last_losses, keras.ops.expand_dims(x, -1), image_losses)
-            self.last_losses.assign(seen)
+        seen = keras.ops.scatter_update(self.last_losses, keras.ops.expand_dims(x, -1), keras.ops.mean(losses, axis=1))
+        self.last_losses.assign(seen)
         mean, total = keras.ops.mean(losses), keras.ops.sum(keras.ops.mean(losses, axis=0))
         return total - keras.ops.stop_gradient(total - mean)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """Mean loss, and the accuracy of the members together."""
+        """The loss, and the accuracy of the members together."""
         self.accuracy.update_state(y, mix(y_pred))
         return dict(self.get_metrics_result())
+
+    def give_weights_to(self, network: keras.Model) -> None:
+        """Copy what was learned into a network of the same kind, of whatever precision."""
+        for mine, theirs in zip(self.members, members_of(network), strict=True):
+            theirs.set_weights(mine.get_weights())
 
 
 def prepare(
@@ -74,21 +82,22 @@ def prepare(
     training: Training,
     images: NDArray[np.uint8],
 ) -> Learner:
-    """What can be fitted: from the numbers of `images` to logits, with the network's weights.
+    """What can be fitted: from the numbers of `images` to logits, with the network's own weights.
 
     The network itself stays without images, augmentation and training state. Each member sees images of its own
     augmentation.
     """
     numbers = keras.Input((), dtype="int32", name="numbers")
     chosen = ImagePool(images)(numbers)
-    logits = [member(pass_through(augmentation, chosen)) for member in members_of(network)]
-    learner = Learner(numbers, keras.ops.stack(logits, axis=1), len(images), training.label_smoothing)
+    members = members_of(network)
+    logits = [member(pass_through(augmentation, chosen)) for member in members]
+    learner = Learner(numbers, keras.ops.stack(logits, axis=1), members, len(images), training.label_smoothing)
     learner.compile(
         optimizer=optimizer,
         jit_compile=training.xla,
         steps_per_execution=training.steps_per_execution,
     )
-    optimizer.build(learner.trainable_variables)  # a step that makes variables is traced twice by TensorFlow
+    learner.optimizer.build(learner.trainable_variables)  # a step that makes variables is traced twice by TensorFlow
     return learner
 
 

@@ -12,7 +12,6 @@ from pipeline.errors import PipelineError, first_line
 WHITE = 255
 LOGITS = "logits"
 MEMBER = "member_"
-FLOAT32 = {"dtype": "float32"}
 
 
 def build_network(model: Model, image_shape: tuple[int, ...], classes: int) -> keras.Model:
@@ -20,8 +19,14 @@ def build_network(model: Model, image_shape: tuple[int, ...], classes: int) -> k
 
     The probabilities are float32 whatever the precision of the rest. They are the mean over the members, each a model
     inside the network, and over the views of the image that each of them gets.
-    Raises PipelineError if a layer refuses its arguments or does not fit the one before it.
+    Raises PipelineError if a layer refuses its arguments or does not fit the one before it, or if images would be
+    shifted away.
     """
+    if model.test_time_shift >= min(image_shape):
+        size = "×".join(map(str, image_shape))
+        raise PipelineError(
+            f"model.test_time_shift: a shift by {model.test_time_shift} leaves nothing of {size} pixels"
+        )
     images = keras.Input(image_shape, dtype="uint8", name="images")
     if model.members == 1 and not model.test_time_shift:
         logits = connect(model, images, classes)
@@ -67,22 +72,8 @@ def mix(logits: Any) -> Any:
 
 def members_of(network: keras.Model) -> list[keras.Model]:
     """The parts of a network that learn each for itself, from images to logits, with the network's own weights."""
-    members = [layer for layer in network.layers if layer.name.startswith(MEMBER)]
+    members = [part for part in network.layers if isinstance(part, keras.Model) and part.name.startswith(MEMBER)]
     return members or [keras.Model(network.input, network.get_layer(LOGITS).output, name=network.name)]
-
-
-def in_float32(network: keras.Model) -> keras.Model:
-    """A copy with the same weights that computes in float32, as it is evaluated and served."""
-
-    def copy(part: Any) -> Any:
-        if isinstance(part, keras.Model):
-            return in_float32(part)
-        changed = {} if isinstance(part, keras.layers.InputLayer) or not isinstance(part, keras.Layer) else FLOAT32
-        return type(part).from_config(part.get_config() | changed)
-
-    copied = keras.models.clone_model(network, clone_function=copy)
-    copied.set_weights(network.get_weights())
-    return copied
 
 
 def build_layers(model: Model) -> list[tuple[str, keras.Layer]]:

@@ -27,9 +27,10 @@ from pipeline.tracking.store import Store
 from pipeline.train.archive import save_network
 from pipeline.train.checkpoint import Checkpoint, Epoch, fingerprint, open_checkpoint
 from pipeline.train.fitting import Learner, count_updates, fit, prepare
-from pipeline.train.network import build_augmentation, build_network, build_optimizer, in_float32
+from pipeline.train.network import build_augmentation, build_network, build_optimizer
 from pipeline.train.recalibration import recalibrate
 
+FLOAT32 = "float32"
 HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
 
@@ -49,7 +50,7 @@ def train_and_record(config: Config, train: Split, validation: Split, store: Sto
         watch.lap("log")
         epochs = fit_recorded(learner, train, validation, config, checkpoint, recorder)
         watch.lap("fit")
-        network = in_float32(network)
+        learner.give_weights_to(network)
         if config.training.recalibrate:
             recalibrate(network, train.images)
         save_network(paths.MODEL, network)
@@ -80,15 +81,23 @@ def train_and_record(config: Config, train: Split, validation: Split, store: Sto
         checkpoint.discard()
 
 
-def set_up(config: Config, train: Split, validation: Split, device: str = "cpu") -> tuple[keras.Model, Learner]:
-    """The network, and the learner around it that will be fitted, from the configuration's seed."""
-    training = config.training
+def set_up(config: Config, train: Split, validation: Split, device: str) -> tuple[keras.Model, Learner]:
+    """The network that will be saved, in float32, and the learner, with the same weights in the precision to train in.
+
+    Everything follows from the configuration's seed.
+    """
+    training, shape, classes = config.training, train.images.shape[1:], config.dataset.classes
     keras.utils.set_random_seed(config.seed)
-    keras.config.set_dtype_policy(choose_precision(training.precision, device))
-    network = build_network(config.model, train.images.shape[1:], config.dataset.classes)
+    keras.config.set_dtype_policy(FLOAT32)
+    network = trained = build_network(config.model, shape, classes)
+    precision = choose_precision(training.precision, device)
+    if precision != FLOAT32:
+        keras.config.set_dtype_policy(precision)
+        trained = build_network(config.model, shape, classes)
+        trained.set_weights(network.get_weights())
     optimizer = build_optimizer(config.optimizer, training, count_updates(len(train.images), training))
     images = np.concatenate([train.images, validation.images])
-    return network, prepare(network, optimizer, build_augmentation(training), training, images)
+    return network, prepare(trained, optimizer, build_augmentation(training), training, images)
 
 
 def training_name(config: Config) -> str:

@@ -233,3 +233,28 @@ def test_composed_by_hand_is_checked_again(tmp_path: Path) -> None:
     path.write_text(to_yaml(values), encoding="utf-8")
     with pytest.raises(PipelineError, match=r"training\.epochs: holds 'many'.*dvc repro compose"):
         load_config(path)
+
+
+@pytest.mark.parametrize("recipe", options(CONF)["recipe"])
+@pytest.mark.parametrize("model", options(CONF)["model"])
+def test_every_recipe_composes_with_every_model(tmp_path: Path, recipe: str, model: str) -> None:
+    assert typed(compose_text(tmp_path, f"recipe: {recipe}\nmodel: {model}")).model.name == model
+
+
+def test_a_model_file_may_say_how_many_of_it_there_are(tmp_path: Path) -> None:
+    shutil.copytree(CONF, tmp_path / "conf")
+    file = tmp_path / "conf" / "model" / "mlp.yaml"
+    file.write_text(file.read_text(encoding="utf-8") + "members: 2\n", encoding="utf-8")
+    assert compose_text(tmp_path, "recipe: fast", tmp_path / "conf")["model"]["members"] == 2
+    assert compose_text(tmp_path, "model: {name: mlp, members: 5}", tmp_path / "conf")["model"]["members"] == 5
+
+
+def test_a_recipe_that_builds_on_another_has_no_record_of_that_ones_seeds(tmp_path: Path) -> None:
+    shutil.copytree(CONF, tmp_path / "conf")
+    record = compose_text(tmp_path, "recipe: baseline")["gate"]["seed_noise"]
+    assert set(record) == {"mnist", "digits"}
+    file = tmp_path / "conf" / "recipe" / "champion.yaml"
+    gate = yaml.safe_dump({"gate": {"seed_noise": record}})
+    file.write_text(file.read_text(encoding="utf-8") + gate, encoding="utf-8")
+    assert compose_text(tmp_path, "recipe: champion", tmp_path / "conf")["gate"]["seed_noise"] == record
+    assert compose_text(tmp_path, "recipe: ensemble", tmp_path / "conf")["gate"]["seed_noise"] == {}

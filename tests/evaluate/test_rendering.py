@@ -16,7 +16,8 @@ LABELS = np.arange(20, dtype=np.uint8) % 10
 IMAGES = np.random.default_rng(1).integers(0, 256, (20, 8, 8), dtype=np.uint8)
 NONE_WATCHED = {"validate_on": "none", "validation_fraction": 0.0}
 FACTS = {
-    **{"run_id": "1", "model_md5": "2", "device": "cpu", "backend": "tensorflow", "parameters": 3, "epochs": 1},
+    **{"run_id": "1", "model_md5": "2", "device": "cpu", "backend": "tensorflow", "precision": "float32"},
+    **{"parameters": 3, "epochs": 1},
     **{"fit_seconds": 1.0, "peak_memory_mib": 1, "machine": "a machine", "versions": "versions"},
     "provenance": {"commit": "", "patch": "", "overrides": None},
 }

@@ -33,8 +33,8 @@ class KilledError(Exception):
 def learn(
     config: Config, checkpoint: Checkpoint, killed_after: int | None = None, watched: Split = VALIDATION
 ) -> tuple[Any, list[Epoch]]:
-    """Fit as the stage does; returns the network and what was reported, in order."""
-    network, learner = set_up(config, TRAIN, watched)
+    """Fit as the stage does; returns the network that would be saved and what was reported, in order."""
+    network, learner = set_up(config, TRAIN, watched, "cpu")
     reported: list[Epoch] = []
 
     def report(epoch: Epoch) -> None:
@@ -44,6 +44,7 @@ def learn(
 
     with contextlib.suppress(KilledError):
         fit(learner, TRAIN, watched, config, checkpoint, report)
+    learner.give_weights_to(network)
     return network, reported
 
 
@@ -195,9 +196,11 @@ def test_an_ensemble_tells_of_itself_and_not_of_its_members(tmp_path: Path) -> N
     network, (epoch,) = learn(config, Checkpoint(tmp_path / "c"))
     right = network.predict(VALIDATION.images, verbose=0).argmax(axis=1) == VALIDATION.labels
     assert epoch["val_accuracy"] == pytest.approx(right.mean())
-    for member in members_of(network):
-        alone = member.predict(VALIDATION.images, verbose=0).argmax(axis=1) == VALIDATION.labels
-        assert alone.mean() != right.mean(), "the case needs members that differ from the whole"
+    loss = keras.losses.SparseCategoricalCrossentropy()
+    probabilities = network.predict(VALIDATION.images, verbose=0)
+    assert epoch["val_loss"] == pytest.approx(float(loss(VALIDATION.labels, probabilities)), rel=1e-4)
+    one, other = (member.predict(VALIDATION.images, verbose=0).argmax(axis=1) for member in members_of(network))
+    assert (one != other).any(), "the case needs members that differ"
 
 
 @pytest.mark.parametrize(
@@ -221,9 +224,32 @@ def test_every_way_to_train_learns_and_goes_on_after_a_kill(tmp_path: Path, trai
         keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.parametrize("model", [{"name": "mlp"}, {"name": "convnet", "members": 2, "test_time_shift": 1}])
+def test_what_was_trained_in_mixed_precision_is_kept_in_float32(tmp_path: Path, model: dict[str, Any]) -> None:
+    config = configured(tmp_path, model=model, training={"epochs": 1, "precision": "mixed_bfloat16"})
+    try:
+        network, learner = set_up(config, TRAIN, VALIDATION, "cpu")
+        (trained, *_) = learner.members
+        assert {layer.compute_dtype for layer in trained.layers[3:-1]} == {"bfloat16"}
+        before = network.predict(VALIDATION.images, verbose=0)
+        fit(learner, TRAIN, VALIDATION, config, Checkpoint(tmp_path / "c"), lambda _: None)
+        learner.give_weights_to(network)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    save_network(tmp_path / "model.keras", network)
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert {layer.compute_dtype for part in members_of(loaded) for layer in part.layers[1:]} == {"float32"}
+    learned = loaded.predict(VALIDATION.images, verbose=0)
+    assert np.abs(learned - before).max() > 0.01
+    (first, *_) = members_of(loaded)
+    np.testing.assert_allclose(
+        first.predict(VALIDATION.images, verbose=0), trained.predict(VALIDATION.images, verbose=0), atol=0.1
+    )
+
+
 def test_the_loss_of_every_image_is_remembered(tmp_path: Path) -> None:
     config = configured(tmp_path, model={"name": "mlp", "dropout": 0.0}, training=ONE_STEP)
-    network, learner = set_up(config, TRAIN, VALIDATION)
+    network, learner = set_up(config, TRAIN, VALIDATION, "cpu")
     expected = -np.log(network.predict(TRAIN.images, verbose=0)[np.arange(512), TRAIN.labels])
     fit(learner, TRAIN, VALIDATION, config, Checkpoint(tmp_path / "c"), lambda _: None)
     remembered = keras.ops.convert_to_numpy(learner.last_losses)
@@ -251,7 +277,7 @@ def test_the_schedule_knows_how_many_updates_there_will_be(
     tmp_path: Path, training: dict[str, Any], updates: int
 ) -> None:
     config = configured(tmp_path, training=training | {"decay": "cosine"})
-    learner = set_up(config, TRAIN, VALIDATION)[1]
+    learner = set_up(config, TRAIN, VALIDATION, "cpu")[1]
     epochs = fit(learner, TRAIN, VALIDATION, config, Checkpoint(tmp_path / "c"), lambda _: None)
     assert count_updates(512, config.training) == updates == int(learner.optimizer.iterations)
     assert epochs[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
@@ -266,7 +292,7 @@ def test_the_learning_rate_rises_and_falls(tmp_path: Path) -> None:
 
 def test_label_smoothing_is_kerass(tmp_path: Path) -> None:
     config = configured(tmp_path, model={"name": "mlp", "dropout": 0.0}, training=ONE_STEP | {"label_smoothing": 0.2})
-    network, learner = set_up(config, TRAIN, VALIDATION)
+    network, learner = set_up(config, TRAIN, VALIDATION, "cpu")
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.2)
     expected = float(loss(keras.utils.to_categorical(TRAIN.labels, 10), network.predict(TRAIN.images, verbose=0)))
     (epoch,) = fit(learner, TRAIN, VALIDATION, config, Checkpoint(tmp_path / "c"), lambda _: None)
@@ -300,7 +326,7 @@ def test_augmentation_must_be_layers(tmp_path: Path) -> None:
     with pytest.raises(
         PipelineError, match=r"training\.augmentation\.0: keras\.losses\.MeanSquaredError is no Keras layer"
     ):
-        set_up(configured(tmp_path, training={"augmentation": bad}), TRAIN, VALIDATION)
+        set_up(configured(tmp_path, training={"augmentation": bad}), TRAIN, VALIDATION, "cpu")
 
 
 def test_a_bad_amount_of_augmentation_is_named(tmp_path: Path) -> None:
@@ -308,13 +334,13 @@ def test_a_bad_amount_of_augmentation_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         PipelineError, match=r"training\.augmentation\.1: .*RandomAffine cannot be built: .*not be negative"
     ):
-        set_up(configured(tmp_path, training={"augmentation": bad}), TRAIN, VALIDATION)
+        set_up(configured(tmp_path, training={"augmentation": bad}), TRAIN, VALIDATION, "cpu")
 
 
 def test_nothing_needs_to_be_watched(tmp_path: Path) -> None:
     config = configured(tmp_path, training={"epochs": 1, "validate_on": "none", "validation_fraction": 0.0})
     nothing = Split(IMAGES[:0], LABELS[:0])
-    learner = set_up(config, TRAIN, nothing)[1]
+    learner = set_up(config, TRAIN, nothing, "cpu")[1]
     (epoch,) = fit(learner, TRAIN, nothing, config, Checkpoint(tmp_path / "c"), lambda _: None)
     assert "val_loss" not in epoch
     assert history_csv([epoch]).startswith("epoch,loss,accuracy,learning_rate\n1,")

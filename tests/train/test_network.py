@@ -8,8 +8,7 @@ import pytest
 from pipeline.compose.composition import options
 from pipeline.config import Model, Optimizer
 from pipeline.errors import PipelineError
-from pipeline.train.archive import save_network
-from pipeline.train.network import build_network, build_optimizer, in_float32, members_of
+from pipeline.train.network import build_network, build_optimizer, members_of
 from tests.conftest import CONF, configured
 
 NOTEBOOK_PARAMETERS = 669_706
@@ -170,22 +169,13 @@ def test_what_is_shifted_out_is_not_seen_on_the_other_side(tmp_path: Path) -> No
     np.testing.assert_allclose(network.predict(padded[:, 1:5, 1:5], verbose=0), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("model", [{"name": "convnet"}, {"name": "convnet", "members": 2, "test_time_shift": 1}])
-def test_a_network_trained_in_mixed_precision_is_kept_in_float32(tmp_path: Path, model: dict[str, Any]) -> None:
-    model_config = configured(tmp_path, model=model).model
-    keras.utils.clear_session()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        mixed = build_network(model_config, (28, 28), 10)
-        copied = in_float32(mixed)
-    finally:
-        keras.config.set_dtype_policy("float32")
-    keras.utils.clear_session()
-    plain = build_network(model_config, (28, 28), 10)
-    plain.set_weights(mixed.get_weights())
-    np.testing.assert_array_equal(copied.predict(images(28), verbose=0), plain.predict(images(28), verbose=0))
-    save_network(tmp_path / "copied.keras", copied)
-    loaded = keras.saving.load_model(tmp_path / "copied.keras")
-    inner = [layer for member in members_of(loaded) for layer in member.layers[1:]]
-    assert {layer.compute_dtype for layer in inner} == {"float32"}
-    assert [layer.name for layer in copied.layers] == [layer.name for layer in mixed.layers]
+@pytest.mark.parametrize(("pixels", "passes"), [(27, True), (28, False), (100, False)])
+def test_an_image_is_not_shifted_away(tmp_path: Path, pixels: int, passes: bool) -> None:
+    model = configured(tmp_path, model={"name": "mlp", "test_time_shift": pixels}).model
+    if passes:
+        build_network(model, (28, 30), 10)
+    else:
+        with pytest.raises(
+            PipelineError, match=rf"model\.test_time_shift: a shift by {pixels} leaves nothing of 28×30"
+        ):
+            build_network(model, (28, 30), 10)

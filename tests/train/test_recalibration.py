@@ -31,7 +31,7 @@ def normalised(network: keras.Model) -> list[np.ndarray]:
 def test_every_layer_gives_mean_0_and_variance_1_on_the_images_as_they_are(network: keras.Model) -> None:
     recalibrate(network, IMAGES)
     outputs = normalised(network)
-    assert len(outputs) == 5 * len(members_of(network))
+    assert len(outputs) == 6 * len(members_of(network))
     for output in outputs:
         axes = tuple(range(output.ndim - 1))
         varied = output.var(axes) > 0.5  # of a channel that hardly varies, epsilon is the larger part
@@ -55,3 +55,16 @@ def test_a_network_without_batch_normalisation_stays_as_it_is(tmp_path: Path) ->
     recalibrate(network, IMAGES)
     for mine, theirs in zip(network.get_weights(), before, strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_images_in_the_order_of_their_classes_do_as_well(network: keras.Model) -> None:
+    dark, light = np.zeros((9_000, 8, 8), np.uint8), np.full((9_000, 8, 8), 255, np.uint8)
+    recalibrate(network, np.concatenate([dark, light]))
+    (first, *_) = (layer for layer in members_of(network)[0].layers if isinstance(layer, keras.layers.Conv2D))
+    reached = keras.Model(members_of(network)[0].input, first.output).predict(np.stack([dark[0], light[0]]), verbose=0)
+    (normalisation, *_) = (
+        layer for layer in members_of(network)[0].layers if isinstance(layer, keras.layers.BatchNormalization)
+    )
+    expected = reached.mean((0, 1, 2))
+    share = np.abs(normalisation.moving_mean.numpy() - expected).max() / np.abs(expected).max()
+    assert share < 0.15, "about half of the images are light"
