@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from benchmarks.recipes import RECIPES, SCRIPTS
 
 TITLES = {
-    "quick_wide": "`quick` with the network of `champion`",
+    "quick_wide": "`quick` with the network of `champion`, 12 epochs",
     "script_notebook": "the notebook as a plain Keras script",
     "script_keras_convnet": "Keras's convolutional example",
     "script_torch_convnet": "PyTorch's example",
@@ -70,7 +70,7 @@ def draw(told: dict[str, Any], path: Path) -> None:
         axes.plot([seconds["median"]] * 3, errors, "_-", color=colour, linewidth=1)
         axes.plot(seconds["median"], errors[1], "o", color=colour)
         place: dict[str, Any] = {"xytext": (away, 6 if index % 2 else -14), "textcoords": "offset points", "ha": side}
-        axes.annotate(row.title.strip("`"), (seconds["median"], errors[1]), color=colour, **place)
+        axes.annotate(row.title.replace("`", ""), (seconds["median"], errors[1]), color=colour, **place)
     axes.set(xscale="log", yscale="log", xlabel="seconds of fitting (median)", ylabel="test images read wrongly, %")
     axes.set(xlim=(1, 5000), ylim=(0.2, 2.5))
     axes.set_title(told["recipes"]["machine"], fontsize=7, loc="left", color="gray")
