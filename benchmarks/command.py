@@ -63,7 +63,6 @@ class Outcome(NamedTuple):
     test: dict[str, Any]
     train: dict[str, Any]
     seconds: float
-    peak_mib: float
 
 
 def repro(project: Path, data: Path, params: dict[str, Any]) -> Outcome:
@@ -72,7 +71,7 @@ def repro(project: Path, data: Path, params: dict[str, Any]) -> Outcome:
     finished = run(["dvc", "repro"], project, DATASET_MIRROR=str(data))
     metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))
     facts = json.loads((project / "models" / "run.json").read_text(encoding="utf-8"))
-    return Outcome(metrics["test"], facts, finished.seconds, finished.peak_mib)
+    return Outcome(metrics["test"], facts, finished.seconds)
 
 
 def epoch_seconds(project: Path) -> list[float]:

@@ -24,16 +24,14 @@ class Row(NamedTuple):
 def rows(told: dict[str, Any]) -> list[Row]:
     """What was measured of recipes and scripts, by the median seconds of fitting."""
     figures = told["recipes"]["figures"]
-    prefixes = [(TITLES.get(name, f"`{name}`"), True, f"{name}_") for name in RECIPES]
-    prefixes += [(TITLES[f"script_{name}"], False, f"script_{name}_") for name in SCRIPTS]
     found = [
         Row(
-            title,
-            is_recipe,
-            {name.removeprefix(prefix): each for name, each in figures.items() if name.startswith(prefix)},
+            TITLES.get(job, f"`{job}`"),
+            job in RECIPES,
+            {name.removeprefix(f"{job}_"): each for name, each in figures.items() if name.startswith(f"{job}_")},
         )
-        for title, is_recipe, prefix in prefixes
-        if f"{prefix}accuracy" in figures
+        for job in (*RECIPES, *(f"script_{name}" for name in SCRIPTS))
+        if f"{job}_accuracy" in figures
     ]
     return sorted(found, key=lambda row: float(row.figures["fit_seconds"]["median"]))
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from benchmarks.command import ROOT, clone, epoch_seconds, repro, run
 from benchmarks.figures import Figures, add
 from pipeline.config import Config, load_config
@@ -32,7 +34,8 @@ class Peer(NamedTuple):
     times: int
 
 
-CHAMPIONS_NETWORK = {"name": "convnet", "convolutions": [32, 64, 64, 64, 64], "units": 128, "dropout": 0.3}
+CONVNET = yaml.safe_load((ROOT / "conf" / "model" / "convnet.yaml").read_text(encoding="utf-8"))
+CHAMPIONS_NETWORK = {knob: value for knob, value in CONVNET.items() if knob != "builder"}
 RECIPES = {
     "baseline": Recipe({"recipe": "baseline"}, 5),
     "notebook": Recipe({"recipe": "notebook"}, 5),

@@ -270,6 +270,7 @@ def test_a_model_whose_run_is_not_in_this_store_gets_a_restored_one(trained: Pro
     store = MlflowClient(other)
     (run,) = store.search_runs([store.get_experiment_by_name("digits").experiment_id])
     assert (run.data.tags["restored"], run.data.tags["restored.from"]) == ("true", before.info.run_id)
+    assert (run.data.tags["device"], run.data.tags["precision"]) == ("cpu", "float32")
     assert run.data.params == before.data.params
     for name in ("test/accuracy", "train/loss", "val/accuracy"):
         assert run.data.metrics[name] == pytest.approx(before.data.metrics[name])
@@ -448,6 +449,17 @@ def test_outside_git_make_repro_says_what_is_missing(project: Project) -> None:
     assert "is not a git repository" in project.fail("dvc", "repro")
 
 
+TRAIN = """
+import atexit, runpy, sys
+atexit.register(lambda: print("imported:", sorted({"keras", "sklearn", "matplotlib"} & {*sys.modules})))
+runpy.run_module("pipeline.train", run_name="__main__")
+"""
+
+
+def test_training_waits_for_nothing_that_it_does_not_use(trained: Project) -> None:
+    assert "imported: ['keras']" in trained.succeed(sys.executable, "-c", TRAIN)
+
+
 def test_an_ensemble_is_one_model(trained: Project) -> None:
     training = {"epochs": 8, "batch_size": 32, "precision": "mixed_bfloat16", "augmentation": []}
     trained.params(recipe="ensemble", dataset="digits", training=training)
@@ -462,7 +474,7 @@ def test_an_ensemble_is_one_model(trained: Project) -> None:
     for member in members:
         (convolution, normalisation) = member.layers[3:5]
         expected = keras.Model(member.input, convolution.output).predict(images, verbose=0).mean((0, 1, 2))
-        np.testing.assert_allclose(normalisation.moving_mean, expected, atol=1e-4), "recalibrated"
+        np.testing.assert_allclose(normalisation.moving_mean, expected, atol=1e-4, err_msg="not recalibrated")
     test = load_split(trained.root / "data" / "prepared" / "test.npz")
     right = network.predict(test.images, verbose=0).argmax(axis=1) == test.labels
     assert trained.report("metrics.json")["test"]["accuracy"] == pytest.approx(right.mean())

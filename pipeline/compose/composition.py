@@ -46,7 +46,8 @@ def compose_config(conf: Path, params: Path) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
             composed = compose("config", [f"{group}={option}" for group, option in choices.items()])
-        composed.gate.seed_noise = own_record(conf / "recipe" / f"{composed.recipe}.yaml")
+        if isinstance(composed.gate, DictConfig):  # if not, the check below says so
+            composed.gate.seed_noise = own_record(conf / "recipe" / f"{composed.recipe}.yaml")
         for key in _keys(values):
             check_key(composed, key, params)
         values = _without_null(values)
@@ -65,10 +66,9 @@ def compose_config(conf: Path, params: Path) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def own_record(recipe: Path) -> dict[str, Any]:
+def own_record(recipe: Path) -> Any:
     """What a recipe's file says its seeds change: a recipe that builds on another one does not have that one's."""
-    held = OmegaConf.to_container(OmegaConf.load(recipe)) if recipe.exists() else None
-    return dict(held.get("gate", {}).get("seed_noise", {})) if isinstance(held, dict) else {}
+    return (OmegaConf.select(OmegaConf.load(recipe), "gate.seed_noise") if recipe.exists() else None) or {}
 
 
 def split_choices(

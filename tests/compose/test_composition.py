@@ -258,3 +258,15 @@ def test_a_recipe_that_builds_on_another_has_no_record_of_that_ones_seeds(tmp_pa
     file.write_text(file.read_text(encoding="utf-8") + gate, encoding="utf-8")
     assert compose_text(tmp_path, "recipe: champion", tmp_path / "conf")["gate"]["seed_noise"] == record
     assert compose_text(tmp_path, "recipe: ensemble", tmp_path / "conf")["gate"]["seed_noise"] == {}
+
+
+@pytest.mark.parametrize("gate", ["", "gate:\n", "gate: {seed_noise: }\n", "gate: {alpha: 0.1}\n"])
+def test_a_recipe_without_a_record_has_none(tmp_path: Path, gate: str) -> None:
+    shutil.copytree(CONF, tmp_path / "conf")
+    text = f"# @package _global_\nrecipe: mine\n{gate}"
+    (tmp_path / "conf" / "recipe" / "mine.yaml").write_text(text, encoding="utf-8")
+    if gate == "gate:\n":
+        with pytest.raises(PipelineError, match=r"conf/: gate: holds None; input should be"):
+            compose_text(tmp_path, "recipe: mine", tmp_path / "conf")
+    else:
+        assert compose_text(tmp_path, "recipe: mine", tmp_path / "conf")["gate"]["seed_noise"] == {}

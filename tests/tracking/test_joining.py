@@ -48,6 +48,7 @@ def test_every_experiment_is_joined_to_a_run(committed: Project) -> None:
     reused = client.get_run(committed.report("metrics.json")["mlflow"]["run_id"])
     assert (reused.data.tags["mlflow.parentRunId"], reused.data.tags["reused.from"]) == (own, own)
     assert reused.data.tags["dvc.experiment"] == "back"
+    assert (reused.data.tags["device"], reused.data.tags["precision"]) == ("cpu", "float32")
     assert reused.data.metrics["test/accuracy"] == client.get_run(own).data.metrics["test/accuracy"]
     output = check(committed)
     assert rows(output) == {

@@ -1,6 +1,7 @@
 import contextlib
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -189,6 +190,14 @@ def test_every_member_sees_the_images_in_its_own_way(tmp_path: Path) -> None:
     (one, other), learner = prepared(tmp_path, [RandomShift(1)], members=2)
     step(learner)
     assert np.abs(one.get_weights()[0] - other.get_weights()[0]).max() > 1e-4
+
+
+def test_a_step_is_traced_once(tmp_path: Path) -> None:
+    _, learner = prepared(tmp_path, [], members=1)
+    with mock.patch.object(learner, "compute_loss", wraps=learner.compute_loss) as traced:
+        step(learner)
+        step(learner)
+    assert traced.call_count == 1
 
 
 def test_an_ensemble_tells_of_itself_and_not_of_its_members(tmp_path: Path) -> None:
