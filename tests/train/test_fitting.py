@@ -193,7 +193,7 @@ def test_every_member_sees_the_images_in_its_own_way(tmp_path: Path) -> None:
 
 
 def test_a_step_is_traced_once(tmp_path: Path) -> None:
-    _, learner = prepared(tmp_path, [], members=1)
+    _, learner = set_up(configured(tmp_path, training=ONE_STEP), TRAIN, VALIDATION, "cpu")
     with mock.patch.object(learner, "compute_loss", wraps=learner.compute_loss) as traced:
         step(learner)
         step(learner)
