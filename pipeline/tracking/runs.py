@@ -3,7 +3,7 @@
 import getpass
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -133,13 +133,24 @@ def epoch_metrics(epoch: Mapping[str, float], validate_on: str) -> dict[str, flo
 
 @contextmanager
 def system_metrics(recorder: Recorder) -> Iterator[None]:
-    """Record the machine's load every second while the block runs (every ten, as by default, a short run has none)."""
-    monitor = SystemMetricsMonitor(recorder.run_id, sampling_interval=1, resume_logging=True, tracking_uri=recorder.uri)
+    """Record the machine's load every second while the block runs, and at its end."""
+    monitor = _SystemMetrics(recorder.run_id, sampling_interval=1, resume_logging=True, tracking_uri=recorder.uri)
     monitor.start()
     try:
         yield
     finally:
         monitor.finish()
+
+
+class _SystemMetrics(SystemMetricsMonitor):
+    """MLflow's own drops the sample that it has when it is stopped: of a fit of half a second nothing would be left."""
+
+    def monitor(self) -> None:
+        super().monitor()
+        if self._shutdown_event.is_set():
+            self.collect_metrics()
+            with suppress(MlflowException):  # finish() tries again, and says what is wrong
+                self.publish_metrics(self.aggregate_metrics())
 
 
 def _user() -> str:

@@ -1,5 +1,10 @@
+from pathlib import Path
+
+from mlflow import MlflowClient
+
 from pipeline.config import flatten
-from pipeline.tracking.runs import epoch_metrics
+from pipeline.tracking.recorder import Recorder
+from pipeline.tracking.runs import epoch_metrics, system_metrics
 
 EPOCH = {"epoch": 3.0, "loss": 0.1, "val_loss": 0.2, "learning_rate": 0.3, "seconds": 4.0, "timestamp": 5.0}
 
@@ -13,3 +18,13 @@ def test_figures_are_filed_by_what_they_are_of() -> None:
 def test_keys_are_dotted() -> None:
     values = {"a": {"b": [1, {"c": None}]}, "d": "e"}
     assert dict(flatten(values)) == {"a.b.0": 1, "a.b.1.c": None, "d": "e"}
+
+
+def test_the_shortest_run_has_the_machines_load(tmp_path: Path) -> None:
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    recorder = Recorder(f"sqlite:///{tmp_path}/mlflow.db", client.create_run("0").info.run_id, tmp_path)
+    for _ in range(2):  # trained on, from where it was killed
+        with system_metrics(recorder):
+            pass
+    load = client.get_metric_history(recorder.run_id, "system/cpu_utilization_percentage")
+    assert [sample.step for sample in load] == [0, 1]
