@@ -16,6 +16,7 @@ from pipeline.dataset import Split
 from pipeline.errors import PipelineError
 from pipeline.train.checkpoint import Checkpoint, Epoch
 from pipeline.train.feeding import ImagePool, batches
+from pipeline.train.fused import fuse_layers, fuse_optimizer
 from pipeline.train.network import members_of, mix
 
 VALIDATION_BATCH = 1000
@@ -82,18 +83,18 @@ def prepare(
     training: Training,
     images: NDArray[np.uint8],
 ) -> Learner:
-    """What can be fitted: from the numbers of `images` to logits, with the network's own weights.
+    """What can be fitted: from the numbers of `images` to logits, with the network's weights or copies of them.
 
     The network itself stays without images, augmentation and training state. Each member sees images of its own
     augmentation.
     """
     numbers = keras.Input((), dtype="int32", name="numbers")
     chosen = ImagePool(images)(numbers)
-    members = members_of(network)
+    members = [fuse_layers(member) for member in members_of(network)]
     logits = [member(pass_through(augmentation, chosen)) for member in members]
     learner = Learner(numbers, keras.ops.stack(logits, axis=1), members, len(images), training.label_smoothing)
     learner.compile(
-        optimizer=optimizer,
+        optimizer=fuse_optimizer(optimizer),
         jit_compile=training.xla,
         steps_per_execution=training.steps_per_execution,
     )

@@ -1,0 +1,129 @@
+"""TensorFlow's own operations where Keras composes the same of a dozen, each of which passes over memory again."""
+
+import importlib
+from typing import Any
+
+import keras
+
+RANK = 4  # of what a convolution makes of a batch
+
+
+def fuse_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The same optimizer, or for TensorFlow one with the same rule in one operation a variable, where there is one."""
+    fused: dict[type, type[keras.optimizers.Optimizer]]
+    fused = {keras.optimizers.Adam: FusedAdam, keras.optimizers.RMSprop: FusedRMSprop}
+    config = optimizer.get_config()
+    has_more = config.get("amsgrad") or config.get("centered") or config.get("momentum")
+    if not on_tensorflow() or has_more or type(optimizer) not in fused:
+        return optimizer
+    return fused[type(optimizer)].from_config(config)
+
+
+def fuse_layers(network: keras.Model) -> keras.Model:
+    """The same network, or for TensorFlow a copy in which convolutions are normalised in one operation each."""
+    if not on_tensorflow() or not any(is_fusible(layer) for layer in network.layers):
+        return network
+    copy = keras.models.clone_model(network, clone_function=fuse_layer)
+    copy.set_weights(network.get_weights())
+    return copy
+
+
+def fuse_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """A new layer with the same configuration."""
+    kind = FusedBatchNormalization if is_fusible(layer) else type(layer)
+    return kind.from_config(layer.get_config())
+
+
+def is_fusible(layer: keras.layers.Layer) -> bool:
+    """Whether this is a plain batch normalisation of what a convolution makes (N, height, width, channels)."""
+    return (
+        type(layer) is keras.layers.BatchNormalization
+        and len(layer.input.shape) == RANK
+        and layer.axis in (-1, 3)
+        and layer.scale
+        and layer.center
+        and not (layer.renorm or layer.synchronized)
+    )
+
+
+class FusedBatchNormalization(keras.layers.BatchNormalization):
+    """Keras's layer while it learns, without its conversion to float32 and back.
+
+    The moving variance is of unbiased variances: n / (n - 1) of Keras's, for n values of a channel in a batch.
+    """
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """The inputs, normalised by their own mean and variance while training, by the moving ones otherwise."""
+        if not (training and self.trainable):
+            return super().call(inputs, training=training, mask=mask)
+        outputs, mean, variance, *_ = tensorflow().raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=self.gamma,
+            offset=self.beta,
+            mean=self.moving_mean,
+            variance=self.moving_variance,
+            epsilon=self.epsilon,
+            exponential_avg_factor=1 - self.momentum,
+        )
+        self.moving_mean.assign(mean)
+        self.moving_variance.assign(variance)
+        return outputs
+
+
+class FusedAdam(keras.optimizers.Adam):
+    """Keras's Adam, which is Kingma and Ba's (arXiv:1412.6980) with their reordered step at the end of section 2."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Change the variable and its two moments."""
+        index, step = self._get_variable_index(variable), keras.ops.cast(self.iterations + 1, variable.dtype)
+        tensorflow().raw_ops.ResourceApplyAdam(
+            var=handle(variable),
+            m=handle(self._momentums[index]),
+            v=handle(self._velocities[index]),
+            beta1_power=keras.ops.power(self.beta_1, step),
+            beta2_power=keras.ops.power(self.beta_2, step),
+            lr=keras.ops.cast(learning_rate, variable.dtype),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=keras.ops.cast(gradient, variable.dtype),
+        )
+
+
+class FusedRMSprop(keras.optimizers.RMSprop):
+    """Keras's RMSprop without momentum. TensorFlow's operation writes what it subtracts, so it needs room for that."""
+
+    def build(self, variables: Any) -> None:
+        """Make the moments, and the room."""
+        if not self.built:
+            super().build(variables)
+            self._increments = self.add_optimizer_variables(variables, "increment")
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Change the variable and the mean of its squared gradients."""
+        index = self._get_variable_index(variable)
+        tensorflow().raw_ops.ResourceApplyRMSProp(
+            var=handle(variable),
+            ms=handle(self._velocities[index]),
+            mom=handle(self._increments[index]),
+            lr=keras.ops.cast(learning_rate, variable.dtype),
+            rho=self.rho,
+            momentum=0.0,
+            epsilon=self.epsilon,
+            grad=keras.ops.cast(gradient, variable.dtype),
+        )
+
+
+def handle(variable: Any) -> Any:
+    """What TensorFlow's operations know a variable by, Keras's or its own."""
+    return (variable.value if isinstance(variable, keras.Variable) else variable).handle
+
+
+def on_tensorflow() -> bool:
+    """Whether Keras computes with TensorFlow."""
+    return bool(keras.backend.backend() == "tensorflow")
+
+
+def tensorflow() -> Any:
+    """The module, which other backends need not have."""
+    return importlib.import_module("tensorflow")
