@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from benchmarks.recipes import RECIPES, SCRIPTS
 
 TITLES = {
-    "quick_wide": "`quick` with convolutions of 24, 48, 48 and 48 filters, 11 epochs",
+    "quick_wider": "`quick` with convolutions of 24, 48, 48 and 48 filters, 11 epochs",
     "script_notebook": "the notebook as a plain Keras script",
     "script_keras_convnet": "Keras's convolutional example",
     "script_torch_convnet": "PyTorch's example",

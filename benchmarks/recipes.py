@@ -38,7 +38,7 @@ RECIPES = {
     "notebook": Recipe({"recipe": "notebook"}, 5),
     "fast": Recipe({"recipe": "fast"}, 10),
     "quick": Recipe({"recipe": "quick"}, 5),
-    "quick_wide": Recipe({"recipe": "quick", "model": WIDE, "training": {"epochs": 11}}, 5),
+    "quick_wider": Recipe({"recipe": "quick", "model": WIDE, "training": {"epochs": 11}}, 5),
     "champion": Recipe({"recipe": "champion"}, 5),
     "ensemble": Recipe({"recipe": "ensemble"}, 1),
 }
