@@ -1,9 +1,10 @@
 """One MLflow run per trained model: train opens it, evaluate goes on with it."""
 
 import getpass
+import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -148,9 +149,11 @@ class _SystemMetrics(SystemMetricsMonitor):
     def monitor(self) -> None:
         super().monitor()
         if self._shutdown_event.is_set():
+            for part in self.monitors:
+                part.clear_metrics()  # a process's first CPU load is always 0
             self.collect_metrics()
-            with suppress(MlflowException):  # finish() tries again, and says what is wrong
-                self.publish_metrics(self.aggregate_metrics())
+            self.mlflow_logger.total_log_batch_time = math.inf  # queued only: finish() sends it
+            self.publish_metrics(self.aggregate_metrics())
 
 
 def _user() -> str:

@@ -38,7 +38,8 @@ def is_fusible(layer: keras.layers.Layer) -> bool:
     """Whether this is a plain batch normalisation of what a convolution makes (N, height, width, channels)."""
     return (
         type(layer) is keras.layers.BatchNormalization
-        and len(layer.input.shape) == RANK
+        and layer.input_spec.ndim == RANK
+        and layer.variable_dtype == "float32"
         and layer.axis in (-1, 3)
         and layer.scale
         and layer.center
@@ -54,7 +55,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """The inputs, normalised by their own mean and variance while training, by the moving ones otherwise."""
-        if not (training and self.trainable):
+        if mask is not None or not (training and self.trainable):
             return super().call(inputs, training=training, mask=mask)
         outputs, mean, variance, *_ = tensorflow().raw_ops.FusedBatchNormV3(
             x=inputs,
@@ -71,7 +72,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 
 class FusedAdam(keras.optimizers.Adam):
-    """Keras's Adam, which is Kingma and Ba's (arXiv:1412.6980) with their reordered step at the end of section 2."""
+    """Keras's Adam, which is Kingma and Ba's (arXiv:1412.6980) with the reordered step of their section 2."""
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Change the variable and its two moments."""

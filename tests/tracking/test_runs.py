@@ -1,5 +1,8 @@
+import time
 from pathlib import Path
 
+import psutil
+import pytest
 from mlflow import MlflowClient
 
 from pipeline.config import flatten
@@ -23,8 +26,14 @@ def test_keys_are_dotted() -> None:
 def test_the_shortest_run_has_the_machines_load(tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     recorder = Recorder(f"sqlite:///{tmp_path}/mlflow.db", client.create_run("0").info.run_id, tmp_path)
+    real = []
     for _ in range(2):  # trained on, from where it was killed
+        psutil.cpu_percent()
         with system_metrics(recorder):
-            pass
+            busy_until = time.monotonic() + 0.5
+            while time.monotonic() < busy_until:
+                pass
+        real.append(psutil.cpu_percent())
     load = client.get_metric_history(recorder.run_id, "system/cpu_utilization_percentage")
     assert [sample.step for sample in load] == [0, 1]
+    assert [sample.value for sample in load] == pytest.approx(real, rel=0.3), "not the mean of that and a first 0"

@@ -200,6 +200,21 @@ def test_a_step_is_traced_once(tmp_path: Path) -> None:
     assert traced.call_count == 1
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_convolutions_learn_in_fused_operations(tmp_path: Path, precision: str) -> None:
+    options = {"model": {"name": "convnet", "members": 2}, "optimizer": {"name": "adam"}}
+    config = configured(tmp_path, **options, training={"precision": precision})
+    try:
+        network, learner = set_up(config, TRAIN, VALIDATION, "cpu")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    kinds = [[type(layer).__name__ for layer in member.layers] for member in learner.members]
+    assert [names.count("FusedBatchNormalization") for names in kinds] == [5, 5]
+    assert type(learner.optimizer).__name__ == "FusedAdam"
+    saved = {type(layer).__module__.split(".")[0] for member in members_of(network) for layer in member.layers}
+    assert saved == {"keras"}
+
+
 def test_an_ensemble_tells_of_itself_and_not_of_its_members(tmp_path: Path) -> None:
     config = configured(tmp_path, model={"name": "mlp", "members": 2}, training={"epochs": 1})
     network, (epoch,) = learn(config, Checkpoint(tmp_path / "c"))

@@ -102,11 +102,22 @@ def test_a_frozen_normalisation_stays_as_it_is() -> None:
         PLAIN(center=False),
         PLAIN(renorm=True),
         PLAIN(synchronized=True),
+        PLAIN(dtype="bfloat16"),
+        PLAIN(dtype="float64"),
     ],
 )
 def test_what_tensorflow_has_no_operation_for_stays(other: keras.layers.Layer) -> None:
     model = network(other)
     assert fuse_layers(model) is model
+
+
+def test_what_is_masked_counts_for_no_mean() -> None:
+    inputs = keras.Input((2, 2, 1))
+    plain = keras.Model(inputs, PLAIN()(layers.Masking()(inputs)))
+    fused = fuse_layers(plain)
+    assert type(fused.layers[-1]) is FusedBatchNormalization
+    some = np.array([0, 0, 0, 0, 1, 2, 3, 4], np.float32).reshape(2, 2, 2, 1)
+    np.testing.assert_allclose(fused(some, training=True), plain(some, training=True), rtol=1e-5)
 
 
 def test_a_normalisation_of_dense_layers_stays() -> None:
