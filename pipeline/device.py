@@ -40,7 +40,7 @@ def choose_precision(configured: str, device: str) -> str:
     """
     if configured != "auto":
         return configured
-    quick = device == "cpu" and keras.backend.backend() == "tensorflow" and computes_bfloat16()
+    quick = device == "cpu" and on_tensorflow() and computes_bfloat16()
     return "mixed_bfloat16" if quick else "float32"
 
 
@@ -48,11 +48,11 @@ def _make_deterministic() -> None:
     if keras.backend.backend() == "jax":
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
     else:
-        _backend("tensorflow").config.experimental.enable_op_determinism()
+        backend_module("tensorflow").config.experimental.enable_op_determinism()
 
 
 def _tensorflow_gpus(choice: str) -> bool:
-    config = _backend("tensorflow").config
+    config = backend_module("tensorflow").config
     gpus = config.list_physical_devices("GPU")
     if choice == "cpu":
         config.set_visible_devices([], "GPU")
@@ -64,15 +64,20 @@ def _tensorflow_gpus(choice: str) -> bool:
 
 def _jax_gpus(choice: str) -> bool:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    jax = _backend("jax")
+    jax = backend_module("jax")
     if choice == "cpu":
         jax.config.update("jax_platforms", "cpu")
     return bool(jax.default_backend() == "gpu")
 
 
-def _backend(name: str) -> Any:
+def backend_module(name: str) -> Any:
     """The backend's own module, for the few things that Keras has no name for."""
     return importlib.import_module(name)
+
+
+def on_tensorflow() -> bool:
+    """Whether Keras computes with TensorFlow."""
+    return bool(keras.backend.backend() == "tensorflow")
 
 
 def _what_is_missing() -> str:

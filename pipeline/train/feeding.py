@@ -1,12 +1,13 @@
 """Feeding a network from images that lie on its device: what `model.fit` handles per update is their numbers."""
 
-import importlib
 import math
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.device import backend_module, on_tensorflow
 
 
 class ImagePool(keras.layers.Layer):
@@ -46,9 +47,9 @@ def batches(numbers: NDArray[np.int32], labels: NDArray[np.float32], size: int) 
     For TensorFlow a dataset without tf.data's tuner: that would wake 10, 20, 40 … 2,560 ms after one another, and at
     the end of an epoch `fit` waits for it to wake once more. There is nothing to tune: a batch is a few kilobytes.
     """
-    if keras.backend.backend() != "tensorflow":
+    if not on_tensorflow():
         return ArrayBatches(numbers, labels, size)
-    data = importlib.import_module("tensorflow").data
+    data = backend_module("tensorflow").data
     options = data.Options()
     options.autotune.enabled = False
     return data.Dataset.from_tensor_slices((numbers, labels)).batch(size).with_options(options)

@@ -1,9 +1,10 @@
 """TensorFlow's own operations where Keras composes the same of a dozen, each of which passes over memory again."""
 
-import importlib
 from typing import Any
 
 import keras
+
+from pipeline.device import backend_module, on_tensorflow
 
 RANK = 4  # of what a convolution makes of a batch
 
@@ -57,7 +58,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         """The inputs, normalised by their own mean and variance while training, by the moving ones otherwise."""
         if mask is not None or not (training and self.trainable):
             return super().call(inputs, training=training, mask=mask)
-        outputs, mean, variance, *_ = tensorflow().raw_ops.FusedBatchNormV3(
+        outputs, mean, variance, *_ = backend_module("tensorflow").raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=self.gamma,
             offset=self.beta,
@@ -77,7 +78,7 @@ class FusedAdam(keras.optimizers.Adam):
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Change the variable and its two moments."""
         index, step = self._get_variable_index(variable), keras.ops.cast(self.iterations + 1, variable.dtype)
-        tensorflow().raw_ops.ResourceApplyAdam(
+        backend_module("tensorflow").raw_ops.ResourceApplyAdam(
             var=handle(variable),
             m=handle(self._momentums[index]),
             v=handle(self._velocities[index]),
@@ -103,7 +104,7 @@ class FusedRMSprop(keras.optimizers.RMSprop):
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Change the variable and the mean of its squared gradients."""
         index = self._get_variable_index(variable)
-        tensorflow().raw_ops.ResourceApplyRMSProp(
+        backend_module("tensorflow").raw_ops.ResourceApplyRMSProp(
             var=handle(variable),
             ms=handle(self._velocities[index]),
             mom=handle(self._increments[index]),
@@ -118,13 +119,3 @@ class FusedRMSprop(keras.optimizers.RMSprop):
 def handle(variable: Any) -> Any:
     """What TensorFlow's operations know a variable by, Keras's or its own."""
     return (variable.value if isinstance(variable, keras.Variable) else variable).handle
-
-
-def on_tensorflow() -> bool:
-    """Whether Keras computes with TensorFlow."""
-    return bool(keras.backend.backend() == "tensorflow")
-
-
-def tensorflow() -> Any:
-    """The module, which other backends need not have."""
-    return importlib.import_module("tensorflow")
