@@ -80,18 +80,17 @@ class RandomShift(keras.layers.Layer):
         count, height, width = ops.shape(images)
         ends = (self._pixels, self._pixels)
         padded = ops.pad(images, ((0, 0), ends, ends))
-        starts = keras.random.randint((2, count, 1, 1), 0, 2 * self._pixels + 1, seed=self._seeds)
+        starts = keras.random.randint((2, count), 0, 2 * self._pixels + 1, seed=self._seeds)
         rows = [padded[:, start : start + height] for start in range(2 * self._pixels + 1)]
         shifted = choose(starts[0], rows)
         return choose(starts[1], [shifted[:, :, start : start + width] for start in range(len(rows))])
 
 
 def choose(indices: Any, options: list[Any]) -> Any:
-    """Of several tensors of one shape (N, …) the one that `indices` (N, 1, …) name, image by image.
+    """Of several tensors of one shape (N, …) the one that `indices` (N,) name, image by image.
 
-    Whole rows of bytes are compared at once, which is several times quicker than gathering byte by byte.
+    Whole images are copied, which is several times quicker than to select or to gather byte by byte.
     """
-    chosen = options[0]
-    for index, option in enumerate(options[1:], 1):
-        chosen = keras.ops.where(indices == index, option, chosen)
-    return chosen
+    count = keras.ops.shape(indices)[0]
+    numbers = indices * count + keras.ops.arange(count, dtype="int32")
+    return keras.ops.take(keras.ops.concatenate(options), numbers, axis=0)

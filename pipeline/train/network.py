@@ -56,13 +56,13 @@ def connect(model: Model, images: keras.KerasTensor, classes: int) -> keras.Kera
 
 
 def shifted(images: Any, pixels: int) -> list[Any]:
-    """Images (N, height, width) as they are, and shifted by so many pixels up, down, left and right, if by any."""
+    """Images (N, height, width) as they are, and in the eight places around that are so many pixels away, if any."""
     if not pixels:
         return [images]
     _, height, width = images.shape
     padded = keras.ops.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels)))
-    corners = [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2)]
-    return [padded[:, y * pixels : y * pixels + height, x * pixels : x * pixels + width] for y, x in corners]
+    starts = (pixels, 0, 2 * pixels)
+    return [padded[:, y : y + height, x : x + width] for y in starts for x in starts]
 
 
 def mix(logits: Any) -> Any:

@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def test_shifted_views_are_averaged(tmp_path: Path, pixels: int) -> None:
     (member,) = members_of(network)
     framed = images(28)
     framed[:, :pixels] = framed[:, -pixels:] = framed[:, :, :pixels] = framed[:, :, -pixels:] = 0
-    moves = [(0, 0), (0, pixels), (0, -pixels), (pixels, 0), (-pixels, 0)]
+    moves = itertools.product((0, pixels, -pixels), repeat=2)
     views = [member.predict(np.roll(framed, move, axis=(1, 2)), verbose=0) for move in moves]
     expected = np.mean([keras.ops.softmax(view) for view in views], axis=0)
     np.testing.assert_allclose(network.predict(framed, verbose=0), expected, atol=1e-6)
@@ -164,7 +165,7 @@ def test_what_is_shifted_out_is_not_seen_on_the_other_side(tmp_path: Path) -> No
     network = build_network(configured(tmp_path, model={"name": "mlp", "test_time_shift": 1}).model, (4, 4), 10)
     (member,) = members_of(network)
     padded = np.pad(np.full((1, 4, 4), 255, np.uint8), ((0, 0), (1, 1), (1, 1)))
-    views = [padded[:, y : y + 4, x : x + 4] for y, x in [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2)]]
+    views = [padded[:, y : y + 4, x : x + 4] for y, x in itertools.product(range(3), repeat=2)]
     expected = np.mean([keras.ops.softmax(member.predict(view, verbose=0)) for view in views], axis=0)
     np.testing.assert_allclose(network.predict(padded[:, 1:5, 1:5], verbose=0), expected, atol=1e-6)
 
