@@ -1,9 +1,13 @@
 """The recipes and the plain scripts side by side: a table for the README, and a picture."""
 
+import textwrap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.recipes import RECIPES, SCRIPTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLES = {
     "quick_wider": "`quick` with convolutions of 24, 48, 48 and 48 filters, 11 epochs",
@@ -11,6 +15,8 @@ TITLES = {
     "script_keras_convnet": "Keras's convolutional example",
     "script_torch_convnet": "PyTorch's example",
 }
+
+NAME_WIDTH = 40  # characters a line
 
 
 class Row(NamedTuple):
@@ -55,8 +61,12 @@ def table(told: dict[str, Any]) -> str:
 
 def draw(told: dict[str, Any], path: Path) -> None:
     """Share of test images read wrongly against seconds of fitting, both on logarithmic axes, to an SVG file."""
-    if "recipes" not in told:
-        return
+    if "recipes" in told:
+        picture(told).savefig(path, metadata={"Date": None})
+
+
+def picture(told: dict[str, Any]) -> "Figure":
+    """The same, not yet written: every name within the picture and clear of the axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -64,16 +74,18 @@ def draw(told: dict[str, Any], path: Path) -> None:
     for index, row in enumerate(rows(told)):
         accuracy, seconds = row.figures["accuracy"], row.figures["fit_seconds"]
         colour, side, away = ("tab:blue", "right", -8) if row.is_recipe else ("tab:gray", "left", 8)
+        above, height = (6, "bottom") if index % 2 else (-4, "top")
         errors = [100 * (1 - accuracy[key]) for key in ("max", "median", "min")]
         axes.plot([seconds["median"]] * 3, errors, "_-", color=colour, linewidth=1)
         axes.plot(seconds["median"], errors[1], "o", color=colour)
-        place: dict[str, Any] = {"xytext": (away, 6 if index % 2 else -14), "textcoords": "offset points", "ha": side}
-        axes.annotate(row.title.replace("`", ""), (seconds["median"], errors[1]), color=colour, **place)
+        place: dict[str, Any] = {"xytext": (away, above), "textcoords": "offset points", "ha": side}
+        name = textwrap.fill(row.title.replace("`", ""), NAME_WIDTH)
+        axes.annotate(name, (seconds["median"], errors[1]), color=colour, va=height, **place)
     axes.set(xscale="log", yscale="log", xlabel="seconds of fitting (median)", ylabel="test images read wrongly, %")
-    axes.set(xlim=(1, 5000), ylim=(0.2, 2.5))
+    axes.set(xlim=(0.3, 10_000), ylim=(0.15, 2.5))  # room for names on all sides
     axes.set_title(told["recipes"]["machine"], fontsize=7, loc="left", color="gray")
     for axis, ticks in ((axes.xaxis, (1, 10, 100, 1000)), (axes.yaxis, (0.2, 0.3, 0.5, 0.7, 1, 1.5, 2))):
         axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.grid(visible=True, color="0.9")
-    figure.savefig(path, metadata={"Date": None})
+    return figure

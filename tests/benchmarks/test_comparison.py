@@ -3,8 +3,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.text import Annotation, Text
 
-from benchmarks.comparison import draw, rows, table
+from benchmarks.comparison import draw, picture, rows, table
 from benchmarks.recipes import operations
 from tests.conftest import ROOT, configured
 
@@ -51,6 +52,21 @@ def test_the_picture_names_every_row(tmp_path: Path) -> None:
     text = (tmp_path / "accuracy.svg").read_text(encoding="utf-8")
     for title in ("fast", "notebook", "the notebook as a plain Keras script", "a machine"):
         assert f"<!-- {title} -->" in text
+
+
+def test_every_name_lies_within_the_axes_and_the_title_within_the_picture() -> None:
+    figure = picture(json.loads((ROOT / "docs" / "bench.json").read_text(encoding="utf-8")))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    names = [text for text in axes.texts if isinstance(text, Annotation)]
+    assert len(names) > 5
+    for name in names:
+        box, room = name.get_window_extent(), axes.get_window_extent()
+        assert room.x0 < box.x0 < box.x1 < room.x1, name.get_text()
+        assert room.y0 < box.y0 < box.y1 < room.y1, name.get_text()
+    title = axes.get_title(loc="left")
+    (drawn,) = [text for text in axes.get_children() if isinstance(text, Text) and text.get_text() == title]
+    assert drawn.get_window_extent().x1 < figure.bbox.x1
 
 
 def test_no_picture_without_figures(tmp_path: Path) -> None:
