@@ -32,7 +32,7 @@ class Peer(NamedTuple):
     times: int
 
 
-WIDE = {"name": "convnet", "convolutions": [24, 48, 48, 48], "units": 128, "dropout": 0.2}
+WIDE = {"name": "convnet", "convolutions": [24, 48, 48, 48], "kernels": [5, 3, 3, 3], "units": 128, "dropout": 0.2}
 RECIPES = {
     "baseline": Recipe({"recipe": "baseline"}, 5),
     "notebook": Recipe({"recipe": "notebook"}, 5),
@@ -40,7 +40,7 @@ RECIPES = {
     "quick": Recipe({"recipe": "quick"}, 5),
     "quick_wider": Recipe({"recipe": "quick", "model": WIDE, "training": {"epochs": 11}}, 5),
     "champion": Recipe({"recipe": "champion"}, 5),
-    "ensemble": Recipe({"recipe": "ensemble"}, 1),
+    "ensemble": Recipe({"recipe": "ensemble"}, 3),
 }
 SCRIPTS = {"notebook": Peer(20, 3), "keras_convnet": Peer(15, 1), "torch_convnet": Peer(14, 1)}
 

@@ -2,20 +2,22 @@
 
 import keras
 
-SIZES = {0: 5}  # of the kernel, by the convolution's index
-STRIDES = {0: 2, 1: 2}
+HALVING = 2  # convolutions that halve the image, the first ones
 
 
-def convolutional_layers(filters: list[int], units: int, dropout: float) -> list[keras.Layer]:
-    """Convolutions, the first of 5×5 pixels and the others of 3×3, then one dense layer; each normalised, then ReLU.
+def convolutional_layers(filters: list[int], kernels: list[int], units: int, dropout: float) -> list[keras.Layer]:
+    """Convolutions with so many filters and kernels of that side each, then a dense layer; all normalised, then ReLU.
 
     The first two halve the image. `dropout` is the rate before and after the dense layer.
+    Raises ValueError if there are not as many kernels as convolutions.
     """
+    if not isinstance(filters, list) or not isinstance(kernels, list) or len(filters) != len(kernels):
+        raise ValueError(f"convolutions and kernels must be lists of one length, not {filters} and {kernels}")
     layers = keras.layers
     row = []
-    for index, width in enumerate(filters):
-        size, stride = SIZES.get(index, 3), STRIDES.get(index, 1)
-        convolution = layers.Conv2D(width, size, strides=stride, padding="same", use_bias=False)
+    for index, (width, side) in enumerate(zip(filters, kernels, strict=True)):
+        stride = 2 if index < HALVING else 1
+        convolution = layers.Conv2D(width, side, strides=stride, padding="same", use_bias=False)
         row += [convolution, layers.BatchNormalization(momentum=0.9), layers.ReLU()]
     dense = layers.Dense(units, use_bias=False)
     row += [layers.Flatten(), layers.Dropout(dropout), dense, layers.BatchNormalization(momentum=0.9), layers.ReLU()]

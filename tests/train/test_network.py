@@ -126,6 +126,28 @@ def test_a_builder_must_return_layers() -> None:
         build_network(built, (8, 8), 10)
 
 
+def test_each_convolution_has_a_kernel_of_its_own(tmp_path: Path) -> None:
+    network = build_network(configured(tmp_path, model="convnet").model, (28, 28), 10)
+    convolutions = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
+    kernels = [tuple(layer.kernel.shape) for layer in convolutions]
+    assert kernels == [(5, 5, 1, 32), (3, 3, 32, 64), (5, 5, 64, 64), (3, 3, 64, 64)]
+    assert [layer.output.shape[1] for layer in convolutions] == [14, 7, 7, 7], "the first two halve the image"
+    assert network.count_params() == 562_602, "conf/model/convnet.yaml says so"
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"kernels": [5, 3]}, {"kernels": 3}, {"convolutions": 32}, {"convolutions": [8, 8, 8, 8, 8]}]
+)
+def test_convolutions_and_kernels_that_do_not_fit_are_named(tmp_path: Path, knobs: dict[str, Any]) -> None:
+    config = configured(tmp_path, model={"name": "convnet"} | knobs)
+    with pytest.raises(PipelineError) as error:
+        build_network(config.model, (28, 28), 10)
+    (line,) = str(error.value).splitlines()
+    assert line.startswith("model.builder: ")
+    assert " convolutions and kernels must be lists of one length, not " in line
+    assert f"{next(iter(knobs.values()))}" in line
+
+
 def test_an_optimizer_must_be_one(tmp_path: Path) -> None:
     bad = Optimizer.model_validate({"name": "Dense", "_target_": "keras.layers.Flatten", "learning_rate": 0.1})
     with pytest.raises(PipelineError, match=r"optimizer: keras\.layers\.Flatten"):
