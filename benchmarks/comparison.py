@@ -1,5 +1,6 @@
 """The recipes and the plain scripts side by side: a table for the README, and a picture."""
 
+import itertools
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -7,7 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from benchmarks.recipes import RECIPES, SCRIPTS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 TITLES = {
     "quick_wider": "`quick` with convolutions of 24, 48, 48 and 48 filters, 11 epochs",
@@ -16,7 +19,7 @@ TITLES = {
     "script_torch_convnet": "PyTorch's example",
 }
 
-NAME_WIDTH = 40  # characters a line
+NAME_WIDTH = 28  # characters a line
 
 
 class Row(NamedTuple):
@@ -71,16 +74,6 @@ def picture(told: dict[str, Any]) -> "Figure":
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for index, row in enumerate(rows(told)):
-        accuracy, seconds = row.figures["accuracy"], row.figures["fit_seconds"]
-        colour, side, away = ("tab:blue", "right", -8) if row.is_recipe else ("tab:gray", "left", 8)
-        above, height = (6, "bottom") if index % 2 else (-4, "top")
-        errors = [100 * (1 - accuracy[key]) for key in ("max", "median", "min")]
-        axes.plot([seconds["median"]] * 3, errors, "_-", color=colour, linewidth=1)
-        axes.plot(seconds["median"], errors[1], "o", color=colour)
-        place: dict[str, Any] = {"xytext": (away, above), "textcoords": "offset points", "ha": side}
-        name = textwrap.fill(row.title.replace("`", ""), NAME_WIDTH)
-        axes.annotate(name, (seconds["median"], errors[1]), color=colour, va=height, **place)
     axes.set(xscale="log", yscale="log", xlabel="seconds of fitting (median)", ylabel="test images read wrongly, %")
     axes.set(xlim=(0.3, 10_000), ylim=(0.15, 2.5))  # room for names on all sides
     axes.set_title(told["recipes"]["machine"], fontsize=7, loc="left", color="gray")
@@ -88,4 +81,28 @@ def picture(told: dict[str, Any]) -> "Figure":
         axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.grid(visible=True, color="0.9")
+    points = {}
+    for row in rows(told):
+        accuracy, seconds = row.figures["accuracy"], row.figures["fit_seconds"]["median"]
+        colour = "tab:blue" if row.is_recipe else "tab:gray"
+        errors = [100 * (1 - accuracy[key]) for key in ("max", "median", "min")]
+        axes.plot([seconds] * 3, errors, "_-", color=colour, linewidth=1)
+        axes.plot(seconds, errors[1], "o", color=colour)
+        points[row.title] = ((seconds, errors[1]), colour)
+    figure.draw_without_rendering()  # places the axes, so that names can be placed in them
+    taken = [line.get_window_extent() for line in axes.lines]
+    for title, (point, colour) in points.items():
+        taken.append(write_name(axes, textwrap.fill(title.replace("`", ""), NAME_WIDTH), point, colour, taken))
     return figure
+
+
+def write_name(axes: "Axes", name: str, point: tuple[float, float], colour: str, taken: list["Bbox"]) -> "Bbox":
+    """Write a name beside its point, at the first of four places that is free, or else the last; the room it takes."""
+    text = axes.annotate(name, point, color=colour, xytext=(0, 0), textcoords="offset points")
+    room = axes.get_window_extent()
+    for (side, across), (edge, up) in itertools.product((("right", -8), ("left", 8)), (("top", -4), ("bottom", 6))):
+        text.set(ha=side, va=edge, position=(across, up))
+        box = text.get_window_extent()
+        if room.x0 < box.x0 and box.x1 < room.x1 and not box.count_overlaps(taken):
+            break
+    return box

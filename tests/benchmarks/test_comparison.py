@@ -50,7 +50,7 @@ def test_the_table_has_mean_spread_and_number() -> None:
 def test_the_picture_names_every_row(tmp_path: Path) -> None:
     draw(TOLD, tmp_path / "accuracy.svg")
     text = (tmp_path / "accuracy.svg").read_text(encoding="utf-8")
-    for title in ("fast", "notebook", "the notebook as a plain Keras script", "a machine"):
+    for title in ("fast", "notebook", "the notebook as a plain", "Keras script", "a machine"):
         assert f"<!-- {title} -->" in text
 
 
@@ -67,6 +67,15 @@ def test_every_name_lies_within_the_axes_and_the_title_within_the_picture() -> N
     title = axes.get_title(loc="left")
     (drawn,) = [text for text in axes.get_children() if isinstance(text, Text) and text.get_text() == title]
     assert drawn.get_window_extent().x1 < figure.bbox.x1
+
+
+def test_no_name_lies_over_another_or_over_a_point() -> None:
+    figure = picture(json.loads((ROOT / "docs" / "bench.json").read_text(encoding="utf-8")))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    names = [text.get_window_extent() for text in axes.texts if isinstance(text, Annotation)]
+    points = [line.get_window_extent() for line in axes.lines]
+    assert [name.count_overlaps([*names, *points]) for name in names] == [1] * len(names), "each with itself alone"
 
 
 def test_no_picture_without_figures(tmp_path: Path) -> None:
