@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from benchmarks.recipes import RECIPES, SCRIPTS
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
 TITLES = {
@@ -81,28 +81,27 @@ def picture(told: dict[str, Any]) -> "Figure":
         axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.grid(visible=True, color="0.9")
-    points = {}
+    names = []
     for row in rows(told):
         accuracy, seconds = row.figures["accuracy"], row.figures["fit_seconds"]["median"]
         colour = "tab:blue" if row.is_recipe else "tab:gray"
         errors = [100 * (1 - accuracy[key]) for key in ("max", "median", "min")]
         axes.plot([seconds] * 3, errors, "_-", color=colour, linewidth=1)
         axes.plot(seconds, errors[1], "o", color=colour)
-        points[row.title] = ((seconds, errors[1]), colour)
+        name = textwrap.fill(row.title.replace("`", ""), NAME_WIDTH)
+        names.append(axes.annotate(name, (seconds, errors[1]), (0, 0), textcoords="offset points", color=colour))
     figure.draw_without_rendering()  # places the axes, so that names can be placed in them
     taken = [line.get_window_extent() for line in axes.lines]
-    for title, (point, colour) in points.items():
-        taken.append(write_name(axes, textwrap.fill(title.replace("`", ""), NAME_WIDTH), point, colour, taken))
+    for text in names:
+        taken.append(place(text, axes.get_window_extent(), taken))
     return figure
 
 
-def write_name(axes: "Axes", name: str, point: tuple[float, float], colour: str, taken: list["Bbox"]) -> "Bbox":
-    """Write a name beside its point, at the first of four places that is free, or else the last; the room it takes."""
-    text = axes.annotate(name, point, color=colour, xytext=(0, 0), textcoords="offset points")
-    room = axes.get_window_extent()
+def place(text: "Annotation", room: "Bbox", taken: list["Bbox"]) -> "Bbox":
+    """Move a name to the first of four places beside its point that is free, or else the last; what it covers there."""
     for (side, across), (edge, up) in itertools.product((("right", -8), ("left", 8)), (("top", -4), ("bottom", 6))):
         text.set(ha=side, va=edge, position=(across, up))
         box = text.get_window_extent()
-        if room.x0 < box.x0 and box.x1 < room.x1 and not box.count_overlaps(taken):
+        if room.count_contains(box.corners()) == len(box.corners()) and not box.count_overlaps(taken):
             break
     return box
