@@ -71,8 +71,8 @@ def build_engines(name: str, conf: Path, folder: Path) -> dict[str, Engine]:
 
     from pipeline.compose.composition import compose_config
     from pipeline.config import parse_config
+    from pipeline.tracking.conversion import ONNX, convert
     from pipeline.tracking.digit_reader import DigitReader
-    from pipeline.tracking.servable import convert
     from pipeline.train.archive import save_network
     from pipeline.train.network import build_network
 
@@ -80,7 +80,7 @@ def build_engines(name: str, conf: Path, folder: Path) -> dict[str, Engine]:
     config = parse_config(compose_config(conf, folder / "params.yaml"), {}, "")
     network = build_network(config.model, SHAPE, config.dataset.classes)
     save_network(folder / "model.keras", network)
-    convert(folder / "model.keras", folder / "model.onnx", np.zeros((1, *SHAPE), np.uint8))
+    converted = convert(folder / "model.keras", folder, np.zeros((1, *SHAPE), np.uint8))
     network.export(folder / "model.tflite", format="litert", verbose=False)
     compiled = tf.function(
         lambda images: network(images, training=False), input_signature=[tf.TensorSpec((None, *SHAPE), tf.uint8)]
@@ -88,7 +88,7 @@ def build_engines(name: str, conf: Path, folder: Path) -> dict[str, Engine]:
     interpreter = Interpreter(str(folder / "model.tflite"), num_threads=os.cpu_count())
     return {
         "tensorflow": lambda images: compiled(tf.constant(images)).numpy(),
-        "onnxruntime": DigitReader(folder / "model.onnx").predict,
+        "onnxruntime": DigitReader(converted.folder / ONNX).predict,
         "litert": LiteRt(interpreter),
     }
 

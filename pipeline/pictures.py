@@ -7,8 +7,12 @@ from matplotlib.figure import Figure, FigureBase
 from numpy.typing import NDArray
 
 from pipeline.files import replacing
+from pipeline.montage import montage
 
 DOTS_PER_INCH = 120
+TITLE = 0.45  # height of a title of two lines over that of its image
+GAP = 0.12  # between images, over their width
+LIGHT = 255
 
 
 def save_picture(path: Path, figure: Figure) -> None:
@@ -20,19 +24,20 @@ def save_picture(path: Path, figure: Figure) -> None:
 def draw_grid(
     figure: FigureBase, images: NDArray[np.uint8], titles: list[str], shape: tuple[int, int], heading: str
 ) -> None:
-    """Draw images (N, height, width), each under its title, as long as a grid of `shape` (rows, columns) has room."""
-    for number, axes in enumerate(figure.subplots(*shape).flat):
-        axes.axis("off")
-        if number < len(images):
-            axes.imshow(images[number], cmap="gray")
-            axes.set_title(titles[number], fontsize=8)
+    """Draw images (N, height, width), each under its title, as long as a grid of `shape` (rows, columns) has room.
+
+    All are one image, on which the titles are written: axes for each would take seconds.
+    """
+    rows, columns = shape
+    _, height, width = images.shape
+    above, beside = -(-height * TITLE // 1), -(-width * GAP // 1)
+    shown = images[: rows * columns]
+    padded = np.pad(shown, ((0, 0), (int(above), 0), (0, int(beside))), constant_values=LIGHT)
+    axes = figure.add_axes((0.02, 0.01, 0.96, 0.91))
+    axes.axis("off")
+    axes.imshow(montage(padded, rows, columns, LIGHT), cmap="gray", vmin=0, vmax=LIGHT)
+    for number, title in enumerate(titles[: len(shown)]):
+        row, column = divmod(number, columns)
+        middle, bottom = column * (width + beside) + width / 2, row * (height + above) + above - 1
+        axes.text(middle - 0.5, bottom, title, ha="center", va="bottom", fontsize=8)
     figure.suptitle(heading)
-
-
-def montage(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
-    """Images (N, height, width) row by row in one image with so many columns, a pixel apart; missing ones are black."""
-    rows = -(-len(images) // columns)
-    grid = np.zeros((rows * columns, images.shape[1] + 1, images.shape[2] + 1), np.uint8)
-    grid[: len(images), 1:, 1:] = images
-    grid = grid.reshape(rows, columns, *grid.shape[1:])
-    return grid.transpose(0, 2, 1, 3).reshape(rows * grid.shape[2], -1)

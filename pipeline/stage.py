@@ -32,12 +32,18 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
 
 
 @contextmanager
-def absent(*packages: str) -> Iterator[None]:
-    """Have imports inside the block not find these packages, unless they were imported before.
+def importing_keras() -> Iterator[None]:
+    """Import Keras inside the block, without TensorFlow's greetings and without packages that no stage has it use.
 
-    Keras takes scikit-learn and matplotlib along where they are there, for parts of it that no training uses, and a
-    quarter of its import is theirs.
+    Keras takes them along where they are there, and half of its import is theirs.
     """
+    with quietly(), absent("sklearn", "matplotlib", "pandas", "scipy"):
+        yield
+
+
+@contextmanager
+def absent(*packages: str) -> Iterator[None]:
+    """Have imports inside the block not find these packages, unless they were imported before."""
     hidden = [name for name in packages if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: Python's own way to say so
     try:

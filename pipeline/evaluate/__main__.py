@@ -6,19 +6,22 @@ Read when it runs: DEVICE (auto, cpu or gpu), MLFLOW_TRACKING_URI, KERAS_BACKEND
 from pipeline import paths
 from pipeline.config import load_config
 from pipeline.dataset import load_split
-from pipeline.stage import quietly, run_stage
+from pipeline.stage import importing_keras, run_stage
 from pipeline.tracking.store import open_store
+from pipeline.worker import Worker
 
 
 def run() -> None:
     """Evaluate models/model.keras."""
     config = load_config()
-    test = load_split(paths.TEST)
-    store = open_store(paths.project_root(), required=False)
-    with quietly():
+    with Worker() as worker:  # it imports MLflow while this process imports Keras
+        opening = worker.submit(open_store, paths.project_root(), required=False)
+        test = load_split(paths.TEST)
+        with importing_keras():
+            import keras  # noqa: F401 (on its own: the pictures need what is kept from it)
         from pipeline.evaluate.evaluation import evaluate_and_record
 
-    evaluate_and_record(config, test, store)
+        evaluate_and_record(config, test, opening, worker)
 
 
 if __name__ == "__main__":

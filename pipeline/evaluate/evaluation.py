@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import zipfile
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,11 @@ CURVES = ("epoch", "loss", "accuracy")
 TEST_METRICS = ("accuracy", "accuracy_low", "accuracy_high", "loss", "errors", "images", "calibration_error")
 
 
-def evaluate_and_record(config: Config, test: Split, store: Store) -> None:
-    """Score, write reports/ and record them. Raises PipelineError if models/ is not what train writes."""
+def evaluate_and_record(config: Config, test: Split, opening: Future[Store], executor: Executor) -> None:
+    """Score, write reports/, and have the executor's process record them in the store that it opens.
+
+    Raises PipelineError if models/ is not what train writes.
+    """
     with quietly():
         use_device()
     facts, history, data = read_facts(paths.RUN), read_history(paths.HISTORY), read_data(paths.DATA_REPORT)
@@ -54,13 +58,15 @@ def evaluate_and_record(config: Config, test: Split, store: Store) -> None:
     logits, probabilities = predict(network, test)
     figures = score(logits, probabilities, test.labels)
     wrong = mistakes(probabilities, test.labels)
-    recorder, provenance = find_run(config, store, facts, history), Provenance(**facts["provenance"])
+    store, provenance = opening.result(), Provenance(**facts["provenance"])
+    recorder = find_run(config, store, facts, history, test.images.shape[1:], executor)
     facts["run_id"] = recorder.run_id  # the training's may be of another store
     findings = Findings(config, facts, history, data, figures, wrong, test.images)
     write_reports(findings, reliability(probabilities, test.labels), commands(provenance, recorder.run_id))
     digest = md5(paths.TEST)
     write_json(paths.METRICS, report(findings, recorder, digest))
     record(recorder, findings, provenance, digest)
+    recorder.flush()
     Console().print(closing_table(findings, recorder))
     print(f"The run is at {address(store, recorder)}")
 
@@ -149,7 +155,7 @@ def report(findings: Findings, recorder: Recorder, test_md5: str) -> dict[str, A
     told = ("epochs", "parameters", "fit_seconds", "device", "backend", "precision")
     training = {name: findings.facts[name] for name in told}
     dataset = {"name": findings.config.dataset.name, "test_md5": test_md5}
-    run = {"experiment_id": recorder.experiment_id, "run_id": recorder.run_id}
+    run = {"experiment_id": recorder.run.experiment_id, "run_id": recorder.run_id}
     return {"test": findings.figures, "training": training, "dataset": dataset, "mlflow": run}
 
 
@@ -170,24 +176,33 @@ def record(recorder: Recorder, findings: Findings, provenance: Provenance, test_
     describe_run(recorder, run_markdown(findings), commands(provenance, recorder.run_id))
 
 
-def find_run(config: Config, store: Store, facts: dict[str, Any], history: History) -> Recorder:
+def find_run(
+    config: Config,
+    store: Store,
+    facts: dict[str, Any],
+    history: History,
+    image_shape: tuple[int, ...],
+    executor: Executor,
+) -> Recorder:
     """The run that gets the figures: that of the training, or one that stands for it."""
     root, provenance = paths.project_root(), Provenance(**facts["provenance"])
-    recorder = continue_run(store, facts["run_id"], root)
-    if recorder is None:
+    run = executor.submit(continue_run, store, facts["run_id"], root).result()
+    if run is None:
         print(f"evaluate: MLflow has no run {facts['run_id']}: the model was restored, and so is its run")
-        recorder = start_run(store, config, root, provenance, restored_tags(facts))
+        run = executor.submit(start_run, store, config, root, provenance, restored_tags(facts)).result()
+        recorder = Recorder(run, executor)
         record_curves(recorder, config, history)
-        recorder.model(paths.MODEL)
+        recorder.model(paths.MODEL, image_shape, config.dataset.classes, keras.backend.backend())
         recorder.status("FINISHED")
         return recorder
-    linked = link_run(store, facts["run_id"], config, root, provenance)
+    linked = executor.submit(link_run, store, facts["run_id"], config, root, provenance).result()
     if linked is None:
-        return recorder
+        return Recorder(run, executor)
     print(f"evaluate: the model is that of MLflow's run {facts['run_id']}; this experiment has a run below it")
-    record_curves(linked, config, history)
-    linked.status("FINISHED")
-    return linked
+    recorder = Recorder(linked, executor)
+    record_curves(recorder, config, history)
+    recorder.status("FINISHED")
+    return recorder
 
 
 def restored_tags(facts: dict[str, Any]) -> dict[str, str]:
@@ -222,7 +237,7 @@ def closing_table(findings: Findings, recorder: Recorder) -> Table:
 
 def address(store: Store, recorder: Recorder) -> str:
     """Where to look at the run."""
-    experiment = recorder.experiment_id
+    experiment = recorder.run.experiment_id
     if experiment is None:
         return f"{store.uri}, run {recorder.run_id}, once it answers"
     where = page(store, f"experiments/{experiment}/runs/{recorder.run_id}")

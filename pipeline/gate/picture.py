@@ -15,7 +15,7 @@ def draw_disagreement(outcome: Outcome) -> Figure | None:
     if outcome.baseline is None or not (outcome.newly_wrong or outcome.newly_right):
         return None
     images = load_split(paths.TEST).images
-    figure = Figure(figsize=(COLUMNS * 1.0, ROWS * 2.7), layout="constrained")
+    figure = Figure(figsize=(COLUMNS * 1.0, ROWS * 2.7))
     kinds = (("wrong", outcome.newly_wrong, outcome.candidate), ("right", outcome.newly_right, outcome.baseline))
     for part, (kind, indices, side) in zip(figure.subfigures(2, 1, squeeze=False).flat, kinds, strict=True):
         shown = indices[: ROWS * COLUMNS]

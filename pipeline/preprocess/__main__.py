@@ -7,8 +7,7 @@ cannot be fed differently from the trained one.
 from pipeline import paths
 from pipeline.config import load_config
 from pipeline.dataset import Split, save_split
-from pipeline.files import write_json
-from pipeline.pictures import save_picture
+from pipeline.files import replacing, write_json
 from pipeline.preprocess.idx import read_pair
 from pipeline.preprocess.report import count_duplicates, describe_split
 from pipeline.preprocess.samples import draw_samples
@@ -39,7 +38,8 @@ def run() -> None:
     write_json(
         paths.DATA_REPORT, {"dataset": config.dataset.name, **report, "duplicates": count_duplicates(everything, test)}
     )
-    save_picture(paths.SAMPLES_PICTURE, draw_samples(train, classes))
+    with replacing(paths.SAMPLES_PICTURE) as temporary:
+        draw_samples(train, classes).save(temporary)
     print(
         f"prepared {len(train.images):,} training, {len(validation.images):,} watched "
         f"({config.training.validate_on}) and {len(test.images):,} test images"

@@ -7,6 +7,12 @@ moves to it and `previous` to the one before. --rollback swaps the two back.
 
 import argparse
 import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.promote.promotion import Standing
 
 
 def main() -> None:
@@ -35,14 +41,31 @@ def act(arguments: argparse.Namespace) -> None:
     """Promote or roll back, and say how things stand."""
     from rich.console import Console
 
-    from pipeline.promote.checks import check_model
+    if arguments.rollback:
+        from pipeline.promote.promotion import rollback
 
-    digest = None if arguments.rollback else check_model()
-    from pipeline.promote.promotion import promote, rollback
-
-    table, lines = rollback() if digest is None else promote(arguments.base, digest)
+        table, lines = rollback()
+    else:
+        table, lines = promote(arguments.base)
     Console().print(table)
     print("\n".join(lines))
+
+
+def promote(base: str | None) -> "Standing":
+    """Promote the model, while a worker converts it: importing Keras for that takes as long as all else."""
+    from pipeline.promote.checks import check_model
+    from pipeline.promote.conversion import convert_model
+    from pipeline.worker import Worker
+
+    digest = check_model()
+    with tempfile.TemporaryDirectory() as folder, Worker() as worker:
+        try:
+            converting = worker.submit(convert_model, Path(folder))
+            from pipeline.promote.promotion import promote
+
+            return promote(base, digest, converting)
+        finally:
+            worker.shutdown(cancel_futures=True)  # whoever is told that nothing is promoted does not wait for it
 
 
 if __name__ == "__main__":

@@ -1,30 +1,32 @@
 """Making a model the champion, and going back to the one before."""
 
+from concurrent.futures import Future
 from typing import NamedTuple
 
 from rich.table import Table
 
 from pipeline import paths
 from pipeline.config import load_config
-from pipeline.dataset import load_split
 from pipeline.errors import PipelineError
+from pipeline.files import md5
 from pipeline.gate.outcome import Outcome, compare_to, compare_with, current_candidate
 from pipeline.gate.rendering import tags
 from pipeline.gate.side import Baseline, Side, read_commit
 from pipeline.promote.checks import check_committed, check_model
 from pipeline.repository import commit_of
-from pipeline.stage import quietly
+from pipeline.tracking.conversion import KERAS, Converted
 from pipeline.tracking.model_files import DIGEST as SERVED
 from pipeline.tracking.registry import Aliases, Registry, open_registry
+from pipeline.tracking.servable import log_servable
 from pipeline.tracking.store import Store, open_store, page
 from pipeline.tracking.tags import ACCURACY, COMMIT, DVC_HASH
 
-TRIED = 1000  # training images: the form that is served must answer to them as the network does
 ABOUT = (
     "Reads the digits of the dataset `{name}` from raw images. The alias `champion` is the model to use, `previous` "
     "the one before it; `make promote` and `make promote ROLLBACK=1` move them. A version's tags say which commit and "
     "which DVC hash it is and what the gate compared it with."
 )
+REPLACED = f"{paths.MODEL} was replaced while it was judged: promote again"
 
 
 class Standing(NamedTuple):
@@ -34,8 +36,10 @@ class Standing(NamedTuple):
     lines: list[str]
 
 
-def promote(base: str | None, digest: str) -> Standing:
+def promote(base: str | None, digest: str, converting: Future[Converted]) -> Standing:
     """Make the model with an MD5, that of the working tree, the champion, and return how things stand then.
+
+    `converting` gives the form in which it is served.
 
     Raises PipelineError, and leaves the aliases alone, if the model is not current, not committed or worse than the
     champion or `base`, or if MLflow does not know its run.
@@ -49,7 +53,7 @@ def promote(base: str | None, digest: str) -> Standing:
         outcome = judge(base, candidate, registry, now)
         facts, text = version_tags(outcome, commit, digest), description(outcome, commit, digest, registry.name)
         if known is None:
-            number = register(registry, find_run(candidate, registry, store), digest, facts, text)
+            number = register(registry, find_run(candidate, registry, store), digest, converting, facts, text)
         else:
             check_unchanged(digest)
             number = str(known.version)
@@ -120,14 +124,16 @@ def find_run(candidate: Side, registry: Registry, store: Store) -> str:
     return run.run_id
 
 
-def register(registry: Registry, run_id: str, digest: str, facts: dict[str, str], text: str) -> str:
+def register(
+    registry: Registry, run_id: str, digest: str, converting: Future[Converted], facts: dict[str, str], text: str
+) -> str:
     """Log the form of the model that is served to its run, make it a version, and return the version's number."""
-    with quietly():
-        from pipeline.tracking.servable import log_servable
+    converted = converting.result()
     beside = {paths.MODEL_CARD: "", paths.MISTAKES_PICTURE: paths.MISTAKES_PICTURE.parent.name}
-    images = load_split(paths.TRAIN).images[:TRIED]
-    servable = log_servable(registry.client, run_id, paths.MODEL, images, beside)
+    servable = log_servable(registry.client, run_id, converted, beside)
     check_unchanged(digest)
+    if md5(converted.folder / KERAS) != digest:
+        raise PipelineError(REPLACED)
     registry.create(ABOUT.format(name=registry.name))
     return registry.add(servable.source, servable.model_id, run_id, facts | {SERVED: servable.digest}, text)
 
@@ -138,7 +144,7 @@ def check_unchanged(digest: str) -> None:
     After the last look at the working tree, and before anything is written of the version.
     """
     if check_model() != digest:
-        raise PipelineError(f"{paths.MODEL} was replaced while it was judged: promote again")
+        raise PipelineError(REPLACED)
 
 
 def move(registry: Registry, now: Aliases, leaves: Aliases, number: str) -> None:

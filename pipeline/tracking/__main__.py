@@ -23,13 +23,14 @@ def send() -> None:
 
 def tag(run_id: str, tags: dict[str, str]) -> None:
     """Add tags to a run that the store knows; kept for later where the store does not answer."""
+    from pipeline.tracking.recorder import Recorder
     from pipeline.tracking.runs import continue_run
 
     store = open_store(paths.project_root(), required=False)
-    recorder = continue_run(store, run_id, paths.project_root())
-    if recorder is None:
+    run = continue_run(store, run_id, paths.project_root())
+    if run is None:
         raise PipelineError(f"{store.uri} has no run {run_id}")
-    recorder.tags(tags)
+    Recorder(run).tags(tags)
 
 
 def check() -> None:

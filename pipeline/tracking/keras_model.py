@@ -1,4 +1,4 @@
-"""A Keras network as an MLflow model that can be loaded and served."""
+"""A Keras network as an MLflow model that can be loaded and served, logged without importing Keras."""
 
 import io
 import shutil
@@ -9,62 +9,92 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import keras
-import mlflow.keras
+import mlflow.pyfunc
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 NAME = "model"  # of the logged model, on its run's page
-KERAS_FILE = Path("data/model.keras")  # where mlflow.keras keeps and looks for the network
+DATA = "data"  # where mlflow.keras keeps the network in a model's folder
 
 
-def log_network(client: MlflowClient, run_id: str, path: Path) -> None:
-    """Log the network in a `.keras` file to a run, with its signature, an example and pinned requirements."""
-    log_model(client, run_id, NAME, sys.modules[__name__], network_file=path)
+def log_network(
+    client: MlflowClient, run_id: str, path: Path, image_shape: list[int], classes: int, backend: str
+) -> None:
+    """Log the network in a `.keras` file to a run, with its signature, an example and pinned requirements.
+
+    The network maps images (N, *image_shape) to probabilities (N, classes) and was trained on a Keras `backend`.
+    """
+    # MLflow would load the model to try the example on it, and importing Keras for that takes longer than a training.
+    options = {"image_shape": tuple(image_shape), "classes": classes, "backend": backend}
+    log_model(client, run_id, NAME, sys.modules[__name__], network_file=path, validate_serving_input=False, **options)
 
 
-def log_model(client: MlflowClient, run_id: str, name: str, flavor: ModuleType, **files: Path) -> str:
-    """Log a model that `flavor.save_model` writes from `files` to a run, and return MLflow's id of it."""
+def describe_network(path: Path) -> tuple[list[int], int, str]:
+    """The image shape, the number of classes and the Keras backend to log the network in a `.keras` file with."""
+    import keras
+
+    network = keras.saving.load_model(path, compile=False)
+    return list(network.input_shape[1:]), int(network.output_shape[1]), str(keras.backend.backend())
+
+
+def log_model(client: MlflowClient, run_id: str, name: str, flavor: ModuleType, **options: Any) -> str:
+    """Log a model that `flavor.save_model` writes from `options` to a run, and return MLflow's id of it."""
     experiment = client.get_run(run_id).info.experiment_id
     # Without a place of its own, a model that is logged outside an active run goes to the default experiment.
     logged = client.create_logged_model(experiment, name=name, source_run_id=run_id)
     current = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(client.tracking_uri)  # `Model.log` takes no address
     try:
-        with redirect_stdout(io.StringIO()):  # MLflow tries the example, and Keras draws a progress bar for it
-            Model.log(None, flavor, run_id=run_id, model_id=logged.model_id, **files)
+        with redirect_stdout(io.StringIO()):  # MLflow may try the example, and Keras draws a progress bar for it
+            Model.log(None, flavor, run_id=run_id, model_id=logged.model_id, **options)
     finally:
         mlflow.set_tracking_uri(current)
     return str(logged.model_id)
 
 
-def save_model(path: str, mlflow_model: Model, network_file: Path, **_: Any) -> None:
-    """Write an MLflow model whose network is `network_file` to the byte: what `Model.log` asks of a flavor."""
-    network = keras.saving.load_model(network_file, compile=False)
-    Path(path).mkdir(parents=True, exist_ok=True)  # mlflow.keras writes the example before it makes the folder
-    mlflow.keras.save_model(
-        network,
+def save_model(
+    path: str,
+    mlflow_model: Model,
+    network_file: Path,
+    image_shape: tuple[int, ...],
+    classes: int,
+    backend: str,
+    **_: Any,
+) -> None:
+    """Write the model that `mlflow.keras.save_model` would write, with the very bytes of the network in `network_file`.
+
+    It is what `Model.log` asks of a flavor. Loading it is left to `mlflow.keras`.
+    """
+    options = {"keras_version": version("keras"), "keras_backend": backend, "save_exported_model": False}
+    mlflow_model.add_flavor("keras", data=DATA, **options)
+    mlflow.pyfunc.save_model(
         path,
+        loader_module="mlflow.keras",
         mlflow_model=mlflow_model,
-        signature=signature_of(network),
-        input_example=example_of(network),
-        pip_requirements=pinned("keras", keras.backend.backend(), "numpy", "mlflow"),
+        signature=signature(image_shape, classes),
+        input_example=example(image_shape),
+        pip_requirements=pinned("keras", backend, "numpy", "mlflow"),
     )
-    shutil.copyfile(network_file, Path(path) / KERAS_FILE)
+    data = Path(path) / DATA
+    data.mkdir()
+    (data / "keras_module.txt").write_text("keras", encoding="utf-8")
+    shutil.copyfile(network_file, data / "model.keras")
+    mlflow_model.model_size_bytes = sum(file.stat().st_size for file in data.iterdir())
+    mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
-def signature_of(network: keras.Model) -> ModelSignature:
+def signature(image_shape: tuple[int, ...], classes: int) -> ModelSignature:
     """What a client sends: images (N, height, width) as bytes; and what it gets: probabilities (N, classes)."""
-    images = TensorSpec(np.dtype(np.uint8), (-1, *network.input_shape[1:]))
-    probabilities = TensorSpec(np.dtype(np.float32), (-1, network.output_shape[1]))
+    images = TensorSpec(np.dtype(np.uint8), (-1, *image_shape))
+    probabilities = TensorSpec(np.dtype(np.float32), (-1, classes))
     return ModelSignature(Schema([images]), Schema([probabilities]))
 
 
-def example_of(network: keras.Model) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def example(image_shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """One image, all black."""
-    return np.zeros((1, *network.input_shape[1:]), np.uint8)
+    return np.zeros((1, *image_shape), np.uint8)
 
 
 def pinned(*packages: str) -> list[str]:

@@ -2,23 +2,22 @@
 
 Everything that is recorded is an event: a small JSON object, with a file for pictures and models. An event that the
 store does not take is kept in .unsent/RUN_ID/ with all that come after it, and sent, in order, by the next command.
+MLflow is imported by the process that writes events, which need not be the one that records them.
 """
 
+import functools
 import json
 import shutil
 import time
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
 from pipeline.errors import first_line
 from pipeline.files import write_json, write_text
-from pipeline.tracking.keras_model import NAME, log_network
 
 OUTBOX = ".unsent"
 BATCH = 100  # params and tags that MLflow takes at once
@@ -26,26 +25,35 @@ BATCH = 100  # params and tags that MLflow takes at once
 Event = dict[str, Any]
 
 
-class Recorder:
-    """One run that is being written to. No method raises when the store fails: what it missed is kept."""
+class RunAddress(NamedTuple):
+    """A run of a store, and the folder of the project that records it."""
 
-    def __init__(self, uri: str, run_id: str, root: Path) -> None:
-        self.uri = uri
-        self.run_id = run_id
-        self.outbox = root / OUTBOX / run_id
-
-    @cached_property
-    def _client(self) -> MlflowClient:
-        """Made when it is first used: making it opens a database, which may fail as any sending may."""
-        return MlflowClient(self.uri)
+    uri: str
+    run_id: str
+    experiment_id: str | None  # None where the store did not say
+    root: Path
 
     @property
-    def experiment_id(self) -> str | None:
-        """The experiment that the run belongs to; None while the store does not answer."""
-        try:
-            return str(self._client.get_run(self.run_id).info.experiment_id)
-        except Exception:  # it is for an address on the screen only
-            return None
+    def outbox(self) -> Path:
+        """Where events of the run wait that the store did not take."""
+        return self.root / OUTBOX / self.run_id
+
+
+class Recorder:
+    """One run that is being written to. No method raises when the store fails: what it missed is kept.
+
+    With an executor, its process writes the events, in order, and `flush` waits for it.
+    """
+
+    def __init__(self, run: RunAddress, executor: Executor | None = None) -> None:
+        self.run = run
+        self._executor = executor
+        self._writing: list[Future[None]] = []
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run."""
+        return self.run.run_id
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record the configuration, flat: {'training.epochs': 20}."""
@@ -73,9 +81,10 @@ class Recorder:
         profile = {"images": images, "shape": shape}
         self._record({"kind": "dataset", "name": name, "context": context, "digest": digest, "profile": profile})
 
-    def model(self, path: Path) -> None:
-        """Record the network in a `.keras` file as the run's model."""
-        self._record({"kind": "model"}, path)
+    def model(self, path: Path, image_shape: tuple[int, ...], classes: int, backend: str) -> None:
+        """Record the network in a `.keras` file as the run's model, with the shapes of its input and its output."""
+        event = {"kind": "model", "image_shape": list(image_shape), "classes": classes, "backend": backend}
+        self._record(event, path)
 
     def model_file(self, path: Path, folder: str = "") -> None:
         """Put a file beside the run's model, if the run has one."""
@@ -85,35 +94,78 @@ class Recorder:
         """Say how the run stands: RUNNING, FINISHED, FAILED or KILLED."""
         self._record({"kind": "status", "status": status, "time": int(1000 * time.time())})
 
+    def execute(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function in the process that writes, after what was recorded so far."""
+        if self._executor is None:
+            function(*arguments)
+        else:
+            self._executor.submit(function, *arguments)
+
+    def flush(self) -> None:
+        """Wait until everything is written or kept. Raises OSError if it could be neither, as on a full disk."""
+        while self._writing:
+            try:
+                self._writing.pop(0).result()
+            except BrokenExecutor:
+                continue  # `_record` has seen to it that the event was kept
+
     def is_incomplete(self) -> bool:
-        """Whether the store has not got everything."""
-        return self.outbox.exists()
+        """Whether the store has not got everything that was recorded so far."""
+        self.flush()
+        return self.run.outbox.exists()
 
     def _record(self, event: Event, path: Path | None = None) -> None:
-        with outbox_lock(self.outbox):  # another process may be sending what is waiting
-            if not self.is_incomplete():
-                try:
-                    send_event(self._client, self.run_id, event, path)
-                    return
-                except Exception as error:  # whatever ails the store, it must not cost a training
-                    print(
-                        f"tracking: {self.uri} does not take this run's {event['kind']} ({reason(error)}). What it "
-                        f"misses is kept in {OUTBOX}/ and sent by the next training, or by "
-                        "`python -m pipeline.tracking send`",
-                        flush=True,
-                    )
-            self._keep(event, path)
+        if self._executor is None:
+            write_event(self.run, event, path)
+            return
+        writing = self._executor.submit(write_event, self.run, event, path)
+        writing.add_done_callback(functools.partial(_keep_if_lost, self.run, event, path))
+        self._writing.append(writing)
 
-    def _keep(self, event: Event, path: Path | None) -> None:
-        self.outbox.mkdir(parents=True, exist_ok=True)
-        number = len(list(self.outbox.iterdir()))
-        write_text(self.outbox / "uri", self.uri)
-        if path is not None:  # the file may be replaced before it is sent
-            folder = self.outbox / f"file-{number}"
-            folder.mkdir()
-            shutil.copy(path, folder)
-            event = event | {"file": f"{folder.name}/{path.name}"}
-        write_json(self.outbox / f"event-{number:06}.json", event)
+
+def write_event(run: RunAddress, event: Event, path: Path | None) -> None:
+    """Write an event to the store, or else keep it."""
+    with outbox_lock(run.outbox):  # another process may be sending what is waiting
+        if not run.outbox.exists():
+            try:
+                send_event(client_of(run.uri), run.run_id, event, path)
+                return
+            except Exception as error:  # whatever ails the store, it must not cost a training
+                print(
+                    f"tracking: {run.uri} does not take this run's {event['kind']} ({reason(error)}). What it "
+                    f"misses is kept in {OUTBOX}/ and sent by the next training, or by "
+                    "`python -m pipeline.tracking send`",
+                    flush=True,
+                )
+        keep_event(run, event, path)
+
+
+def keep_event(run: RunAddress, event: Event, path: Path | None) -> None:
+    """Put an event, and a copy of its file, into the outbox."""
+    run.outbox.mkdir(parents=True, exist_ok=True)
+    number = len(list(run.outbox.iterdir()))
+    write_text(run.outbox / "uri", run.uri)
+    if path is not None:  # the file may be replaced before it is sent
+        folder = run.outbox / f"file-{number}"
+        folder.mkdir()
+        shutil.copy(path, folder)
+        event = event | {"file": f"{folder.name}/{path.name}"}
+    write_json(run.outbox / f"event-{number:06}.json", event)
+
+
+def _keep_if_lost(run: RunAddress, event: Event, path: Path | None, writing: Future[None]) -> None:
+    """Keep an event that a worker process took with it when it died."""
+    if isinstance(writing.exception(), BrokenExecutor):
+        with outbox_lock(run.outbox):
+            keep_event(run, event, path)
+
+
+@functools.cache
+def client_of(uri: str) -> Any:
+    """MLflow's client of a store, made when it is first used: making it opens a database, which may fail."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
 
 
 def outbox_lock(outbox: Path) -> FileLock:
@@ -127,8 +179,12 @@ def reason(error: Exception) -> str:
     return first_line(error)[:200]
 
 
-def send_event(client: MlflowClient, run_id: str, event: Event, path: Path | None) -> None:  # noqa: PLR0912 (one case a kind)
+def send_event(client: Any, run_id: str, event: Event, path: Path | None) -> None:  # noqa: PLR0912 (one case a kind)
     """Write one event to the store. Raises whatever MLflow raises."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+    from pipeline.tracking.keras_model import NAME, describe_network, log_network
+
     match event:
         case {"kind": "params", "values": values}:
             params = [Param(key, value) for key, value in values.items()]
@@ -146,9 +202,12 @@ def send_event(client: MlflowClient, run_id: str, event: Event, path: Path | Non
             source = json.dumps({"uri": f"data/prepared/{context}.npz"})
             dataset = Dataset(name, digest, "local", source, profile=json.dumps(profile))
             client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
-        case {"kind": "model"}:
+        case {"kind": "model", "image_shape": shape, "classes": classes, "backend": backend}:
             assert path is not None
-            log_network(client, run_id, path)
+            log_network(client, run_id, path, shape, classes, backend)
+        case {"kind": "model"}:  # kept by a version that did not say these
+            assert path is not None
+            log_network(client, run_id, path, *describe_network(path))
         case {"kind": "model file", "folder": folder}:
             models = (client.get_logged_model(each.model_id) for each in client.get_run(run_id).outputs.model_outputs)
             for own in [model for model in models if model.name == NAME][-1:]:  # what was registered stays as it was
@@ -180,7 +239,7 @@ def send_unsent(root: Path) -> tuple[int, list[str]]:
 def _send_outbox(outbox: Path) -> None:
     if not outbox.exists():  # another process was faster
         return
-    client = MlflowClient((outbox / "uri").read_text(encoding="utf-8"))
+    client = client_of((outbox / "uri").read_text(encoding="utf-8"))
     for path in sorted(outbox.glob("event-*.json")):
         event = json.loads(path.read_text(encoding="utf-8"))
         send_event(client, outbox.name, event, outbox / event["file"] if "file" in event else None)

@@ -1,23 +1,18 @@
 """One MLflow run per trained model: train opens it, evaluate goes on with it."""
 
 import getpass
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from typing import Any
 
 from pipeline import paths
 from pipeline.config import Config, flatten
 from pipeline.errors import PipelineError
 from pipeline.machine import describe_machine, describe_versions
 from pipeline.tracking.provenance import EXPERIMENT, EXPERIMENT_TAG, PATCH, REUSED_FROM, Provenance, commands
-from pipeline.tracking.recorder import Recorder
+from pipeline.tracking.recorder import Recorder, RunAddress
 from pipeline.tracking.store import Store, experiment_id
 from pipeline.tracking.tags import COMMIT, DVC_HASH
 
@@ -27,21 +22,27 @@ SCORED = "test/accuracy"  # a run that has it has been evaluated
 PARENT = "mlflow.parentRunId"
 EPOCH_NAMES = {"seconds": "seconds_per_epoch"}
 
+_monitors: dict[RunAddress, Any] = {}  # of the machine's load, that run in this process, by run
+
 
 def start_run(
     store: Store, config: Config, root: Path, provenance: Provenance, extra_tags: Mapping[str, str]
-) -> Recorder:
+) -> RunAddress:
     """Open a run for one model, with everything it was configured to be and the code that it comes from.
 
     Raises PipelineError if the store does not take it: nothing has been trained yet.
     """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
     tags = run_tags(provenance) | {"recipe": config.recipe, **extra_tags}
     try:
         experiment = experiment_id(store, config.dataset.name)
         run = MlflowClient(store.uri).create_run(experiment, tags=tags, run_name=run_name(config))
     except MlflowException as error:
         raise PipelineError(f"the MLflow store {store.uri} does not take a new run: {error}") from None
-    recorder = Recorder(store.uri, run.info.run_id, root)
+    opened = RunAddress(store.uri, run.info.run_id, experiment, root)
+    recorder = Recorder(opened)
     values = config.model_dump(by_alias=True, exclude={"gate": True, "dataset": BYTES})
     recorder.params(dict(flatten(values)))
     for path in (paths.COMPOSED, paths.PARAMS):
@@ -49,14 +50,17 @@ def start_run(
     if provenance.patch:
         recorder.text(PATCH, provenance.patch)
     describe_run(recorder, "No test figures yet.", commands(provenance, recorder.run_id))
-    return recorder
+    return opened
 
 
-def link_run(store: Store, run_id: str, config: Config, root: Path, provenance: Provenance) -> Recorder | None:
+def link_run(store: Store, run_id: str, config: Config, root: Path, provenance: Provenance) -> RunAddress | None:
     """A run for a DVC experiment that reuses the model of an earlier run; None if that run is this experiment's own.
 
     The UI shows it below the earlier run, which has the model. A second evaluation goes on with it.
     """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
     client, experiment = MlflowClient(store.uri), os.environ.get(EXPERIMENT)
     if not experiment:
         return None
@@ -69,7 +73,7 @@ def link_run(store: Store, run_id: str, config: Config, root: Path, provenance: 
     except MlflowException:  # a store that does not answer: what is recorded is kept, under the run that is known
         return None
     if found:
-        return Recorder(store.uri, found[0].info.run_id, root)
+        return RunAddress(store.uri, found[0].info.run_id, found[0].info.experiment_id, root)
     same = ("machine", "versions", "device", "precision", "keras.backend", DVC_HASH)
     kept = {name: run.data.tags.get(name, "") for name in same}
     return start_run(store, config, root, provenance, kept | {PARENT: run_id, "reused": "true", REUSED_FROM: run_id})
@@ -87,19 +91,23 @@ def describe_run(recorder: Recorder, text: str, reproduce: list[str]) -> None:
     recorder.tags({DESCRIPTION: f"{text}\n\nThe same run again, in a clone of the repository:\n\n```\n{lines}\n```\n"})
 
 
-def continue_run(store: Store, run_id: str | None, root: Path) -> Recorder | None:
+def continue_run(store: Store, run_id: str | None, root: Path) -> RunAddress | None:
     """Go on with a run that this store knows; None if it does not know it, or if it was deleted.
 
     A store that does not answer is taken to know it: what is recorded then is kept and sent later.
     """
     if run_id is None:
         return None
-    recorder = Recorder(store.uri, run_id, root)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
     try:
-        run = MlflowClient(store.uri).get_run(run_id)
+        info = MlflowClient(store.uri).get_run(run_id).info
     except MlflowException as error:
-        return None if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST) else recorder
-    return recorder if run.info.lifecycle_stage == "active" else None
+        gone = error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+        return None if gone else RunAddress(store.uri, run_id, None, root)
+    return RunAddress(store.uri, run_id, info.experiment_id, root) if info.lifecycle_stage == "active" else None
 
 
 def run_tags(provenance: Provenance) -> dict[str, str]:
@@ -135,25 +143,22 @@ def epoch_metrics(epoch: Mapping[str, float], validate_on: str) -> dict[str, flo
 @contextmanager
 def system_metrics(recorder: Recorder) -> Iterator[None]:
     """Record the machine's load every second while the block runs, and at its end."""
-    monitor = _SystemMetrics(recorder.run_id, sampling_interval=1, resume_logging=True, tracking_uri=recorder.uri)
-    monitor.start()
+    recorder.execute(_start_monitor, recorder.run)
     try:
         yield
     finally:
-        monitor.finish()
+        recorder.execute(_stop_monitor, recorder.run)
 
 
-class _SystemMetrics(SystemMetricsMonitor):
-    """MLflow's own drops the sample that it has when it is stopped: of a fit of half a second nothing would be left."""
+def _start_monitor(run: RunAddress) -> None:
+    from pipeline.tracking.system_metrics import LoadMonitor
 
-    def monitor(self) -> None:
-        super().monitor()
-        if self._shutdown_event.is_set():
-            for part in self.monitors:
-                part.clear_metrics()  # a process's first CPU load is always 0
-            self.collect_metrics()
-            self.mlflow_logger.total_log_batch_time = math.inf  # queued only: finish() sends it
-            self.publish_metrics(self.aggregate_metrics())
+    _monitors[run] = LoadMonitor(run.uri, run.run_id)
+    _monitors[run].start()
+
+
+def _stop_monitor(run: RunAddress) -> None:
+    _monitors.pop(run).finish()
 
 
 def _user() -> str:

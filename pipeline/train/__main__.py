@@ -9,24 +9,27 @@ import psutil
 from pipeline import paths
 from pipeline.config import load_config
 from pipeline.dataset import load_split
-from pipeline.stage import absent, quietly, run_stage
+from pipeline.stage import importing_keras, run_stage
 from pipeline.stopwatch import Stopwatch
 from pipeline.tracking.store import open_store
+from pipeline.worker import Worker
 
 
 def run() -> None:
     """Train as composed.yaml says."""
     watch = Stopwatch(psutil.Process().create_time())
     config = load_config()
-    watch.lap("import")
-    train, validation = load_split(paths.TRAIN), load_split(paths.VALIDATION)
-    watch.lap("load")
-    store = open_store(paths.project_root())  # nothing is trained that could not be recorded
-    with quietly(), absent("sklearn", "matplotlib"):
-        from pipeline.train.training import train_and_record  # takes seconds: not before it is known to be of use
+    with Worker() as worker:  # it imports MLflow while this process imports Keras
+        opening = worker.submit(open_store, paths.project_root())
+        watch.lap("import")
+        train, validation = load_split(paths.TRAIN), load_split(paths.VALIDATION)
+        watch.lap("load")
+        with importing_keras():
+            from pipeline.train.training import train_and_record
 
-    watch.lap("import")
-    train_and_record(config, train, validation, store, watch)
+        store = opening.result()  # nothing is trained that could not be recorded
+        watch.lap("import")
+        train_and_record(config, train, validation, store, worker, watch)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import io
 import os
 import resource
 import sys
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,23 @@ FLOAT32 = "float32"
 HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
 
-def train_and_record(config: Config, train: Split, validation: Split, store: Store, watch: Stopwatch) -> None:
-    """Fit, write models/, and record both. Raises PipelineError if the network cannot be built or diverges."""
+def train_and_record(
+    config: Config, train: Split, validation: Split, store: Store, executor: Executor, watch: Stopwatch
+) -> None:
+    """Fit, write models/, and have the executor's process record both.
+
+    Raises PipelineError if the network cannot be built or diverges.
+    """
     root = paths.project_root()
+    executor.submit(send_unsent, root)
+    provenance = find_provenance()
+    watch.lap("log")
     with quietly():
         device = use_device(deterministic=config.training.deterministic)
     network, learner = set_up(config, train, validation, device)
-    send_unsent(root)
     watch.lap("build")
-    provenance = find_provenance()
     with open_checkpoint(root / paths.CHECKPOINTS, training_name(config)) as checkpoint:
-        recorder = open_run(config, store, provenance, checkpoint, device)
+        recorder = open_run(config, store, provenance, checkpoint, device, executor)
         record_data(recorder, config, train, validation)
         recorder.text("model_summary.txt", summary(network))
         watch.lap("log")
@@ -58,8 +65,7 @@ def train_and_record(config: Config, train: Split, validation: Split, store: Sto
         watch.lap("save")
         digest = md5(paths.MODEL)
         recorder.tags({"dvc.model": digest})
-        recorder.model(paths.MODEL)
-        watch.lap("log")
+        recorder.model(paths.MODEL, network.input_shape[1:], config.dataset.classes, keras.backend.backend())
         facts = {
             "run_id": recorder.run_id,
             "model_md5": digest,
@@ -70,14 +76,17 @@ def train_and_record(config: Config, train: Split, validation: Split, store: Sto
             "epochs": len(epochs),
             "fit_seconds": round(sum(epoch["seconds"] for epoch in epochs), 2),
             "peak_memory_mib": peak_memory_mib(),
-            "seconds": {name: round(seconds, 2) for name, seconds in watch.seconds.items()},
             "machine": describe_machine(),
             "versions": describe_versions(),
             "provenance": provenance._asdict(),
         }
+        recorder.flush()
+        watch.lap("log")
+        facts["seconds"] = {name: round(seconds, 2) for name, seconds in watch.seconds.items()}
         write_json(paths.RUN, facts)
         recorder.metrics(costs(facts), len(epochs))
         recorder.status("FINISHED")
+        recorder.flush()
         checkpoint.discard()
 
 
@@ -107,15 +116,18 @@ def training_name(config: Config) -> str:
     return fingerprint(relevant, [paths.TRAIN, paths.VALIDATION, *sorted(Path(__file__).parent.glob("*.py"))])
 
 
-def open_run(config: Config, store: Store, provenance: Provenance, checkpoint: Checkpoint, device: str) -> Recorder:
-    """The run of the training that is being continued, or else a new one."""
+def open_run(
+    config: Config, store: Store, provenance: Provenance, checkpoint: Checkpoint, device: str, executor: Executor
+) -> Recorder:
+    """The run of the training that is being continued, or else a new one, written by the executor's process."""
     root = paths.project_root()
-    recorder = continue_run(store, checkpoint.run_id, root)
-    if recorder is None:
+    run = executor.submit(continue_run, store, checkpoint.run_id, root).result()
+    if run is None:
         tags = {"device": device, "keras.backend": keras.backend.backend()}
         tags["precision"] = keras.config.dtype_policy().name
-        recorder = start_run(store, config, root, provenance, tags)
-        checkpoint.run_id = recorder.run_id
+        run = executor.submit(start_run, store, config, root, provenance, tags).result()
+        checkpoint.run_id = run.run_id
+    recorder = Recorder(run, executor)
     recorder.tags({"dvc.experiment": os.environ.get(EXPERIMENT, "")})  # another one may have begun it
     recorder.status("RUNNING")
     return recorder
@@ -145,6 +157,7 @@ def fit_recorded(
             return fit(learner, train, validation, config, checkpoint, report)
     except BaseException as error:
         recorder.status("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        recorder.flush()
         if isinstance(error, PipelineError):  # it would diverge again; all else goes on from here
             checkpoint.discard()
         raise

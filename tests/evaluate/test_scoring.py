@@ -4,8 +4,19 @@ import keras
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import log_softmax
+from scipy.stats import binomtest
+from sklearn import metrics
 
-from pipeline.evaluate.scoring import Mistake, calibration_error, log_loss, mistakes, reliability, score
+from pipeline.evaluate.scoring import (
+    Mistake,
+    calibration_error,
+    log_loss,
+    mistakes,
+    proportion_interval,
+    reliability,
+    score,
+)
 
 # Four images: three right with 0.9, 0.8 and 0.6, one wrong with 0.7.
 PROBABILITIES = np.array([[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.7, 0.1, 0.2]], np.float32)
@@ -34,6 +45,34 @@ def test_the_interval_is_wilsons() -> None:
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     assert figures["accuracy_low"] == pytest.approx((centre - half) / (1 + z * z / n), abs=1e-6)
     assert figures["accuracy_high"] == pytest.approx((centre + half) / (1 + z * z / n), abs=1e-6)
+
+
+@pytest.mark.parametrize("images", [1, 2, 7, 500, 10_000])
+def test_the_interval_is_scipys(images: int) -> None:
+    for right in sorted({0, 1, images // 3, images - 1, images}):
+        interval = binomtest(right, images).proportion_ci(0.95, method="wilson")
+        assert proportion_interval(right, images) == pytest.approx((interval.low, interval.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("classes", "present", "predicted"), [(10, 10, 10), (10, 7, 10), (10, 10, 3), (3, 1, 1)])
+def test_figures_are_those_of_scikit_learn_and_scipy(classes: int, present: int, predicted: int) -> None:
+    rng = np.random.default_rng(classes + present + predicted)
+    labels = rng.integers(0, present, 400).astype(np.uint8)
+    logits = rng.normal(0, 30, (400, classes)).astype(np.float32)
+    logits[:, predicted:] -= 1000  # never the highest
+    logits[np.arange(200), labels[:200]] += 40
+    probabilities = np.exp(log_softmax(logits, axis=1))
+    figures, guesses, names = score(logits, probabilities, labels), probabilities.argmax(axis=1), list(range(classes))
+    precision, recall, f1, images = metrics.precision_recall_fscore_support(
+        labels, guesses, labels=names, zero_division=0
+    )
+    for name, expected in (("precision", precision), ("recall", recall), ("f1", f1)):
+        assert figures["per_class"][name] == pytest.approx(expected, abs=5e-7), name
+    assert figures["per_class"]["images"] == images.astype(int).tolist()
+    assert figures["confusion_matrix"] == metrics.confusion_matrix(labels, guesses, labels=names).tolist()
+    assert figures["accuracy"] == pytest.approx(metrics.accuracy_score(labels, guesses), abs=5e-7)
+    exact = log_softmax(logits.astype(np.float64), axis=1)[np.arange(400), labels]
+    assert log_loss(logits, labels) == pytest.approx(-exact.mean(), rel=1e-12)
 
 
 def test_a_class_without_images_counts_nothing() -> None:

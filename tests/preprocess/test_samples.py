@@ -1,19 +1,30 @@
 import numpy as np
 
 from pipeline.dataset import Split
-from pipeline.pictures import montage
-from pipeline.preprocess.samples import draw_samples
+from pipeline.preprocess.samples import draw_samples, samples
 
-
-def test_a_montage_goes_row_by_row() -> None:
-    images = np.array([[[1]], [[2]], [[3]]], np.uint8)
-    np.testing.assert_array_equal(montage(images, 2), [[0, 0, 0, 0], [0, 1, 0, 2], [0, 0, 0, 0], [0, 3, 0, 0]])
+LABELS = np.repeat(np.arange(3, dtype=np.uint8), 12)
+IMAGES = np.tile(60 * (LABELS[:, None, None] + 1), (1, 4, 4)).astype(np.uint8)
 
 
 def test_samples_show_ten_of_each_class() -> None:
-    labels = np.repeat(np.arange(3, dtype=np.uint8), 12)
-    images = np.tile(labels[:, None, None] + 1, (1, 4, 4)).astype(np.uint8)
-    figure = draw_samples(Split(images, labels), classes=3)
-    picture = figure.axes[0].images[0].get_array()
-    assert picture is not None
-    np.testing.assert_array_equal(picture[1::5, 1::5], np.repeat([[1], [2], [3]], 10, axis=1))
+    grid = samples(Split(IMAGES, LABELS), classes=3)
+    assert grid.shape == (18, 60)
+    np.testing.assert_array_equal(grid[2::6, 2::6], np.repeat([[60], [120], [180]], 10, axis=1))
+    assert not grid[::6].any()
+
+
+def test_a_class_with_few_images_leaves_its_row_black() -> None:
+    few = [*np.flatnonzero(LABELS != 1)[:14].tolist(), 12]
+    grid = samples(Split(IMAGES[few], LABELS[few]), classes=3)
+    np.testing.assert_array_equal(grid[8, 2::6], [120, *[0] * 9])
+
+
+def test_the_picture_is_the_samples_enlarged_and_labelled() -> None:
+    picture = np.asarray(draw_samples(Split(IMAGES, LABELS), classes=3))
+    grid = samples(Split(IMAGES, LABELS), classes=3).repeat(10, axis=0).repeat(10, axis=1)
+    np.testing.assert_array_equal(picture[-grid.shape[0] - 8 : -8, -grid.shape[1] - 8 : -8], grid)
+    for label in range(3):
+        row = picture[44 + 60 * label : 44 + 60 * (label + 1), :36]
+        assert row.min() < 100, "its number stands beside it"
+    assert picture[:44].min() < 100, "a heading"

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.model_selection import train_test_split
 
 from pipeline.errors import PipelineError
 from pipeline.preprocess.split import hold_out
@@ -33,3 +34,36 @@ def test_too_small_a_part_is_refused() -> None:
         PipelineError, match=r"training\.validation_fraction: 0\.001 of 1,000 images cannot be held out"
     ):
         hold_out(LABELS, 0.001, seed=1)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.08333, 0.1, 0.1667, 0.3333, 0.5, 0.77, 0.985])
+@pytest.mark.parametrize("seed", range(5))
+def test_it_is_the_split_of_scikit_learn(fraction: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for labels in (
+        LABELS,
+        rng.permutation(LABELS),
+        rng.integers(0, 7, 1797).astype(np.uint8),  # other remainders in every class
+        np.repeat(np.array([1, 4, 9], np.uint8), [333, 333, 334]),  # equal ones, among which lots are drawn
+        rng.choice(10, 5000, p=np.arange(1, 11) / 55).astype(np.uint8),
+    ):
+        kept, held_out = train_test_split(
+            np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=seed
+        )
+        ours = hold_out(labels, fraction, seed)
+        np.testing.assert_array_equal(ours[0], np.sort(kept))
+        np.testing.assert_array_equal(ours[1], np.sort(held_out))
+
+
+@pytest.mark.parametrize(
+    ("counts", "fraction"), [([5, 1], 0.5), ([5, 5], 0.1), ([5, 5], 0.95), ([2, 2, 2], 0.5), ([2, 2, 2], 0.34)]
+)
+def test_it_is_refused_where_scikit_learn_refuses_it(counts: list[int], fraction: float) -> None:
+    labels = np.repeat(np.arange(len(counts), dtype=np.uint8), counts)
+    try:
+        train_test_split(np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=1)
+    except ValueError:
+        with pytest.raises(PipelineError, match="cannot be held out"):
+            hold_out(labels, fraction, 1)
+    else:
+        assert hold_out(labels, fraction, 1)

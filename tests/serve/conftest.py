@@ -9,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from numpy.typing import NDArray
 
+from pipeline.tracking.conversion import convert
 from pipeline.tracking.model_files import DIGEST
 from pipeline.tracking.servable import log_servable
 from pipeline.tracking.store import Store, experiment_id, open_store
@@ -44,7 +45,7 @@ def registered(tmp_path: Path) -> Registered:
     client = MlflowClient(store.uri)
     run = client.create_run(experiment_id(store, "numbers"))
     images = np.random.default_rng(1).integers(0, 256, (5, *SHAPE), dtype=np.uint8)
-    servable = log_servable(client, run.info.run_id, file, images, {})
+    servable = log_servable(client, run.info.run_id, convert(file, tmp_path, images), {})
     client.create_registered_model("numbers")
     tags = {DIGEST: servable.digest, "test.accuracy": "0.5"}
     version = client.create_model_version("numbers", servable.source, run.info.run_id, tags, model_id=servable.model_id)

@@ -9,8 +9,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import PipelineError
-from pipeline.tracking.digit_reader import BATCH, BadImages, DigitReader, check_images
-from pipeline.tracking.servable import TOLERANCE, convert, log_servable
+from pipeline.tracking.conversion import convert
+from pipeline.tracking.digit_reader import BATCH, NETWORK, BadImages, DigitReader, check_images
+from pipeline.tracking.servable import TOLERANCE, check_conversion, log_servable
 from pipeline.tracking.serving import load_registered
 from pipeline.train.archive import save_network
 from pipeline.train.network import build_network
@@ -28,8 +29,11 @@ MODELS = [{"name": path.stem} for path in sorted((CONF / "model").glob("*.yaml")
 def test_every_model_answers_as_it_does_in_keras(model: dict[str, object], tmp_path: Path) -> None:
     network = build_network(configured(tmp_path, model=model).model, SHAPE, 10)
     save_network(tmp_path / "model.keras", network)
-    assert convert(tmp_path / "model.keras", tmp_path / "model.onnx", IMAGES) <= TOLERANCE
-    assert DigitReader(tmp_path / "model.onnx").predict(IMAGES).shape == (BATCH + 7, 10)
+    converted = convert(tmp_path / "model.keras", tmp_path, IMAGES)
+    check_conversion(converted)
+    served = DigitReader(converted.folder / NETWORK).predict(IMAGES)
+    assert served.shape == (BATCH + 7, 10)
+    np.testing.assert_allclose(served, network.predict(IMAGES, verbose=0), atol=TOLERANCE)
 
 
 def test_a_network_that_answers_otherwise_is_not_logged(
@@ -41,15 +45,16 @@ def test_a_network_that_answers_otherwise_is_not_logged(
     noisy.add(keras.layers.Lambda(lambda values: values))
     noisy.save(tmp_path / "noisy.keras")
     with pytest.raises(PipelineError, match=r"noisy\.keras cannot be served: it has no form in ONNX \(.*unsafe"):
-        log_servable(client, run, tmp_path / "noisy.keras", IMAGES[:2], {})
+        convert(tmp_path / "noisy.keras", tmp_path, IMAGES[:2])
     for precision, message in REFUSED.items():
         keras.config.set_dtype_policy(precision)
         try:
             save_network(tmp_path / "half.keras", build_network(configured(tmp_path).model, SHAPE, 10))
         finally:
             keras.config.set_dtype_policy("float32")
+        (tmp_path / precision).mkdir()
         with pytest.raises(PipelineError, match=rf"half\.keras cannot be served: {message}"):
-            log_servable(client, run, tmp_path / "half.keras", IMAGES[:50], {})
+            log_servable(client, run, convert(tmp_path / "half.keras", tmp_path / precision, IMAGES[:50]), {})
     assert "Error" not in capfd.readouterr().err, "one line says it"
     assert not client.get_run(run).outputs.model_outputs
 

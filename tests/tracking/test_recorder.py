@@ -1,5 +1,8 @@
 """A real MLflow server that goes away and comes back."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import keras
@@ -7,7 +10,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 
-from pipeline.tracking.recorder import Recorder, send_unsent
+from pipeline.tracking.recorder import Recorder, RunAddress, keep_event, send_unsent
+from pipeline.worker import Worker
 from tests.conftest import Start, free_port, kill_all, serve_store
 
 
@@ -20,7 +24,7 @@ def test_what_the_server_misses_is_kept_and_sent_once_it_is_back(
     process = serve_store(start, tmp_path, port)
     client = MlflowClient(f"http://127.0.0.1:{port}")
     run_id = client.create_run("0").info.run_id
-    recorder = Recorder(f"http://127.0.0.1:{port}", run_id, tmp_path)
+    recorder = Recorder(RunAddress(f"http://127.0.0.1:{port}", run_id, "0", tmp_path))
     recorder.metrics({"train/loss": 3.0}, 1)
     assert not recorder.is_incomplete()
 
@@ -31,7 +35,7 @@ def test_what_the_server_misses_is_kept_and_sent_once_it_is_back(
     recorder.metrics({"train/loss": 2.0}, 2)
     recorder.artifact(picture, "plots")
     picture.write_bytes(b"replaced before it was sent")
-    recorder.model(network)
+    recorder.model(network, (4, 4), 2, "tensorflow")
     recorder.tags({"device": "cpu"})
     recorder.status("FINISHED")
     assert recorder.is_incomplete()
@@ -54,10 +58,53 @@ def test_what_the_server_misses_is_kept_and_sent_once_it_is_back(
     assert send_unsent(tmp_path) == (0, [])
 
 
+def test_what_a_worker_took_with_it_is_kept_and_sent_later(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    run_id = client.create_run("0").info.run_id
+    with Worker() as worker:
+        recorder = Recorder(RunAddress(uri, run_id, "0", tmp_path), worker)
+        recorder.metrics({"train/loss": 3.0}, 1)
+        recorder.flush()
+        pid = worker.submit(os.getpid).result()
+        worker.submit(time.sleep, 60)
+        recorder.metrics({"train/loss": 2.0}, 2)
+        recorder.tags({"device": "cpu"})
+        os.kill(pid, signal.SIGKILL)
+        recorder.metrics({"train/loss": 1.0}, 3)
+        assert recorder.is_incomplete()
+    assert [point.step for point in client.get_metric_history(run_id, "train/loss")] == [1]
+    assert send_unsent(tmp_path) == (1, [])
+    history = sorted((metric.step, metric.value) for metric in client.get_metric_history(run_id, "train/loss"))
+    assert history == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert client.get_run(run_id).data.tags["device"] == "cpu"
+
+
+def test_what_can_be_neither_written_nor_kept_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / ".unsent").write_text("in the way", encoding="utf-8")
+    with Worker() as worker:
+        recorder = Recorder(RunAddress("sqlite:////no/such/folder/mlflow.db", "1", "0", tmp_path), worker)
+        recorder.tags({"device": "cpu"})
+        with pytest.raises(OSError, match=r"File exists|Not a directory"):
+            recorder.flush()
+
+
+def test_a_model_that_an_earlier_version_kept_is_sent(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    place = client.create_experiment("digits", (tmp_path / "artifacts").as_uri())
+    run = RunAddress(uri, client.create_run(place).info.run_id, place, tmp_path)
+    network = tmp_path / "model.keras"
+    keras.Sequential([keras.Input((4, 4), dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(2)]).save(network)
+    keep_event(run, {"kind": "model"}, network)
+    assert send_unsent(tmp_path) == (1, [])
+    assert len(client.get_run(run.run_id).outputs.model_outputs) == 1
+
+
 def test_the_same_figures_are_recorded_once(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(uri)
-    recorder = Recorder(uri, client.create_run("0").info.run_id, tmp_path)
+    recorder = Recorder(RunAddress(uri, client.create_run("0").info.run_id, "0", tmp_path))
     for _ in range(2):
         recorder.metrics({"train/loss": 2.0}, 1, timestamp=1e9)
     assert len(client.get_metric_history(recorder.run_id, "train/loss")) == 1
@@ -72,6 +119,6 @@ def test_a_card_lies_beside_the_run_s_own_model_and_not_beside_what_was_register
     card.write_text("# Model card", encoding="utf-8")
     models = [client.create_logged_model(place, name=name, source_run_id=run_id) for name in ("model", "served")]
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0) for model in models])
-    Recorder(uri, run_id, tmp_path).model_file(card)
+    Recorder(RunAddress(uri, run_id, place, tmp_path)).model_file(card)
     listed = [[file.path for file in client.list_logged_model_artifacts(model.model_id)] for model in models]
     assert listed == [["model_card.md"], []]

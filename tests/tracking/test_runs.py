@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.config import flatten
-from pipeline.tracking.recorder import Recorder
+from pipeline.tracking.recorder import Recorder, RunAddress
 from pipeline.tracking.runs import epoch_metrics, system_metrics
 
 EPOCH = {"epoch": 3.0, "loss": 0.1, "val_loss": 0.2, "learning_rate": 0.3, "seconds": 4.0, "timestamp": 5.0}
@@ -25,7 +25,8 @@ def test_keys_are_dotted() -> None:
 
 def test_the_shortest_run_has_the_machines_load(tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    recorder = Recorder(f"sqlite:///{tmp_path}/mlflow.db", client.create_run("0").info.run_id, tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    recorder = Recorder(RunAddress(uri, client.create_run("0").info.run_id, "0", tmp_path))
     real = []
     for _ in range(2):  # trained on, from where it was killed
         psutil.cpu_percent()

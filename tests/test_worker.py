@@ -1,0 +1,116 @@
+"""A worker process that works, fails, is killed, and whose parent is killed."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.worker import Worker
+from tests.conftest import ROOT
+
+
+class LocalError(Exception):
+    """An error that cannot be rebuilt from its text alone."""
+
+    def __init__(self, text: str, *, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def refuse(text: str) -> None:
+    raise PipelineError(text)
+
+
+def fail(text: str) -> None:
+    raise LocalError(text, code=1)
+
+
+def append(path: Path, text: str) -> None:
+    time.sleep(0.05)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def interrupt() -> str:
+    os.kill(os.getpid(), signal.SIGINT)
+    return "still there"
+
+
+def test_it_answers_from_another_process_and_in_order(tmp_path: Path) -> None:
+    with Worker() as worker:
+        assert worker.submit(os.getpid).result() != os.getpid()
+        assert worker.submit(int, "11", base=2).result() == 3
+        assert list(worker.map(math.factorial, range(5))) == [1, 1, 2, 6, 24]
+        for letter in "abcdef":
+            worker.submit(append, tmp_path / "letters", letter)
+    assert (tmp_path / "letters").read_text(encoding="utf-8") == "abcdef", "the block waits for what was submitted"
+
+
+def test_an_error_is_raised_where_the_result_is_asked_for() -> None:
+    with Worker() as worker:
+        with pytest.raises(PipelineError, match=r"^not this$"):
+            worker.submit(refuse, "not this").result()
+        with pytest.raises(RuntimeError, match="LocalError: nor that"):
+            worker.submit(fail, "nor that").result()
+        assert worker.submit(abs, -1).result() == 1, "and the worker goes on"
+
+
+def test_ctrl_c_is_for_the_parent_alone() -> None:
+    with Worker() as worker:
+        assert worker.submit(interrupt).result() == "still there"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_a_killed_worker_had_is_broken_and_what_comes_later() -> None:
+    with Worker() as worker:
+        pid = worker.submit(os.getpid).result()
+        futures = [worker.submit(time.sleep, 60) for _ in range(3)]
+        os.kill(pid, signal.SIGKILL)
+        futures.append(worker.submit(abs, -1))
+        for future in futures:
+            assert isinstance(future.exception(timeout=30), BrokenExecutor)
+        assert isinstance(worker.submit(abs, -1).exception(timeout=30), BrokenExecutor)
+
+
+def test_it_can_be_ended_at_once() -> None:
+    started = time.monotonic()
+    with Worker() as worker:
+        future = worker.submit(time.sleep, 60)
+        worker.shutdown(cancel_futures=True)
+    assert isinstance(future.exception(timeout=30), BrokenExecutor)
+    assert time.monotonic() - started < 30
+
+
+PARENT = """
+import os, pathlib, signal, sys, time
+from pipeline.worker import Worker
+from tests.test_worker import append
+worker = Worker()
+print(worker.submit(os.getpid).result(), flush=True)
+for letter in "abcdef":
+    worker.submit(append, pathlib.Path(sys.argv[1]), letter)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_it_finishes_and_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    """The workers of `concurrent.futures` stay for ever."""
+    path = tmp_path / "letters"
+    parent = subprocess.run([sys.executable, "-c", PARENT, path], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert parent.returncode == -signal.SIGKILL, parent.stderr
+    pid = int(parent.stdout)
+    for _ in range(300):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("the worker is still there")
+    assert path.read_text(encoding="utf-8") == "abcdef"
