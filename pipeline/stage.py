@@ -6,13 +6,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from pipeline.errors import PipelineError
+from pipeline.worker import exit_at_once
 
 
-def run_stage(name: str, description: str | None, run: Callable[[], None], cleared: bool = False) -> None:
-    """Run one stage as a command; `cleared` says that DVC removes what the stage made earlier before it starts.
+def run_stage(name: str, description: str | None, run: Callable[[], None], cleared: bool = False) -> NoReturn:
+    """Run one stage as a command, and end the process.
 
+    `cleared` says that DVC removes what the stage made earlier before it starts.
     Exits with status 1 and the message on standard error when `run` raises PipelineError or an OSError
     (a full disk, a file without permission); any other exception is a bug and keeps its traceback.
     """
@@ -29,6 +32,7 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"{name}: {where}{error.strerror or error}. Mend that and run `dvc repro` again.{rescue}")
+    exit_at_once()
 
 
 @contextmanager

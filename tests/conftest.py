@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from pipeline.compose.composition import compose_config
 from pipeline.config import Config, parse_config
 from pipeline.errors import PipelineError
 from pipeline.tracking.ui import wait_until_up
+from tests.forkserver import fork_server
 
 Start = Callable[..., "subprocess.Popen[str]"]
 ROOT = Path(__file__).parent.parent
@@ -28,10 +30,34 @@ MIRROR = {"DATASET_MIRROR": str(BESIDE)} if BESIDE.is_dir() else {}  # else the 
 SETTINGS = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "DEVICE", "DATASET_MIRROR")
 
 
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where `python` and `dvc` are themselves
+
+_forking: list[Path] = []  # the folder whose `python` and `dvc` are run by the fork server, if there is one
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--spawn", action="store_true", help="start an interpreter for every command, and fork none")
+
+
 def environment(settings: dict[str, str]) -> dict[str, str]:
     """The environment for a command: without the settings of whoever runs the tests, and of the tests before it."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = os.pathsep.join([*map(str, _forking), PATH])
     return {name: value for name, value in os.environ.items() if name not in SETTINGS} | {"PATH": path} | settings
+
+
+@pytest.fixture(scope="session")
+def forking(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have `python -m …` and `dvc …` run in forks of a process that has imported Keras, MLflow and DVC before.
+
+    What is started with `sys.executable`, or with `PATH=PATH`, gets an interpreter of its own.
+    """
+    if request.config.getoption("--spawn") or not hasattr(os, "pidfd_open"):
+        yield
+        return
+    with fork_server() as folder:
+        _forking.append(folder)
+        yield
+        _forking.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +134,7 @@ class Project:
 
 
 def clone(target: Path) -> Project:
-    """A git repository with the files of the working tree, committed."""
+    """A git repository in a new folder, with the files of the working tree, committed."""
     listing = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -128,33 +154,48 @@ def clone(target: Path) -> Project:
     return project
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Project:
+    """A clone that is made in a folder once for all of pytest's processes, for tests that only look."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name / "project"
+    with FileLock(f"{folder.parent}.lock"):
+        if not (folder.parent / "made").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed to make it
+            make(folder)
+            (folder.parent / "made").touch()
+    return Project(folder)
+
+
+def copy(project: Project, folder: Path) -> Project:
+    """A copy of a clone, for a test that changes something."""
+    shutil.copytree(project.root, folder, symlinks=True)
+    return Project(folder)
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def project(tmp_path: Path, forking: None) -> Project:
     """A fresh clone in which nothing has run."""
-    folder = tmp_path / "project"
-    folder.mkdir()
-    return clone(folder)
+    return clone(tmp_path / "project")
 
 
 @pytest.fixture(scope="session")
-def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A clone in which `dvc repro` has run recipe=smoke, for tests that only look."""
-    folder = tmp_path_factory.mktemp("trained") / "project"
-    folder.mkdir()
+def trained_once(tmp_path_factory: pytest.TempPathFactory, forking: None) -> Project:
+    """A clone in which `dvc repro` has run recipe=smoke, every stage in an interpreter of its own."""
+    return once(tmp_path_factory, "trained", train_smoke)
+
+
+def train_smoke(folder: Path) -> None:
+    """Train recipe=smoke in a clone, and keep what `dvc repro` printed."""
     project = clone(folder)
     project.params(recipe="smoke", training={"epochs": None}, optimizer=None)
     project.commit()
-    (folder / "repro.log").write_text(project.succeed("dvc", "repro"), encoding="utf-8")
-    return project
+    (folder / "repro.log").write_text(project.succeed("dvc", "repro", PATH=PATH), encoding="utf-8")
 
 
 @pytest.fixture
 def trained(trained_once: Project, tmp_path: Path) -> Project:
     """A copy of `trained_once`, for tests that change something."""
-    shutil.copytree(trained_once.root, tmp_path / "project", symlinks=True)
-    project = Project(tmp_path / "project")
-    project.succeed("dvc", "status")  # DVC notes the copies' time stamps
-    return project
+    return copy(trained_once, tmp_path / "project")
 
 
 def kill_all(process: "subprocess.Popen[str]") -> None:

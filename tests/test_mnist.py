@@ -56,10 +56,10 @@ def test_a_server_that_goes_away_costs_nothing(trained: Project, tmp_path: Path,
     assert trained.report("metrics.json")["training"]["epochs"] == 60
 
     assert "is still incomplete" in trained.fail(
-        sys.executable, "-m", "pipeline.tracking", "send", MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/other.db"
+        "python", "-m", "pipeline.tracking", "send", MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/other.db"
     )
     serve_store(start, tmp_path, port)
-    assert "1 run" in trained.succeed(sys.executable, "-m", "pipeline.tracking", "send", MLFLOW_TRACKING_URI=uri)
+    assert "1 run" in trained.succeed("python", "-m", "pipeline.tracking", "send", MLFLOW_TRACKING_URI=uri)
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("digits")
     (run,) = client.search_runs([experiment.experiment_id])

@@ -356,7 +356,7 @@ def test_a_stage_by_itself_says_what_is_wrong_with_its_input(
     target.unlink()
     if content is not None:
         target.write_bytes(content)
-    assert message in trained.fail(sys.executable, "-m", f"pipeline.{stage}")
+    assert message in trained.fail("python", "-m", f"pipeline.{stage}")
     target.write_bytes(before[path])
     assert snapshot(trained) == before
 
@@ -366,7 +366,7 @@ def test_a_flipped_byte_in_the_model_is_noticed(trained: Project) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(bytes(content))
-    message = trained.fail(sys.executable, "-m", "pipeline.evaluate")
+    message = trained.fail("python", "-m", "pipeline.evaluate")
     assert "evaluate: models/model.keras is not the file that train wrote: its MD5 is" in message
     assert "`dvc checkout` brings that one back" in message
 
@@ -420,7 +420,7 @@ def test_what_is_read_at_run_time_is_checked_before_training(
     if environment.get("DEVICE") == "gpu" and shutil.which("nvidia-smi"):
         pytest.skip("this machine has a GPU")
     before = snapshot(trained)
-    output = trained.fail(sys.executable, "-m", "pipeline.train", **environment)
+    output = trained.fail("python", "-m", "pipeline.train", **environment)
     assert message in output
     assert "epoch" not in output
     assert snapshot(trained) == before
@@ -434,7 +434,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(trained: Project, stage
     before = snapshot(trained)
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({kib} << 10,) * 2); "
     limited += f"import runpy, sys; sys.argv = ['x']; runpy.run_module('pipeline.{stage}', run_name='__main__')"
-    output = trained.fail(sys.executable, "-c", limited)
+    output = trained.fail("python", "-c", limited)
     assert "File too large" in output
     assert len([line for line in output.splitlines() if line.startswith(f"{stage}: ")]) == 1
     assert snapshot(trained) == before

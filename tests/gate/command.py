@@ -2,13 +2,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import Project, environment
 
-GATE = (sys.executable, "-m", "pipeline.gate")
+GATE = ("python", "-m", "pipeline.gate")
 
 
 def gate(project: Project, *arguments: str, base: str = "HEAD", **settings: str) -> tuple[int, str]:

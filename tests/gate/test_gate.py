@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -10,29 +9,28 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tests.conftest import Project, clone
+from tests.conftest import Project, clone, copy, once
 from tests.gate.command import GATE, edit, edit_metrics, failed, gate, judge, refusal
 
 
 @pytest.fixture(scope="session")
-def digits_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def digits_once(tmp_path_factory: pytest.TempPathFactory, forking: None) -> Project:
     """A clone with recipe=baseline trained on the small dataset and committed."""
-    folder = tmp_path_factory.mktemp("digits") / "project"
-    folder.mkdir()
+    return once(tmp_path_factory, "digits", train_digits)
+
+
+def train_digits(folder: Path) -> None:
+    """Train recipe=baseline on the small dataset in a clone, and commit it."""
     project = clone(folder)
     project.params(recipe="baseline", dataset="digits", seed=1, training={"epochs": None}, optimizer=None)
     project.succeed("dvc", "repro")
     project.commit()
-    return project
 
 
 @pytest.fixture
 def digits(digits_once: Project, tmp_path: Path) -> Project:
     """A copy of `digits_once`, for tests that change something."""
-    shutil.copytree(digits_once.root, tmp_path / "project", symlinks=True)
-    project = Project(tmp_path / "project")
-    project.succeed("dvc", "status")
-    return project
+    return copy(digits_once, tmp_path / "project")
 
 
 @pytest.fixture
@@ -137,7 +135,7 @@ def test_nothing_changed_passes_and_is_tagged_in_mlflow(digits: Project) -> None
 
 
 def test_a_run_that_the_store_does_not_have_gets_no_tags(digits: Project) -> None:
-    command = (sys.executable, "-m", "pipeline.tracking", "tag")
+    command = ("python", "-m", "pipeline.tracking", "tag")
     assert re.search(
         r"^tracking: sqlite:.*mlflow\.db has no run 0123", digits.fail(*command, "0123", "{}"), re.MULTILINE
     )

@@ -19,9 +19,8 @@ SHUFFLE = """    import numpy as np
 
 
 @pytest.fixture
-def mnist(tmp_path: Path) -> Project:
+def mnist(tmp_path: Path, forking: None) -> Project:
     """A clone as it is committed: reports on MNIST, and nothing trained."""
-    (tmp_path / "project").mkdir()
     return clone(tmp_path / "project")
 
 

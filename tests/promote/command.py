@@ -1,12 +1,10 @@
 """Promoting as a command, and what it does to the registry."""
 
-import sys
-
 from mlflow import MlflowClient
 
 from tests.conftest import Project
 
-PROMOTE = (sys.executable, "-m", "pipeline.promote")
+PROMOTE = ("python", "-m", "pipeline.promote")
 NAME = "digits"
 
 

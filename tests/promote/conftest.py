@@ -1,38 +1,24 @@
 """Models to promote: a champion, a better one and a worse one, each committed in a branch of its own."""
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from mlflow import MlflowClient
 
-from tests.conftest import Project
+from tests.conftest import PATH, Project, copy, once
 from tests.promote.command import PROMOTE
 
 EPOCHS = {"better": 20, "worse": 1}
 
 
 @pytest.fixture(scope="session")
-def candidates_once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Project:
-    """A clone whose branch `main` has recipe=smoke trained and promoted, `better` and `worse` other epochs.
-
-    Tests that only look use it as it is; it is trained once for all of pytest's processes.
-    """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "candidates"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "promote.log").exists():
-            trained_once: Project = request.getfixturevalue("trained_once")
-            shutil.copytree(trained_once.root, folder, symlinks=True)
-            train(Project(folder))
-    return Project(folder)
+def candidates_once(tmp_path_factory: pytest.TempPathFactory, trained_once: Project) -> Project:
+    """A clone whose branch `main` has recipe=smoke trained and promoted, `better` and `worse` other epochs."""
+    return once(tmp_path_factory, "candidates", lambda folder: train(copy(trained_once, folder)))
 
 
 def train(project: Project) -> None:
     """Train and commit the other two models, and promote the first."""
-    project.succeed("dvc", "status")
     project.commit()
     for name, epochs in EPOCHS.items():
         project.succeed("git", "switch", "-qc", name, "main")
@@ -41,7 +27,7 @@ def train(project: Project) -> None:
         project.commit()
     project.succeed("git", "switch", "-q", "main")
     project.succeed("dvc", "checkout")
-    log = project.succeed(*PROMOTE, "--base", "HEAD", COLUMNS="150")
+    log = project.succeed(*PROMOTE, "--base", "HEAD", COLUMNS="150", PATH=PATH)
     (project.root / "promote.log").write_text(log, encoding="utf-8")
 
 
@@ -49,13 +35,6 @@ def train(project: Project) -> None:
 def candidates(candidates_once: Project, tmp_path: Path) -> Project:
     """A copy of `candidates_once`, for tests that change something."""
     return copy(candidates_once, tmp_path / "project")
-
-
-def copy(project: Project, folder: Path) -> Project:
-    """A copy of a clone, with the promotions that it has seen."""
-    shutil.copytree(project.root, folder, symlinks=True)
-    Project(folder).succeed("dvc", "status")
-    return Project(folder)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import csv
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import mlflow
@@ -14,9 +13,8 @@ from mlflow import MlflowClient
 
 from pipeline.dataset import load_split
 from pipeline.tracking.model_files import digest, download
-from tests.conftest import Project, Start, free_port, serve_store
+from tests.conftest import Project, Start, copy, free_port, serve_store
 from tests.promote.command import NAME, PROMOTE, aliases, promote, refusal, take, versions
-from tests.promote.conftest import copy
 
 INTERRUPTED_AT = """
 import runpy, subprocess, sys
@@ -169,7 +167,7 @@ def test_there_is_nothing_to_go_back_to(candidates: Project, client: MlflowClien
 
 def test_what_is_replaced_while_it_is_judged_is_not_promoted(candidates: Project, client: MlflowClient) -> None:
     replace = "git switch -q main && dvc checkout -q"
-    command = (sys.executable, "-c", INTERRUPTED_AT, "search_experiments", "1", replace)
+    command = ("python", "-c", INTERRUPTED_AT, "search_experiments", "1", replace)
     take(candidates, "better")
     line = "promote: models/model.keras was replaced while it was judged: promote again\n"
     assert candidates.fail(*command).endswith(line)
@@ -256,7 +254,7 @@ def test_what_is_killed_leaves_the_champion_and_the_next_finishes_the_job(
     take(candidates, "better")
 
     def kill(method: str, turn: int, *arguments: str) -> None:
-        result = candidates.run(sys.executable, "-c", INTERRUPTED_AT, method, str(turn), "kill -9 $PPID", *arguments)
+        result = candidates.run("python", "-c", INTERRUPTED_AT, method, str(turn), "kill -9 $PPID", *arguments)
         assert result.returncode == -9, result.stdout
 
     kill("create_model_version", 1)

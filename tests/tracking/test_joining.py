@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from pipeline.tracking.joining import others
 from pipeline.tracking.store import Store
 from tests.conftest import Project
 
-CHECK = (sys.executable, "-m", "pipeline.tracking", "check")
+CHECK = ("python", "-m", "pipeline.tracking", "check")
 
 
 def check(project: Project, status: int = 0, **settings: str) -> str:

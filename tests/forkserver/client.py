@@ -1,0 +1,30 @@
+"""`python` and `dvc` for the commands of the tests: `-m MODULE` and `-c CODE` are run by the server."""
+
+import json
+import os
+import socket
+import sys
+
+PYTHON, ADDRESS = "@PYTHON@", "@ADDRESS@"
+
+
+def main() -> int:
+    """Ask the server to run the command with this process's streams, and exit as it does."""
+    name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]  # noqa: PTH119 (pathlib takes longer than all else)
+    if name == "dvc":
+        arguments = ["-m", "dvc", *arguments]
+    if arguments[:1] not in (["-m"], ["-c"]):
+        os.execv(PYTHON, [PYTHON, *arguments])
+    request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(ADDRESS)
+        content = json.dumps(request).encode() + b"\n"
+        sent = socket.send_fds(server, [content], [0, 1, 2])
+        server.sendall(content[sent:])
+        status = int(server.recv(16) or b"1")
+    if status < 0:
+        os.kill(os.getpid(), -status)  # ended by a signal, as the process was
+    return status
+
+
+sys.exit(main())

@@ -1,0 +1,143 @@
+"""Runs `python -m MODULE` and `python -c CODE` for clients, each in a process forked from this one.
+
+The process is a real one, with the client's arguments, environment, folder and standard streams; what it saves is
+starting an interpreter and importing Keras, MLflow and DVC. The project's own modules are imported by the forks, from
+the client's folder. A client that goes away takes its process with it.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+PRELOADED = ("keras", "mlflow.keras", "mlflow.pyfunc", "mlflow.server.handlers", "alembic", "matplotlib.figure")
+PRELOADED += ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "hydra", "jinja2", "rich.table")
+PRELOADED += ("mlflow.store.tracking.sqlalchemy_store", "mlflow.system_metrics.system_metrics_monitor", "onnxruntime")
+PRELOADED += ("tf2onnx", "scipy.special", "dvc.cli", "dvc.commands.repro", "dvc.commands.experiments.run", "dvc.repo")
+SETTINGS = {"TF_ENABLE_ONEDNN_OPTS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}  # as the stages have them
+STREAMS = 3
+
+
+class Server:
+    """Accepts clients on a listening socket and forks a process for each."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listening, selectors.EVENT_READ, self._accept)
+        self._listening = listening
+
+    def serve(self) -> NoReturn:
+        """Serve until killed."""
+        while True:
+            for key, _ in self._selector.select():
+                key.data(key.fileobj)
+
+    def _accept(self, listening: socket.socket) -> None:
+        client, _ = listening.accept()
+        request, streams = receive(client)
+        pid = os.fork()
+        if not pid:
+            self._selector.close()
+            self._listening.close()
+            client.close()
+            become(request, streams)
+        for stream in streams:
+            os.close(stream)
+        process = os.pidfd_open(pid)
+        self._selector.register(client, selectors.EVENT_READ, lambda _: kill(pid))
+        self._selector.register(process, selectors.EVENT_READ, lambda _: self._answer(client, pid, process))
+
+    def _answer(self, client: socket.socket, pid: int, process: int) -> None:
+        """Tell the client how its process ended."""
+        self._selector.unregister(client)
+        self._selector.unregister(process)
+        os.close(process)
+        _, status = os.waitpid(pid, 0)
+        with contextlib.suppress(OSError), client:
+            client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """A client's request, which ends with a line end, and its standard streams."""
+    content, streams, _, _ = socket.recv_fds(client, 1 << 16, STREAMS)
+    while not content.endswith(b"\n"):
+        content += client.recv(1 << 16)
+    request: dict[str, Any] = json.loads(content)
+    return request, streams
+
+
+def kill(pid: int) -> None:
+    """Kill a client's process, and what it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def become(request: dict[str, Any], streams: list[int]) -> NoReturn:
+    """Turn this process into the one that the client asked for."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 (as Python does when it starts)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    option, what, *arguments = request["arguments"]
+    sys.argv = [what if option == "-m" else option, *arguments]
+    sys.path[0] = request["folder"]
+    multiprocessing.get_context = in_forks(multiprocessing.get_context)  # type: ignore[assignment]
+    code: object = 0
+    try:
+        run_main(option, what)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.exit(code)  # type: ignore[arg-type]
+
+
+def run_main(option: str, what: str) -> None:
+    """Run a module, or code, as the main module."""
+    if option == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+        return
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    exec(compile(what, "<string>", "exec"), vars(main))
+
+
+def in_forks(get_context: Callable[..., Any]) -> Callable[..., Any]:
+    """`get_context` for processes that are forked, so that a stage's worker has MLflow, too."""
+    return lambda _=None: get_context("fork")
+
+
+def main() -> None:
+    """Listen, import, then serve."""
+    address, *_ = sys.argv[1:]
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address)
+    listening.listen(64)
+    os.environ.update(SETTINGS)
+    for name in PRELOADED:
+        __import__(name)
+    ours = {name for name in sys.modules if name.partition(".")[0] in ("pipeline", "tests")}
+    for name in ours:
+        del sys.modules[name]
+    Server(listening).serve()
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path.cwd())
+    main()
