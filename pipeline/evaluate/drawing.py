@@ -36,9 +36,11 @@ def draw_curve(history: History, name: str, watched: str) -> Figure:
 
 
 def _curve(axes: Axes, history: History, name: str, watched: str) -> None:
-    axes.plot(history["epoch"], history[name], color=BLUE, marker=".", label="training")
-    if f"val_{name}" in history:
-        axes.plot(history["epoch"], history[f"val_{name}"], color=ORANGE, marker=".", label=watched)
+    # Arrays, as of anything else matplotlib asks TensorFlow whether it is a tensor, which takes half a second.
+    columns = {key: np.array(values) for key, values in history.items()}
+    axes.plot(columns["epoch"], columns[name], color=BLUE, marker=".", label="training")
+    if f"val_{name}" in columns:
+        axes.plot(columns["epoch"], columns[f"val_{name}"], color=ORANGE, marker=".", label=watched)
     axes.set(xlabel="epoch", title=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -82,7 +84,7 @@ def draw_reliability(bins: Reliability, error: float) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     centres = (np.arange(BINS) + 0.5) / BINS
     upper.bar(centres, np.nan_to_num(bins.accuracy), 0.9 / BINS, color=BLUE, alpha=0.7, label="accuracy")
-    upper.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="as sure as right")
+    upper.axline((0, 0), slope=1, color="black", linewidth=1, linestyle="--", label="as sure as right")
     upper.plot(bins.confidence, bins.accuracy, ".", color=ORANGE, label="mean confidence")
     upper.set(ylabel="accuracy", ylim=(0, 1.02), title=f"expected calibration error {error:.4f} ({BINS} bins)")
     upper.legend()

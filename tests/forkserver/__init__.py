@@ -1,6 +1,5 @@
 """Commands of the tests in processes that are forked from one that has imported what takes seconds to import."""
 
-import os
 import shutil
 import subprocess
 import sys

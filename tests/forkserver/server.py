@@ -5,6 +5,7 @@ starting an interpreter and importing Keras, MLflow and DVC. The project's own m
 the client's folder. A client that goes away takes its process with it.
 """
 
+import atexit
 import contextlib
 import json
 import multiprocessing
@@ -14,6 +15,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import traceback
 import types
 from collections.abc import Callable
@@ -98,15 +100,33 @@ def become(request: dict[str, Any], streams: list[int]) -> NoReturn:
     sys.argv = [what if option == "-m" else option, *arguments]
     sys.path[0] = request["folder"]
     multiprocessing.get_context = in_forks(multiprocessing.get_context)  # type: ignore[assignment]
-    code: object = 0
+    end(status_of(option, what))
+
+
+def status_of(option: str, what: str) -> int:
+    """Run a module, or code, as the main module, and return the exit status that Python would end with."""
     try:
         run_main(option, what)
-    except SystemExit as end:
-        code = end.code
+    except SystemExit as leave:
+        if leave.code is None or isinstance(leave.code, int):
+            return leave.code or 0
+        print(leave.code, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except BaseException:
         traceback.print_exc()
-        code = 1
-    sys.exit(code)  # type: ignore[arg-type]
+        return 1
+    return 0
+
+
+def end(status: int) -> NoReturn:
+    """End as Python does, but without destroying what TensorFlow has made: its threads are not in a fork."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status & 0xFF)
 
 
 def run_main(option: str, what: str) -> None:

@@ -376,7 +376,9 @@ def test_histories_that_have_nothing_in_common(smoke: Project) -> None:
 
 
 def test_no_git(smoke: Project, tmp_path: Path) -> None:
-    assert "git is not installed" in refusal(smoke, PATH=str(tmp_path))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    assert "git is not installed" in refusal(smoke, PATH=str(tmp_path / "bin"))
     shutil.rmtree(smoke.root / ".git")
     assert "is not a git repository that can be used (fatal: not a git repository" in refusal(smoke)
 
