@@ -38,10 +38,11 @@ test-browser: .venv/requirements-dev.txt ## look at the MLflow UI, the report an
 pictures: .venv/requirements-dev.txt ## take the README's pictures anew, of the runs and the report that are there
 	python -m tests.browser.pictures
 
-check: .venv/requirements-dev.txt ## ruff, ruff format, mypy strict
+check: .venv/requirements-dev.txt ## ruff, ruff format, mypy strict, and zizmor for the workflows
 	ruff check
 	ruff format --check
 	mypy
+	zizmor --offline --quiet .github
 
 ui: .venv/$(LOCK) ## open the MLflow UI on the list of runs
 	python -m pipeline.tracking ui

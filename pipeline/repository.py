@@ -51,7 +51,7 @@ def merge_base(revision: str) -> str:
 
     Raises PipelineError if git does not know `revision`, or has no commit that both share.
     """
-    shallow = git("rev-parse", "--is-shallow-repository").stdout.strip() == b"true"
+    shallow = is_shallow()
     remedy = "this clone is shallow: fetch all of its history (fetch-depth: 0 in CI, or git fetch --unshallow)"
     commit = commit_of(revision)
     if commit is None:
@@ -62,6 +62,11 @@ def merge_base(revision: str) -> str:
         reason = remedy if shallow else "name another revision or a folder with --base"
         raise PipelineError(f"git finds no commit that HEAD and {revision!r} have in common; {reason}")
     return base.stdout.decode().strip()
+
+
+def is_shallow() -> bool:
+    """Whether this clone lacks a part of the history."""
+    return git("rev-parse", "--is-shallow-repository").stdout.strip() == b"true"
 
 
 def uncommitted(*names: str | Path) -> list[str]:

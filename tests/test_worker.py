@@ -74,7 +74,7 @@ def test_what_a_killed_worker_had_is_broken_and_what_comes_later() -> None:
         pid = worker.submit(os.getpid).result()
         futures = [worker.submit(time.sleep, 60) for _ in range(3)]
         os.kill(pid, signal.SIGKILL)
-        futures.append(worker.submit(abs, -1))
+        futures.append(worker.submit(time.sleep, 60))
         for future in futures:
             assert isinstance(future.exception(timeout=30), BrokenExecutor)
         assert isinstance(worker.submit(abs, -1).exception(timeout=30), BrokenExecutor)

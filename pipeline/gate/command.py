@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.files import write_text
-from pipeline.gate.outcome import Outcome, compare_with, current_candidate
+from pipeline.gate.outcome import Outcome, compare_to, compare_with, current_candidate
 from pipeline.gate.rendering import for_machines, for_markdown, for_terminal, tags
+from pipeline.gate.side import lost_baseline
 
 PASSED, WORSE = 0, 1
 
@@ -23,7 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
 
         print(record_noise(candidate))
         return PASSED
-    outcome = compare_with(arguments.base, candidate)
+    lost = lost_baseline(arguments.base or "")
+    outcome = compare_to(lost, candidate) if lost else compare_with(arguments.base, candidate)
     if arguments.json:
         print(json.dumps(for_machines(outcome), indent=2))
     else:

@@ -1,5 +1,6 @@
 """The two sides of the comparison: the model in the working tree, and the one that it would replace."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +17,15 @@ from pipeline.repository import (
     commit_of,
     experiments,
     in_folder,
+    is_shallow,
     merge_base,
     read_lock,
     read_yaml,
     recipe_of,
     seed_of,
 )
+
+COMMIT_ID = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # SHA-1 or SHA-256
 
 
 class Side(NamedTuple):
@@ -76,6 +80,20 @@ def read_baseline(base: str, candidate: Side) -> Baseline:
         return Baseline(None, in_folder(Path()), "there is no commit yet")
     commit = merge_base(base)
     return read_commit(commit, base, f"at {commit[:7]}, where the work branched off from {base}", candidate)
+
+
+def lost_baseline(base: str) -> Baseline | None:
+    """The missing side where CI names what was there before a push, and nothing was, or nobody has it any more.
+
+    None where `base` is something else. It must be a whole commit id, so that a mistyped revision is an error still.
+    """
+    if not COMMIT_ID.fullmatch(base) or commit_of(base) is not None:
+        return None
+    if not base.strip("0"):
+        return Baseline(None, in_folder(Path()), "there was nothing before this push: the branch is new")
+    if is_shallow():
+        return None  # it may be there once all of the history is fetched
+    return Baseline(None, in_folder(Path()), f"git does not have the commit {base[:7]}: a force-push replaced it")
 
 
 def read_commit(commit: str, name: str, place: str, candidate: Side) -> Baseline:

@@ -22,10 +22,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-PRELOADED = ("keras", "mlflow.keras", "mlflow.pyfunc", "mlflow.server.handlers", "alembic", "matplotlib.figure")
-PRELOADED += ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "hydra", "jinja2", "rich.table")
-PRELOADED += ("mlflow.store.tracking.sqlalchemy_store", "mlflow.system_metrics.system_metrics_monitor", "onnxruntime")
-PRELOADED += ("tf2onnx", "scipy.special", "dvc.cli", "dvc.commands.repro", "dvc.commands.experiments.run", "dvc.repo")
+PRELOADED = (
+    *("keras", "mlflow.keras", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "alembic", "onnxruntime"),
+    *("mlflow.system_metrics.system_metrics_monitor", "tf2onnx", "scipy.special", "hydra", "jinja2", "rich.table"),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
+    *("dvc.cli", "dvc.commands.repro", "dvc.commands.status", "dvc.commands.experiments.run", "dvc.repo"),
+)
 SETTINGS = {"TF_ENABLE_ONEDNN_OPTS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}  # as the stages have them
 STREAMS = 3
 
@@ -99,7 +101,7 @@ def become(request: dict[str, Any], streams: list[int]) -> NoReturn:
     option, what, *arguments = request["arguments"]
     sys.argv = [what if option == "-m" else option, *arguments]
     sys.path[0] = request["folder"]
-    multiprocessing.get_context = in_forks(multiprocessing.get_context)  # type: ignore[assignment]
+    multiprocessing.get_context = in_forks(multiprocessing.get_context)
     end(status_of(option, what))
 
 

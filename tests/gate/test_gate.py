@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -314,10 +315,31 @@ def test_a_dataset_that_is_new_needs_a_floor(smoke: Project) -> None:
 
 def test_an_unknown_revision(smoke: Project) -> None:
     assert "git knows no revision 'nope'; fetch it, or name another revision" in refusal(smoke, base="nope")
-    for arguments, revision in (((), "origin/main"), (("--base=--all",), "--all")):
+    for arguments, revision in (((), "origin/main"), (("--base=--all",), "--all"), (("--base=dddddddd",), "dddddddd")):
         result = smoke.run(*GATE, *arguments)
         assert result.returncode == 2
         assert f"git knows no revision '{revision}'" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("base", "reason"),
+    [
+        ("0" * 40, "there was nothing before this push: the branch is new"),
+        ("0" * 64, "there was nothing before this push: the branch is new"),
+        ("d" * 40, "git does not have the commit ddddddd: a force-push replaced it"),
+    ],
+)
+def test_what_ci_names_on_a_first_or_a_forced_push_is_judged_by_the_floor(
+    smoke: Project, base: str, reason: str
+) -> None:
+    status, output = gate(smoke, "--markdown", "gate.md", base=base)
+    assert status == 0, output
+    for text in (output, (smoke.root / "gate.md").read_text(encoding="utf-8")):
+        assert f"no baseline: {reason}, so only the floor applies" in text
+        assert "against the floor alone" in text
+    edit(smoke, "conf/config.yaml", "    digits: 0.8\n", "    digits: 0.99\n")
+    smoke.succeed("dvc", "repro")
+    assert gate(smoke, base=base)[0] == 1, "the floor does decide"
 
 
 def test_a_shallow_clone_without_the_merge_base(smoke: Project, tmp_path: Path) -> None:
@@ -333,6 +355,7 @@ def test_a_shallow_clone_without_the_merge_base(smoke: Project, tmp_path: Path) 
     line = refusal(smoke, base="origin/main")
     assert "this clone is shallow: fetch all of its history (fetch-depth: 0 in CI, or git fetch --unshallow)" in line
     assert "fetch-depth: 0" in refusal(smoke, base="HEAD~1")
+    assert "fetch-depth: 0" in refusal(smoke, base="d" * 40), "it may be among what was not fetched"
 
 
 def test_a_baseline_that_git_cannot_read(smoke: Project) -> None:
@@ -377,7 +400,8 @@ def test_histories_that_have_nothing_in_common(smoke: Project) -> None:
 
 def test_no_git(smoke: Project, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', encoding="utf-8")
+    (tmp_path / "bin" / "python").chmod(0o755)
     assert "git is not installed" in refusal(smoke, PATH=str(tmp_path / "bin"))
     shutil.rmtree(smoke.root / ".git")
     assert "is not a git repository that can be used (fatal: not a git repository" in refusal(smoke)
