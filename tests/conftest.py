@@ -32,32 +32,31 @@ SETTINGS = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EX
 
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where `python` and `dvc` are themselves
 
-_forking: list[Path] = []  # the folder whose `python` and `dvc` are run by the fork server, if there is one
+FORKING = "TESTS_FORK_SERVER"  # names the folder whose `python` and `dvc` are run by the fork server, if there is one
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--spawn", action="store_true", help="start an interpreter for every command, and fork none")
 
 
-def environment(settings: dict[str, str]) -> dict[str, str]:
-    """The environment for a command: without the settings of whoever runs the tests, and of the tests before it."""
-    path = os.pathsep.join([*map(str, _forking), PATH])
-    return {name: value for name, value in os.environ.items() if name not in SETTINGS} | {"PATH": path} | settings
-
-
-@pytest.fixture(scope="session")
-def forking(request: pytest.FixtureRequest) -> Iterator[None]:
+def pytest_configure(config: pytest.Config) -> None:
     """Have `python -m …` and `dvc …` run in forks of a process that has imported Keras, MLflow and DVC before.
 
-    What is started with `sys.executable`, or with `PATH=PATH`, gets an interpreter of its own.
+    All of pytest's processes share it. What is started with `sys.executable`, or with `PATH=PATH`, gets an interpreter
+    of its own.
     """
-    if request.config.getoption("--spawn") or not hasattr(os, "pidfd_open"):
-        yield
+    if FORKING in os.environ or config.getoption("--spawn") or not hasattr(os, "pidfd_open"):
         return
-    with fork_server() as folder:
-        _forking.append(folder)
-        yield
-        _forking.clear()
+    stack = contextlib.ExitStack()
+    os.environ[FORKING] = str(stack.enter_context(fork_server()))
+    stack.callback(os.environ.pop, FORKING)
+    config.add_cleanup(stack.close)
+
+
+def environment(settings: dict[str, str]) -> dict[str, str]:
+    """The environment for a command: without the settings of whoever runs the tests, and of the tests before it."""
+    path = os.pathsep.join([*filter(None, [os.environ.get(FORKING)]), PATH])
+    return {name: value for name, value in os.environ.items() if name not in SETTINGS} | {"PATH": path} | settings
 
 
 @pytest.fixture(autouse=True)
@@ -173,13 +172,13 @@ def copy(project: Project, folder: Path) -> Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path, forking: None) -> Project:
+def project(tmp_path: Path) -> Project:
     """A fresh clone in which nothing has run."""
     return clone(tmp_path / "project")
 
 
 @pytest.fixture(scope="session")
-def trained_once(tmp_path_factory: pytest.TempPathFactory, forking: None) -> Project:
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A clone in which `dvc repro` has run recipe=smoke, every stage in an interpreter of its own."""
     return once(tmp_path_factory, "trained", train_smoke)
 

@@ -14,6 +14,7 @@ from mlflow.models import Model
 
 from pipeline.errors import PipelineError, first_line
 from pipeline.files import sha256
+from pipeline.stage import quietly
 from pipeline.tracking import digit_reader
 from pipeline.tracking.conversion import Converted
 from pipeline.tracking.keras_model import example, log_model, pinned, signature
@@ -48,12 +49,15 @@ def log_servable(client: MlflowClient, run_id: str, converted: Converted, beside
 
 def check_conversion(converted: Converted) -> None:
     """Raise PipelineError if the network in ONNX does not answer as Keras does."""
-    name = converted.network_file
-    try:
-        served = digit_reader.DigitReader(converted.folder / digit_reader.NETWORK).predict(converted.images)
-    except Exception as error:  # whatever ONNX's runtime cannot do
-        raise PipelineError(f"{name} cannot be served: it has no form in ONNX ({first_line(error)})") from None
-    difference = float(np.abs(served - converted.probabilities).max())
+    name, failure, difference = converted.network_file, None, np.nan
+    with quietly():  # which would show what it held back if an error left it
+        try:
+            served = digit_reader.DigitReader(converted.folder / digit_reader.NETWORK).predict(converted.images)
+            difference = float(np.abs(served - converted.probabilities).max())
+        except Exception as error:  # whatever ONNX's runtime cannot do
+            failure = error
+    if failure:
+        raise PipelineError(f"{name} cannot be served: it has no form in ONNX ({first_line(failure)})")
     if not difference <= TOLERANCE:
         raise PipelineError(
             f"{name} cannot be served: in ONNX its probabilities are up to {difference:.2g} away from "

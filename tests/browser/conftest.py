@@ -26,7 +26,7 @@ class Runs(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def trained_runs(tmp_path_factory: pytest.TempPathFactory, forking: None) -> Project:
+def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A clone in which three models of two recipes and two networks have been trained, the first one promoted."""
     folder = tmp_path_factory.mktemp("browser") / "project"
     folder.mkdir()
@@ -65,7 +65,7 @@ def runs(trained_runs: Project, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture(scope="session")
-def drawing(tmp_path_factory: pytest.TempPathFactory, forking: None) -> Iterator[str]:
+def drawing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address at which `make serve` serves a champion that has seen MNIST for two epochs."""
     folder = tmp_path_factory.mktemp("drawing") / "project"
     folder.mkdir()

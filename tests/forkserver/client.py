@@ -15,7 +15,9 @@ def main() -> int:
         arguments = ["-m", "dvc", *arguments]
     if arguments[:1] not in (["-m"], ["-c"]):
         os.execv(PYTHON, [PYTHON, *arguments])
-    request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109
+    executable = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "python")  # noqa: PTH100, PTH118, PTH120
+    request: dict[str, object] = {"arguments": arguments, "executable": executable}
+    request |= {"folder": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(ADDRESS)
         content = json.dumps(request).encode() + b"\n"

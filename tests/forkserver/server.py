@@ -7,6 +7,7 @@ the client's folder. A client that goes away takes its process with it.
 
 import atexit
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -48,6 +49,8 @@ class Server:
 
     def _accept(self, listening: socket.socket) -> None:
         client, _ = listening.accept()
+        if PRELOADED[0] not in sys.modules:
+            preload()  # for the first client: whoever runs three tests may need none of it
         request, streams = receive(client)
         pid = os.fork()
         if not pid:
@@ -67,8 +70,19 @@ class Server:
         self._selector.unregister(process)
         os.close(process)
         _, status = os.waitpid(pid, 0)
+        if os.WIFSIGNALED(status):
+            kill(pid)  # its worker does not see it end: a fork holds both ends of the pipe
         with contextlib.suppress(OSError), client:
             client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def preload() -> None:
+    """Import what takes seconds, and nothing of the project: clients have copies of their own."""
+    os.environ.update(SETTINGS)
+    for name in PRELOADED:
+        importlib.import_module(name)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("pipeline", "tests")]:
+        del sys.modules[name]
 
 
 def receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -99,6 +113,7 @@ def become(request: dict[str, Any], streams: list[int]) -> NoReturn:
     os.environ.clear()
     os.environ.update(request["environment"])
     option, what, *arguments = request["arguments"]
+    sys.executable = request["executable"]  # what this process starts is forked, too
     sys.argv = [what if option == "-m" else option, *arguments]
     sys.path[0] = request["folder"]
     multiprocessing.get_context = in_forks(multiprocessing.get_context)
@@ -146,17 +161,11 @@ def in_forks(get_context: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def main() -> None:
-    """Listen, import, then serve."""
+    """Listen and serve."""
     address, *_ = sys.argv[1:]
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)
     listening.listen(64)
-    os.environ.update(SETTINGS)
-    for name in PRELOADED:
-        __import__(name)
-    ours = {name for name in sys.modules if name.partition(".")[0] in ("pipeline", "tests")}
-    for name in ours:
-        del sys.modules[name]
     Server(listening).serve()
 
 

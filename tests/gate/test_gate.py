@@ -15,7 +15,7 @@ from tests.gate.command import GATE, edit, edit_metrics, failed, gate, judge, re
 
 
 @pytest.fixture(scope="session")
-def digits_once(tmp_path_factory: pytest.TempPathFactory, forking: None) -> Project:
+def digits_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A clone with recipe=baseline trained on the small dataset and committed."""
     return once(tmp_path_factory, "digits", train_digits)
 
@@ -23,6 +23,8 @@ def digits_once(tmp_path_factory: pytest.TempPathFactory, forking: None) -> Proj
 def train_digits(folder: Path) -> None:
     """Train recipe=baseline on the small dataset in a clone, and commit it."""
     project = clone(folder)
+    # What one test has trained comes out of DVC's cache for the others.
+    project.succeed("dvc", "config", "--local", "cache.dir", str(folder.parent / "cache"))
     project.params(recipe="baseline", dataset="digits", seed=1, training={"epochs": None}, optimizer=None)
     project.succeed("dvc", "repro")
     project.commit()

@@ -19,7 +19,7 @@ SHUFFLE = """    import numpy as np
 
 
 @pytest.fixture
-def mnist(tmp_path: Path, forking: None) -> Project:
+def mnist(tmp_path: Path) -> Project:
     """A clone as it is committed: reports on MNIST, and nothing trained."""
     return clone(tmp_path / "project")
 
