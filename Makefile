@@ -56,8 +56,8 @@ send: .venv/$(LOCK) ## send to MLflow what earlier runs could not
 joined: .venv/$(LOCK) ## is every DVC experiment in MLflow, and every run in DVC?
 	python -m pipeline.tracking check
 
-bench: .venv/requirements-dev.txt ## measure the cost against a plain Keras script; writes docs/bench.json
-	python -m benchmarks
+bench: .venv/requirements-dev.txt ## measure the cost against a plain Keras script; writes docs/bench.json; QUICK=1 in minutes
+	python -m benchmarks $(if $(QUICK),--quick)
 
 gate-power: .venv/requirements-dev.txt ## measure by simulation what the gate sees and misses; writes docs/gate.md
 	python -m benchmarks.gate_power

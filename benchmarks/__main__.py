@@ -21,6 +21,7 @@ from rich.table import Table
 from benchmarks.command import ROOT, clone, epoch_seconds, repro, run
 from benchmarks.comparison import draw
 from benchmarks.figures import Figures, add
+from benchmarks.idea import measure_idea, measure_tests
 from benchmarks.recipes import measure_recipes
 from benchmarks.serving import measure_engines, measure_http
 from pipeline.files import write_json
@@ -39,13 +40,16 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="script and pipeline in turn, so often (default: 3)")
     parser.add_argument("--epochs", type=int, default=20, help="epochs of each (default: 20, the notebook's)")
     parser.add_argument("--only", choices=PARTS, help="measure one part; the other figures stay as they are")
+    parser.add_argument("--quick", action="store_true", help=f"measure {' and '.join(QUICK)} once, within ten minutes")
     parser.add_argument(
         "--torch", metavar="PYTHON", help="a Python that has torch, for the script of PyTorch's example"
     )
     arguments = parser.parse_args()
     if arguments.pairs < 1 or arguments.epochs < MIN_EPOCHS:
         parser.error(f"--pairs must be 1 or more, --epochs {MIN_EPOCHS} or more")
-    parts = [arguments.only] if arguments.only else [*PARTS]
+    parts = [arguments.only] if arguments.only else [*(QUICK if arguments.quick else PARTS)]
+    if arguments.quick:
+        arguments.pairs = 1
     data = Path(os.environ.get("DATASET_MIRROR") or ROOT.parent / "shared" / "mnist")
     if not data.is_dir():
         sys.exit(f"benchmarks: {data} is no folder: set DATASET_MIRROR to one with the four MNIST files")
@@ -62,6 +66,16 @@ def measure_pipeline(folder: Path, data: Path, arguments: argparse.Namespace) ->
     figures |= measure_no_op(folder, project, 3 * pairs)
     figures |= measure_gate(project, 3 * pairs)
     return figures | measure_stages(project, data, pairs)
+
+
+def measure_ideas(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
+    """What an idea costs."""
+    return measure_idea(folder, data, arguments.pairs)
+
+
+def measure_suite(folder: Path, _: Path, __: argparse.Namespace) -> Figures:
+    """What the tests cost."""
+    return measure_tests(folder)
 
 
 def measure_serving(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
@@ -181,12 +195,20 @@ def measure_stages(project: Path, data: Path, times: int) -> Figures:
     return figures
 
 
-PARTS = {"pipeline": measure_pipeline, "serving": measure_serving, "recipes": measure_accuracy}
+PARTS = {
+    "idea": measure_ideas,
+    "pipeline": measure_pipeline,
+    "serving": measure_serving,
+    "tests": measure_suite,
+    "recipes": measure_accuracy,
+}
+QUICK = ("idea", "pipeline")
 
 
 def report(part: str, figures: Figures) -> None:
     """Print the table of a part and put it into docs/bench.json, in place of what it was."""
     machine = f"{describe_machine()}; {describe_versions()}"
+    commit = run(["git", "rev-parse", "--short=7", "HEAD"], ROOT).output.strip()
     table = Table("figure", "median", "min", "max", "n", "unit", title=machine, title_justify="left")
     told: dict[str, Any] = json.loads(BENCH.read_text(encoding="utf-8")) if BENCH.exists() else {}
     summary: dict[str, dict[str, Any]] = {}
@@ -194,7 +216,7 @@ def report(part: str, figures: Figures) -> None:
         spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
         spread |= {"mean": statistics.mean(values), "std": statistics.stdev(values)} if len(values) > 1 else {}
         rounded = {key: float(f"{value:.5g}") for key, value in spread.items()}
-        summary[name] = rounded | {"n": len(values), "unit": unit}
+        summary[name] = rounded | {"n": len(values), "unit": unit, "commit": commit}
         shown = [f"{rounded[key]:g}" for key in ("median", "min", "max")]
         table.add_row(name, *shown, str(len(values)), unit)
     Console(width=120).print(table)

@@ -179,7 +179,7 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A clone in which `dvc repro` has run recipe=smoke, every stage in an interpreter of its own."""
+    """A clone in which `dvc repro` has run recipe=smoke, for tests that only look."""
     return once(tmp_path_factory, "trained", train_smoke)
 
 
@@ -188,7 +188,7 @@ def train_smoke(folder: Path) -> None:
     project = clone(folder)
     project.params(recipe="smoke", training={"epochs": None}, optimizer=None)
     project.commit()
-    (folder / "repro.log").write_text(project.succeed("dvc", "repro", PATH=PATH), encoding="utf-8")
+    (folder / "repro.log").write_text(project.succeed("dvc", "repro"), encoding="utf-8")
 
 
 @pytest.fixture

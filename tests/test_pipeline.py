@@ -20,7 +20,7 @@ from mlflow.entities import Run
 
 from pipeline.dataset import load_split
 from pipeline.fetch.packaged import idx_bytes
-from tests.conftest import Project, Start
+from tests.conftest import PATH, Project, Start
 
 STAGES = ("compose", "fetch", "preprocess", "train", "evaluate")
 
@@ -173,8 +173,11 @@ def test_an_edit_of_params_and_back_comes_out_of_the_cache_and_into_mlflow(train
 
 
 def test_exp_run_picks_a_recipe_and_sets_a_value_and_keeps_the_comments(project: Project) -> None:
-    output = project.succeed("dvc", "exp", "run", "-n", "mine", "-S", "recipe=smoke", "-S", "training.epochs=1")
+    command = ("dvc", "exp", "run", "-n", "mine", "-S", "recipe=smoke", "-S", "training.epochs=1")
+    output = project.succeed(*command, PATH=PATH)  # every stage in an interpreter of its own
     assert "Ran experiment(s): mine" in output
+    assert ran(output) == list(STAGES)
+    assert "cuda" not in output.lower(), "TensorFlow's greetings are held back"
     params = (project.root / "params.yaml").read_text(encoding="utf-8")
     assert "# What to run." in params
     assert yaml.safe_load(params)["training"]["epochs"] == 1

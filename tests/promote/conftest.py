@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import PATH, Project, copy, once
+from tests.conftest import Project, copy, once
 from tests.promote.command import PROMOTE
 
 EPOCHS = {"better": 20, "worse": 1}
@@ -27,7 +27,7 @@ def train(project: Project) -> None:
         project.commit()
     project.succeed("git", "switch", "-q", "main")
     project.succeed("dvc", "checkout")
-    log = project.succeed(*PROMOTE, "--base", "HEAD", COLUMNS="150", PATH=PATH)
+    log = project.succeed(*PROMOTE, "--base", "HEAD", COLUMNS="150")
     (project.root / "promote.log").write_text(log, encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from pipeline.dataset import load_split
 from pipeline.tracking.model_files import digest, download
-from tests.conftest import Project, Start, copy, free_port, serve_store
+from tests.conftest import PATH, Project, Start, copy, free_port, serve_store
 from tests.promote.command import NAME, PROMOTE, aliases, promote, refusal, take, versions
 
 INTERRUPTED_AT = """
@@ -78,7 +78,7 @@ def test_a_better_model_becomes_champion_and_the_two_can_be_swapped(candidates: 
     assert "digits version 1 is the champion already: nothing to do" in promote(candidates)
     assert aliases(client) == {"champion": 1}
     take(candidates, "better")
-    output = promote(candidates)
+    output = promote(candidates, PATH=PATH)  # in an interpreter of its own
     assert "digits version 2 is the champion now" in output
     assert f"pass, against champion (version 1) at {before[:7]}" in output
     assert aliases(client) == {"champion": 2, "previous": 1}

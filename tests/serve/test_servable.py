@@ -52,8 +52,9 @@ def test_a_network_that_answers_otherwise_is_not_logged(
     noisy = keras.Sequential([keras.Input(SHAPE, dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(10)])
     noisy.add(keras.layers.Lambda(lambda values: values))
     noisy.save(tmp_path / "noisy.keras")
+    (tmp_path / "noisy").mkdir()
     with pytest.raises(PipelineError, match=r"noisy\.keras cannot be served: it has no form in ONNX \(.*unsafe"):
-        convert(tmp_path / "noisy.keras", tmp_path, IMAGES[:2])
+        convert(tmp_path / "noisy.keras", tmp_path / "noisy", IMAGES[:2])
     for precision, message in REFUSED.items():
         keras.config.set_dtype_policy(precision)
         try:

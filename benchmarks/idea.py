@@ -1,0 +1,52 @@
+"""How long it takes from an idea to its result, over the time of importing Keras: what one process costs at least."""
+
+import sys
+from itertools import count
+from pathlib import Path
+
+from benchmarks.command import clone, repro, run
+from benchmarks.figures import Figures, add
+
+IMPORT = [sys.executable, "-c", "import keras"]
+STAGES = ("compose", "preprocess", "evaluate")
+IDENTITY = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost"]
+LABEL_SMOOTHING = 0.1  # of recipe=fast; each idea has another one
+
+
+def measure_idea(folder: Path, data: Path, rounds: int) -> Figures:
+    """Change the training of recipe=fast so often; each time import Keras, run `dvc repro`, its stages, and promote."""
+    figures: Figures = {}
+    project = clone(folder / "idea")
+    smoothing = (round(LABEL_SMOOTHING + number / 10_000, 4) for number in count())
+    repro(project, data, idea(next(smoothing)))
+    for number in range(rounds):
+        keras = run(IMPORT, folder).seconds
+        add(figures, "keras_import_seconds", keras, "s")
+        outcome = repro(project, data, idea(next(smoothing)))
+        own = {name: seconds for name, seconds in outcome.train["seconds"].items() if name != "fit"}
+        taken = {"idea": outcome.seconds, "train_without_fit": sum(own.values())}
+        taken |= {stage: run([sys.executable, "-m", f"pipeline.{stage}"], project).seconds for stage in STAGES}
+        run(["dvc", "commit", "--force"], project)
+        run(["git", *IDENTITY, "commit", "-qam", "an idea"], project)
+        taken["promote"] = run([sys.executable, "-m", "pipeline.promote", "--base", "HEAD"], project).seconds
+        for name, seconds in taken.items():
+            add(figures, f"{name}_seconds", seconds, "s")
+            add(figures, f"{name}_ratio", seconds / keras, "ratio")
+        add(figures, "idea_fit_seconds", outcome.train["seconds"]["fit"], "s")
+        print(f"idea {number + 1} of {rounds}: {outcome.seconds:.1f} s, importing Keras {keras:.1f} s", flush=True)
+    return figures
+
+
+def idea(smoothing: float) -> dict[str, object]:
+    """Recipe fast, trained otherwise, as params.yaml has it."""
+    return {"recipe": "fast", "seed": 1, "training": {"label_smoothing": smoothing}}
+
+
+def measure_tests(folder: Path) -> Figures:
+    """The test suite, as `make test` runs it."""
+    figures: Figures = {}
+    keras = run(IMPORT, folder).seconds
+    seconds = run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider"], clone(folder / "tests")).seconds
+    add(figures, "test_seconds", seconds, "s")
+    add(figures, "test_ratio", seconds / keras, "ratio")
+    return figures
