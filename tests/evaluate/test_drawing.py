@@ -31,6 +31,13 @@ def test_the_surest_mistakes_come_first() -> None:
         assert np.asarray(axes.images[0].get_array())[bottom + 1, column] == level, "each above its image"
 
 
+def test_a_picture_of_many_mistakes_goes_row_by_row() -> None:
+    images = np.arange(12, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
+    figure = draw_mistakes(images, [Mistake(index, 1, 2, 1 - index / 100) for index in range(12)])
+    first, ninth = (figure.axes[0].texts[place].get_position() for place in (0, 8))
+    assert (first[0], first[1] < ninth[1]) == (ninth[0], True), "eight in a row"
+
+
 def test_no_mistakes_and_perfect_confidence_can_be_drawn(tmp_path: Path) -> None:
     images = np.zeros((2, 2, 2), np.uint8)
     bins = reliability(np.array([[1.0, 0.0]] * 2, np.float32), np.array([0, 0], np.uint8))
