@@ -39,9 +39,9 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
 def importing_keras() -> Iterator[None]:
     """Import Keras inside the block, without TensorFlow's greetings and without packages that no stage has it use.
 
-    Keras takes them along where they are there, and half of its import is theirs.
+    Keras takes them along where they are there, and a third of its import is theirs. SciPy, which JAX needs, stays.
     """
-    with quietly(), absent("sklearn", "matplotlib", "pandas", "scipy"):
+    with quietly(), absent("sklearn", "matplotlib", "pandas"):
         yield
 
 

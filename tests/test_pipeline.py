@@ -454,7 +454,7 @@ def test_outside_git_make_repro_says_what_is_missing(project: Project) -> None:
 
 IMPORTED = """
 import os, runpy, sys
-leave, heavy = os._exit, {"keras", "mlflow", "sklearn", "scipy", "pandas", "matplotlib"}
+leave, heavy = os._exit, {"keras", "mlflow", "sklearn", "pandas", "matplotlib"}
 os._exit = lambda code: print("imported:", sorted(heavy & {*sys.modules}), flush=True) or leave(code)
 runpy.run_module("pipeline.%s", run_name="__main__")
 """

@@ -40,3 +40,9 @@ def test_what_is_absent_is_not_imported_until_the_block_ends() -> None:
 
 def test_what_was_imported_before_stays() -> None:
     assert python(f"import csv, json\n{ABSENT}").splitlines() == ["csv there", "json there", "csv json"]
+
+
+def test_what_another_backend_needs_is_not_hidden_from_it() -> None:
+    """JAX needs SciPy, which Keras on TensorFlow does not."""
+    imports = "with importing_keras():\n    import scipy.sparse, scipy.linalg\nprint('imported')"
+    assert python(f"from pipeline.stage import importing_keras\n{imports}") == "imported\n"

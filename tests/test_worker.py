@@ -2,9 +2,11 @@
 
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
@@ -13,7 +15,7 @@ import psutil
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.worker import Worker
+from pipeline.worker import Worker, WorkerDiedError
 from tests.conftest import ROOT
 
 
@@ -78,6 +80,53 @@ def test_what_a_killed_worker_had_is_broken_and_what_comes_later() -> None:
         for future in futures:
             assert isinstance(future.exception(timeout=30), BrokenExecutor)
         assert isinstance(worker.submit(abs, -1).exception(timeout=30), BrokenExecutor)
+
+
+def test_what_cannot_be_sent_leaves_no_answer_for_another() -> None:
+    with Worker() as worker:
+        with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
+            worker.submit(callable, lambda: None)
+        assert [worker.submit(len, "abc").result(30), worker.submit(len, "abcd").result(30)] == [3, 4]
+
+
+def test_an_interrupt_while_the_worker_is_behind_ends_it() -> None:
+    """The pipe has room for a few hundred messages; then `submit` waits."""
+    worker, submitted = Worker(), []
+    os.kill(worker.submit(os.getpid).result(), signal.SIGSTOP)
+    threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def fill() -> None:
+        while True:
+            submitted.append(worker.submit(len, "x" * 4000))
+
+    with pytest.raises(KeyboardInterrupt):
+        fill()
+    submitted.append(worker.submit(len, "abc"))
+    assert {type(future.exception(timeout=30)) for future in submitted} == {WorkerDiedError}
+    worker.shutdown(cancel_futures=True)
+
+
+def test_an_error_does_not_wait_for_ever() -> None:
+    futures = []
+
+    def leave() -> None:
+        with Worker() as worker:
+            futures.append(worker.submit(time.sleep, 600))
+            raise PipelineError("something else")
+
+    started = time.monotonic()
+    with pytest.raises(PipelineError, match="something else"):
+        leave()
+    assert isinstance(futures[0].exception(timeout=30), WorkerDiedError)
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(("redirected", "status"), [(">&-", 0), ("| true", 0), ("> /dev/full", 120)])
+def test_a_standard_output_that_cannot_be_written_is_no_traceback(redirected: str, status: int) -> None:
+    command = f"{sys.executable} -c 'from pipeline.worker import exit_at_once; print(1); exit_at_once()' {redirected}"
+    shell = ["env", "-u", "PYTHONUNBUFFERED", "sh", "-c", command]  # unbuffered, print itself would fail
+    result = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (status, "")
 
 
 def test_it_can_be_ended_at_once() -> None:

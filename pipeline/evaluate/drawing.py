@@ -43,6 +43,7 @@ def _curve(axes: Axes, history: History, name: str, watched: str) -> None:
         axes.plot(columns["epoch"], columns[f"val_{name}"], color=ORANGE, marker=".", label=watched)
     axes.set(xlabel="epoch", title=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.ticklabel_format(axis="y", scilimits=(-2, 4))  # a small loss has labels that fit the margin
     axes.grid(alpha=0.3)
     axes.legend()
 

@@ -17,7 +17,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.gate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--base", metavar="REV", help="a git revision or a folder to compare with (default: gate.base)")
+    against = parser.add_mutually_exclusive_group()
+    against.add_argument(
+        "--base", metavar="REV", help="a git revision or a folder to compare with (default: gate.base)"
+    )
+    against.add_argument(
+        "--before",
+        metavar="ID",
+        help="the commit before a push, for CI; where there is none any more, the floor decides",
+    )
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write a report, and a picture beside it")
     parser.add_argument("--picture-url", metavar="URL", help="where readers of the report will find the picture")
     parser.add_argument("--json", action="store_true", help="print the verdict for machines")

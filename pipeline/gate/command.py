@@ -24,8 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
 
         print(record_noise(candidate))
         return PASSED
-    lost = lost_baseline(arguments.base or "")
-    outcome = compare_to(lost, candidate) if lost else compare_with(arguments.base, candidate)
+    lost = lost_baseline(arguments.before or "")
+    outcome = compare_to(lost, candidate) if lost else compare_with(arguments.before or arguments.base, candidate)
     if arguments.json:
         print(json.dumps(for_machines(outcome), indent=2))
     else:

@@ -82,18 +82,22 @@ def read_baseline(base: str, candidate: Side) -> Baseline:
     return read_commit(commit, base, f"at {commit[:7]}, where the work branched off from {base}", candidate)
 
 
-def lost_baseline(base: str) -> Baseline | None:
-    """The missing side where CI names what was there before a push, and nothing was, or nobody has it any more.
+def lost_baseline(before: str) -> Baseline | None:
+    """The missing side where CI names the commit before a push, and there was none, or nobody has it any more.
 
-    None where `base` is something else. It must be a whole commit id, so that a mistyped revision is an error still.
+    None where git has it, where more history may have it, and where `before` is no whole commit id.
     """
-    if not COMMIT_ID.fullmatch(base) or commit_of(base) is not None:
+    if not COMMIT_ID.fullmatch(before) or commit_of(before) is not None:
         return None
-    if not base.strip("0"):
+    if not before.strip("0"):
         return Baseline(None, in_folder(Path()), "there was nothing before this push: the branch is new")
     if is_shallow():
         return None  # it may be there once all of the history is fetched
-    return Baseline(None, in_folder(Path()), f"git does not have the commit {base[:7]}: a force-push replaced it")
+    return Baseline(
+        None,
+        in_folder(Path()),
+        f"git does not have the commit {before[:7]}: a force-push replaced it, or it was not fetched",
+    )
 
 
 def read_commit(commit: str, name: str, place: str, candidate: Side) -> Baseline:

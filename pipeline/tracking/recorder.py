@@ -5,12 +5,14 @@ store does not take is kept in .unsent/RUN_ID/ with all that come after it, and 
 MLflow is imported by the process that writes events, which need not be the one that records them.
 """
 
+import contextlib
 import functools
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,9 @@ from pipeline.files import write_json, write_text
 
 OUTBOX = ".unsent"
 BATCH = 100  # params and tags that MLflow takes at once
+
+KEPT = f"What it misses is kept in {OUTBOX}/ and sent by the next training, or by `python -m pipeline.tracking send`"
+NUMBERED = re.compile(r"(?:event|file)-(\d+)")  # what waits in an outbox
 
 Event = dict[str, Any]
 
@@ -95,19 +100,22 @@ class Recorder:
         self._record({"kind": "status", "status": status, "time": int(1000 * time.time())})
 
     def execute(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call a function in the process that writes, after what was recorded so far."""
+        """Call a function in the process that writes, after what was recorded so far. A failure is told in a line."""
         if self._executor is None:
             function(*arguments)
         else:
-            self._executor.submit(function, *arguments)
+            self._executor.submit(function, *arguments).add_done_callback(tell_failure)
 
-    def flush(self) -> None:
-        """Wait until everything is written or kept. Raises OSError if it could be neither, as on a full disk."""
+    def flush(self, patience: float | None = None) -> None:
+        """Wait until everything is written or kept. Raises OSError if it could be neither, as on a full disk.
+
+        A process that writes nothing for `patience` seconds is ended, and what it was given is kept.
+        """
         while self._writing:
-            try:
-                self._writing.pop(0).result()
-            except BrokenExecutor:
-                continue  # `_record` has seen to it that the event was kept
+            finished, _ = wait(self._writing[:1], patience)
+            if not finished and self._executor is not None:
+                self._executor.shutdown(cancel_futures=True)
+            self._writing.pop(0).result()
 
     def is_incomplete(self) -> bool:
         """Whether the store has not got everything that was recorded so far."""
@@ -118,32 +126,31 @@ class Recorder:
         if self._executor is None:
             write_event(self.run, event, path)
             return
+        written: Future[None] = Future()
         writing = self._executor.submit(write_event, self.run, event, path)
-        writing.add_done_callback(functools.partial(_keep_if_lost, self.run, event, path))
-        self._writing.append(writing)
+        writing.add_done_callback(functools.partial(_settle, written, self.run, event, path))
+        self._writing.append(written)
 
 
 def write_event(run: RunAddress, event: Event, path: Path | None) -> None:
     """Write an event to the store, or else keep it."""
     with outbox_lock(run.outbox):  # another process may be sending what is waiting
-        if not run.outbox.exists():
-            try:
-                send_event(client_of(run.uri), run.run_id, event, path)
-                return
-            except Exception as error:  # whatever ails the store, it must not cost a training
-                print(
-                    f"tracking: {run.uri} does not take this run's {event['kind']} ({reason(error)}). What it "
-                    f"misses is kept in {OUTBOX}/ and sent by the next training, or by "
-                    "`python -m pipeline.tracking send`",
-                    flush=True,
-                )
-        keep_event(run, event, path)
+        if run.outbox.exists():
+            keep_event(run, event, path)
+            return
+        try:
+            send_event(client_of(run.uri), run.run_id, event, path)
+        except Exception as error:  # whatever ails the store, it must not cost a training
+            keep_event(run, event, path)
+            say(f"{run.uri} does not take this run's {event['kind']} ({reason(error)}). {KEPT}")
 
 
 def keep_event(run: RunAddress, event: Event, path: Path | None) -> None:
-    """Put an event, and a copy of its file, into the outbox."""
+    """Put an event, and a copy of its file, into the outbox, behind all that is there."""
     run.outbox.mkdir(parents=True, exist_ok=True)
-    number = len(list(run.outbox.iterdir()))
+    number = 1 + max(
+        (int(name[1]) for entry in run.outbox.iterdir() if (name := NUMBERED.match(entry.name))), default=-1
+    )
     write_text(run.outbox / "uri", run.uri)
     if path is not None:  # the file may be replaced before it is sent
         folder = run.outbox / f"file-{number}"
@@ -153,11 +160,40 @@ def keep_event(run: RunAddress, event: Event, path: Path | None) -> None:
     write_json(run.outbox / f"event-{number:06}.json", event)
 
 
-def _keep_if_lost(run: RunAddress, event: Event, path: Path | None, writing: Future[None]) -> None:
-    """Keep an event that a worker process took with it when it died."""
-    if isinstance(writing.exception(), BrokenExecutor):
-        with outbox_lock(run.outbox):
-            keep_event(run, event, path)
+def _settle(written: Future[None], run: RunAddress, event: Event, path: Path | None, writing: Future[None]) -> None:
+    """Say that an event is written or kept; it is kept here if a worker process took it along when it died."""
+    try:
+        error = writing.exception()
+        if isinstance(error, BrokenExecutor):
+            keep_lost(run, event, path)
+        elif error is not None:
+            raise error
+    except Exception as failure:
+        written.set_exception(failure)
+    else:
+        written.set_result(None)
+
+
+def keep_lost(run: RunAddress, event: Event, path: Path | None) -> None:
+    """Keep an event of a process that died, and say so for the first one."""
+    with outbox_lock(run.outbox):
+        first = not run.outbox.exists()
+        keep_event(run, event, path)
+    if first:
+        say(f"the process that records this run died. {KEPT}")
+
+
+def say(text: str) -> None:
+    """Tell the user something that must not end what it is about: standard output may be closed, or a full disk."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"tracking: {text}", flush=True)
+
+
+def tell_failure(future: Future[Any]) -> None:
+    """Say why something was not done that nobody waits for."""
+    error = future.exception()
+    if error is not None and not isinstance(error, BrokenExecutor):
+        say(f"not everything could be recorded ({first_line(error)})")
 
 
 @functools.cache

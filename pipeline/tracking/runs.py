@@ -158,7 +158,8 @@ def _start_monitor(run: RunAddress) -> None:
 
 
 def _stop_monitor(run: RunAddress) -> None:
-    _monitors.pop(run).finish()
+    if run in _monitors:  # else it did not start, and that was said
+        _monitors.pop(run).finish()
 
 
 def _user() -> str:

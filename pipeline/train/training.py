@@ -22,7 +22,7 @@ from pipeline.machine import describe_machine, describe_versions
 from pipeline.stage import quietly
 from pipeline.stopwatch import Stopwatch
 from pipeline.tracking.provenance import EXPERIMENT, Provenance, find_provenance
-from pipeline.tracking.recorder import Recorder, send_unsent
+from pipeline.tracking.recorder import Recorder, send_unsent, tell_failure
 from pipeline.tracking.runs import continue_run, epoch_metrics, start_run, system_metrics
 from pipeline.tracking.store import Store
 from pipeline.train.archive import save_network
@@ -32,6 +32,7 @@ from pipeline.train.network import build_augmentation, build_network, build_opti
 from pipeline.train.recalibration import recalibrate
 
 FLOAT32 = "float32"
+PATIENCE = 10.0  # seconds without a word from the store after which a training that failed no longer waits for it
 HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
 
@@ -43,7 +44,7 @@ def train_and_record(
     Raises PipelineError if the network cannot be built or diverges.
     """
     root = paths.project_root()
-    executor.submit(send_unsent, root)
+    executor.submit(send_unsent, root).add_done_callback(tell_failure)
     provenance = find_provenance()
     watch.lap("log")
     with quietly():
@@ -156,10 +157,13 @@ def fit_recorded(
         with system_metrics(recorder):
             return fit(learner, train, validation, config, checkpoint, report)
     except BaseException as error:
-        recorder.status("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        recorder.flush()
         if isinstance(error, PipelineError):  # it would diverge again; all else goes on from here
             checkpoint.discard()
+        try:
+            recorder.status("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            recorder.flush(PATIENCE)
+        except OSError as lost:  # the first error counts
+            print(f"train: the end of the run could not be recorded ({lost})")
         raise
 
 

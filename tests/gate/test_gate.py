@@ -328,20 +328,28 @@ def test_an_unknown_revision(smoke: Project) -> None:
     [
         ("0" * 40, "there was nothing before this push: the branch is new"),
         ("0" * 64, "there was nothing before this push: the branch is new"),
-        ("d" * 40, "git does not have the commit ddddddd: a force-push replaced it"),
+        ("d" * 40, "git does not have the commit ddddddd: a force-push replaced it, or it was not fetched"),
     ],
 )
 def test_what_ci_names_on_a_first_or_a_forced_push_is_judged_by_the_floor(
     smoke: Project, base: str, reason: str
 ) -> None:
-    status, output = gate(smoke, "--markdown", "gate.md", base=base)
-    assert status == 0, output
+    command = (*GATE, "--before", base, "--markdown", "gate.md")
+    output = smoke.succeed(*command, COLUMNS="200")
     for text in (output, (smoke.root / "gate.md").read_text(encoding="utf-8")):
         assert f"no baseline: {reason}, so only the floor applies" in text
         assert "against the floor alone" in text
+    assert "git knows no revision" in refusal(smoke, base=base), "a mistake of a person's is one still"
     edit(smoke, "conf/config.yaml", "    digits: 0.8\n", "    digits: 0.99\n")
     smoke.succeed("dvc", "repro")
-    assert gate(smoke, base=base)[0] == 1, "the floor does decide"
+    assert smoke.run(*command).returncode == 1, "the floor does decide"
+
+
+def test_the_commit_before_a_push_is_compared_with_where_it_is_there(smoke: Project) -> None:
+    commit = smoke.succeed("git", "rev-parse", "HEAD").strip()
+    assert f"against {commit} at {commit[:7]}" in smoke.succeed(*GATE, "--before", commit, COLUMNS="200")
+    result = smoke.run(*GATE, "--before", "nope")
+    assert (result.returncode, "git knows no revision 'nope'" in result.stdout) == (2, True)
 
 
 def test_a_shallow_clone_without_the_merge_base(smoke: Project, tmp_path: Path) -> None:
@@ -357,7 +365,8 @@ def test_a_shallow_clone_without_the_merge_base(smoke: Project, tmp_path: Path) 
     line = refusal(smoke, base="origin/main")
     assert "this clone is shallow: fetch all of its history (fetch-depth: 0 in CI, or git fetch --unshallow)" in line
     assert "fetch-depth: 0" in refusal(smoke, base="HEAD~1")
-    assert "fetch-depth: 0" in refusal(smoke, base="d" * 40), "it may be among what was not fetched"
+    result = smoke.run(*GATE, "--before", "d" * 40)
+    assert (result.returncode, "fetch-depth: 0" in result.stdout) == (2, True), "it may be among what was not fetched"
 
 
 def test_a_baseline_that_git_cannot_read(smoke: Project) -> None:

@@ -1,7 +1,10 @@
 """A real MLflow server that goes away and comes back."""
 
+import contextlib
+import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -80,10 +83,63 @@ def test_what_a_worker_took_with_it_is_kept_and_sent_later(tmp_path: Path) -> No
     assert client.get_run(run_id).data.tags["device"] == "cpu"
 
 
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_dead_worker_is_told_of_and_what_it_had_is_kept_or_an_error(
+    tmp_path: Path, writable: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not writable:
+        (tmp_path / ".unsent").write_text("in the way", encoding="utf-8")
+    with Worker() as worker:
+        recorder = Recorder(RunAddress(f"sqlite:///{tmp_path}/mlflow.db", "1", "0", tmp_path), worker)
+        os.kill(worker.submit(os.getpid).result(), signal.SIGKILL)
+        for number in range(3):
+            recorder.tags({"number": number})
+        if writable:
+            assert recorder.is_incomplete()
+        else:
+            with pytest.raises(OSError, match=r"File exists|Not a directory"):
+                recorder.flush()
+    assert capsys.readouterr().out.count("the process that records this run died") == writable
+
+
+def test_a_process_that_hangs_is_ended_and_what_it_had_is_kept(tmp_path: Path) -> None:
+    with Worker() as worker:
+        recorder = Recorder(RunAddress(f"sqlite:///{tmp_path}/mlflow.db", "1", "0", tmp_path), worker)
+        worker.submit(time.sleep, 600)
+        recorder.status("KILLED")
+        recorder.flush(patience=0.5)
+        assert recorder.is_incomplete()
+
+
+def test_what_is_kept_goes_behind_what_waits_though_some_was_sent(tmp_path: Path) -> None:
+    run, picture = RunAddress("sqlite://", "1", "0", tmp_path), tmp_path / "picture.png"
+    picture.write_bytes(b"picture")
+    for number in range(4):
+        keep_event(run, {"number": number}, picture if number % 2 else None)
+    for sent in ("event-000000.json", "event-000001.json"):
+        (run.outbox / sent).unlink()
+    for number in range(4, 8):
+        keep_event(run, {"number": number}, picture if number % 2 else None)
+    waiting = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.outbox.glob("event-*.json"))]
+    assert [event["number"] for event in waiting] == [2, 3, 4, 5, 6, 7]
+    assert all((run.outbox / event["file"]).exists() for event in waiting if "file" in event)
+
+
+def test_it_is_kept_before_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(RunAddress("sqlite:////dev/null/mlflow.db", "1", "0", tmp_path))
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        recorder.tags({"device": "cpu"})
+        monkeypatch.undo()
+        assert recorder.is_incomplete()
+        with contextlib.suppress(OSError):
+            full.close()
+
+
 def test_what_can_be_neither_written_nor_kept_is_an_error(tmp_path: Path) -> None:
     (tmp_path / ".unsent").write_text("in the way", encoding="utf-8")
     with Worker() as worker:
-        recorder = Recorder(RunAddress("sqlite:////no/such/folder/mlflow.db", "1", "0", tmp_path), worker)
+        recorder = Recorder(RunAddress("sqlite:////dev/null/mlflow.db", "1", "0", tmp_path), worker)
         recorder.tags({"device": "cpu"})
         with pytest.raises(OSError, match=r"File exists|Not a directory"):
             recorder.flush()

@@ -25,7 +25,7 @@ def test_a_relative_database_is_anchored_too(tmp_path: Path, monkeypatch: pytest
     assert locate_store(tmp_path).uri == "sqlite:////elsewhere/mine.db"
 
 
-@pytest.mark.parametrize("uri", ["postgresql://127.0.0.1:9/mlflow", "sqlite:////no/such/folder/mlflow.db"])
+@pytest.mark.parametrize("uri", ["postgresql://127.0.0.1:9/mlflow", "sqlite:////dev/null/mlflow.db"])
 def test_a_database_that_cannot_be_used_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(PipelineError, match=f"the MLflow store {uri} cannot be used: "):
