@@ -15,16 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks.command import ROOT, clone, epoch_seconds, repro, run
 from benchmarks.comparison import draw
-from benchmarks.figures import Figures, add
+from benchmarks.figures import Figures, add, report
 from benchmarks.idea import measure_idea, measure_tests
 from benchmarks.recipes import measure_recipes
 from benchmarks.serving import measure_engines, measure_http
-from pipeline.files import write_json
 from pipeline.machine import describe_machine, describe_versions
 
 BENCH = ROOT / "docs" / "bench.json"
@@ -53,9 +49,11 @@ def main() -> None:
     data = Path(os.environ.get("DATASET_MIRROR") or ROOT.parent / "shared" / "mnist")
     if not data.is_dir():
         sys.exit(f"benchmarks: {data} is no folder: set DATASET_MIRROR to one with the four MNIST files")
+    commit = run(["git", "rev-parse", "--short=7", "HEAD"], ROOT).output.strip()
     with tempfile.TemporaryDirectory() as folder:
         for part in parts:
-            report(part, PARTS[part](Path(folder), data, arguments))
+            figures = PARTS[part](Path(folder), data, arguments)
+            report(BENCH, part, figures, f"{describe_machine()}; {describe_versions()}", commit)
     draw(json.loads(BENCH.read_text(encoding="utf-8")), ROOT / "docs" / "accuracy.svg")
 
 
@@ -203,24 +201,6 @@ PARTS = {
     "recipes": measure_accuracy,
 }
 QUICK = ("idea", "pipeline")
-
-
-def report(part: str, figures: Figures) -> None:
-    """Print the table of a part and put it into docs/bench.json, in place of what it was."""
-    machine = f"{describe_machine()}; {describe_versions()}"
-    commit = run(["git", "rev-parse", "--short=7", "HEAD"], ROOT).output.strip()
-    table = Table("figure", "median", "min", "max", "n", "unit", title=machine, title_justify="left")
-    told: dict[str, Any] = json.loads(BENCH.read_text(encoding="utf-8")) if BENCH.exists() else {}
-    summary: dict[str, dict[str, Any]] = {}
-    for name, (values, unit) in figures.items():
-        spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-        spread |= {"mean": statistics.mean(values), "std": statistics.stdev(values)} if len(values) > 1 else {}
-        rounded = {key: float(f"{value:.5g}") for key, value in spread.items()}
-        summary[name] = rounded | {"n": len(values), "unit": unit, "commit": commit}
-        shown = [f"{rounded[key]:g}" for key in ("median", "min", "max")]
-        table.add_row(name, *shown, str(len(values)), unit)
-    Console(width=120).print(table)
-    write_json(BENCH, told | {part: {"machine": machine, "figures": summary}})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What computes here, in words: results are told with the machine and the versions they come from."""
 
+import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -10,7 +11,8 @@ import psutil
 VECTORS = {"avx512_bf16": "AVX-512 with bfloat16", "avx512f": "AVX-512", "avx2": "AVX2"}  # the widest first
 CPUINFO = Path("/proc/cpuinfo")  # on Linux
 BFLOAT16 = {"avx512_bf16", "amx_bf16"}
-PACKAGES = {"tensorflow": "TensorFlow", "keras": "Keras", "mlflow": "MLflow", "dvc": "DVC"}
+BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+PACKAGES = {"keras": "Keras", "mlflow": "MLflow", "dvc": "DVC"}
 
 
 def describe_machine() -> str:
@@ -21,8 +23,19 @@ def describe_machine() -> str:
 
 def describe_versions() -> str:
     """Python and the packages that matter: 'Python 3.11.7, TensorFlow 2.21.0, …'."""
-    packages = (f"{name} {version(package)}" for package, name in PACKAGES.items())
-    return f"Python {platform.python_version()}, {', '.join(packages)}"
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    found = [(BACKENDS.get(backend, backend), find_version(backend))]
+    found += [(name, find_version(package)) for package, name in PACKAGES.items()]
+    told = [f"Python {platform.python_version()}", *(f"{name} {number}" for name, number in found if number)]
+    return ", ".join(told)
+
+
+def find_version(package: str) -> str | None:
+    """An installed package's version."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def computes_bfloat16() -> bool:

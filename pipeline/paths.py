@@ -38,6 +38,8 @@ PICTURES = (CURVES_PICTURE, CONFUSION_PICTURE, MISTAKES_PICTURE, RELIABILITY_PIC
 
 CHECKPOINTS = Path(".resume")  # below the real root: DVC empties the folders of its outputs before a stage runs
 
+COMPILED = Path(".compiled")  # likewise below the real root: what JAX compiled, for this machine
+
 
 def project_root() -> Path:
     """The folder that the user cloned, also inside the temporary folders of `dvc exp run --temp` and `--queue`.

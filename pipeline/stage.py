@@ -5,11 +5,13 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NoReturn
 
 from pipeline.errors import PipelineError
 from pipeline.worker import exit_at_once
+
+BACKENDS = {"tensorflow", "jax", "torch"}
 
 
 def run_stage(name: str, description: str | None, run: Callable[[], None], cleared: bool = False) -> NoReturn:
@@ -39,10 +41,16 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
 def importing_keras() -> Iterator[None]:
     """Import Keras inside the block, without TensorFlow's greetings and without packages that no stage has it use.
 
-    Keras takes them along where they are there, and a third of its import is theirs. SciPy, which JAX needs, stays.
+    Keras takes them along where they are there, and a third of its import is theirs. SciPy, which JAX needs, stays; of
+    Keras's backends the one that it computes with.
     """
-    with quietly(), absent("sklearn", "matplotlib", "pandas"):
+    with quietly(), absent("sklearn", "matplotlib", "pandas"), other_backends_absent():
         yield
+
+
+def other_backends_absent() -> AbstractContextManager[None]:
+    """Have Keras inside the block find no other of its backends than the one that it computes with."""
+    return absent(*(BACKENDS - {os.environ.get("KERAS_BACKEND", "tensorflow")}))
 
 
 @contextmanager

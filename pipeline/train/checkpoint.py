@@ -4,17 +4,20 @@ import hashlib
 import json
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from filelock import FileLock, Timeout
 
 from pipeline.files import replacing, sha256, write_json
+from pipeline.train.feeding import ImagePool
 
-BEST = "best.weights.h5"
+BEST = "best.npz"
 RUN = "run.json"
 
 Epoch = dict[str, float]
@@ -54,35 +57,31 @@ class Checkpoint:
 
     def save(self, learner: keras.Model, epochs: list[Epoch]) -> None:
         """Keep weights, optimizer and the figures of all epochs so far. A kill at any moment leaves a whole state."""
-        path = self._weights(len(epochs))
-        write_json(self._figures(len(epochs)), epochs)
-        with replacing(path) as temporary:
-            learner.save_weights(temporary)
+        path = self.folder / f"epoch-{len(epochs):05}.npz"
+        write_values(path, [*kept_weights(learner), *learner.optimizer.variables], json.dumps(epochs))
         for old in self.folder.glob("epoch-*"):
-            if old not in (path, self._figures(len(epochs))):
+            if old != path:
                 old.unlink(missing_ok=True)
 
     def restore(self, learner: keras.Model) -> list[Epoch]:
         """Load the last finished epoch into `learner` and return the figures of all so far: none for a new start."""
-        for path in sorted(self.folder.glob("epoch-*.weights.h5"), reverse=True):
-            number = int(path.name.split(".")[0].removeprefix("epoch-"))
+        for path in sorted(self.folder.glob("epoch-*.npz"), reverse=True):
             try:
-                epochs: list[Epoch] = json.loads(self._figures(number).read_text(encoding="utf-8"))
-                learner.load_weights(path)
-            except (OSError, ValueError, KeyError) as error:
-                print(f"train: the checkpoint of epoch {number} cannot be read ({error}): starting again")
+                text = read_values(path, [*kept_weights(learner), *learner.optimizer.variables])
+                epochs: list[Epoch] = json.loads(text)
+            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                print(f"train: the checkpoint {path.stem} cannot be read ({error}): starting again")
                 continue
             return epochs
         return []
 
     def save_best(self, learner: keras.Model) -> None:
         """Keep the present weights as the best so far."""
-        with replacing(self.folder / BEST) as temporary:
-            learner.save_weights(temporary)
+        write_values(self.folder / BEST, kept_weights(learner))
 
     def restore_best(self, learner: keras.Model) -> None:
         """Load the best weights that were kept."""
-        learner.load_weights(self.folder / BEST)
+        read_values(self.folder / BEST, kept_weights(learner))
 
     @property
     def run_id(self) -> str | None:
@@ -98,8 +97,30 @@ class Checkpoint:
         """Forget everything: the training has ended."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _weights(self, number: int) -> Path:
-        return self.folder / f"epoch-{number:05}.weights.h5"
 
-    def _figures(self, number: int) -> Path:
-        return self.folder / f"epoch-{number:05}.json"
+def kept_weights(learner: keras.Model) -> list[keras.Variable]:
+    """A learner's weights without the images."""
+    pools = (layer for layer in learner.layers if isinstance(layer, ImagePool))
+    images = {id(variable) for pool in pools for variable in pool.weights}
+    return [variable for variable in learner.weights if id(variable) not in images]
+
+
+def write_values(path: Path, variables: list[keras.Variable], text: str = "") -> None:
+    """Write variables in their order, and a text, whole or not at all. A tenth of the time of Keras's own format."""
+    values = {str(index): keras.ops.convert_to_numpy(variable) for index, variable in enumerate(variables)}
+    with replacing(path) as temporary:
+        np.savez(temporary, allow_pickle=False, text=np.array(text), **values)
+
+
+def read_values(path: Path, variables: list[keras.Variable]) -> str:
+    """Load what `write_values` wrote into the same variables, all or none, and return the text.
+
+    Raises OSError, EOFError, ValueError, KeyError or BadZipFile if the file is not whole or of other variables.
+    """
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        text, values = str(arrays["text"]), [arrays[name] for name in arrays.files if name != "text"]
+    if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
+        raise ValueError("it has other variables")
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    return text

@@ -11,27 +11,30 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backends import load_backend
+from pipeline.backends.base import Pass
 from pipeline.config import Config, Training
 from pipeline.dataset import Split
 from pipeline.errors import PipelineError
 from pipeline.train.checkpoint import Checkpoint, Epoch
-from pipeline.train.feeding import ImagePool, batches
-from pipeline.train.fused import fuse_layers, fuse_optimizer
+from pipeline.train.feeding import ImagePool
 from pipeline.train.network import members_of, mix
-
-VALIDATION_BATCH = 1000
 
 
 class ProgressBar(keras.callbacks.ProgbarLogger):
-    """Keras's progress bar for one of `epochs` epochs that are fitted one by one."""
+    """Keras's progress bar for epoch `number` of `epochs` epochs that are fitted one by one."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, number: int, epochs: int) -> None:
         super().__init__()
-        self._epochs = epochs
+        self._number, self._epochs = number, epochs
 
     def set_params(self, params: dict[str, Any]) -> None:
         """Take what `fit` says, but count all epochs."""
         super().set_params(params | {"epochs": self._epochs, "verbose": 1})
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Say which epoch it is, whatever `fit` counts."""
+        super().on_epoch_begin(self._number - 1, logs)
 
 
 class Learner(keras.Model):
@@ -90,11 +93,14 @@ def prepare(
     """
     numbers = keras.Input((), dtype="int32", name="numbers")
     chosen = ImagePool(images)(numbers)
-    members = [fuse_layers(member) for member in members_of(network)]
+    backend = load_backend()
+    if backend.needs_xla and training.xla is False:
+        raise PipelineError(f"training.xla: false: {keras.backend.backend()} computes with XLA alone; auto or true")
+    members = [backend.fuse_layers(member) for member in members_of(network)]
     logits = [member(pass_through(augmentation, chosen)) for member in members]
     learner = Learner(numbers, keras.ops.stack(logits, axis=1), members, len(images), training.label_smoothing)
     learner.compile(
-        optimizer=fuse_optimizer(optimizer),
+        optimizer=backend.fuse_optimizer(optimizer),
         jit_compile=training.xla,
         steps_per_execution=training.steps_per_execution,
     )
@@ -123,6 +129,7 @@ def fit(
     Raises PipelineError when the loss stops being a number.
     """
     training = config.training
+    labels = keras.utils.to_categorical(np.concatenate([train.labels, validation.labels]), config.dataset.classes)
     epochs = checkpoint.restore(learner)
     if epochs:
         print(f"train: going on after epoch {len(epochs)} of {training.epochs}, which an earlier process finished")
@@ -130,7 +137,7 @@ def fit(
         report(finished)
     while len(epochs) < training.epochs and not stops_early(epochs, training.early_stopping):
         number = len(epochs) + 1
-        epoch = fit_epoch(learner, train, validation, config, number)
+        epoch = fit_epoch(learner, labels.astype(np.float32), len(train.images), config, number)
         if not sys.stdout.isatty():
             print_epoch(epoch, training.epochs)
         for name in ("loss", "val_loss"):
@@ -149,32 +156,24 @@ def fit(
     return epochs
 
 
-def fit_epoch(learner: Learner, train: Split, validation: Split, config: Config, number: int) -> Epoch:
+def fit_epoch(learner: Learner, labels: NDArray[np.float32], images: int, config: Config, number: int) -> Epoch:
     """One pass over the training images in the order that this epoch's seed gives, and one over the validation ones.
 
-    The learner has the training images first and the validation images after them.
+    The first so many `images` of the learner are for training, the others are watched; `labels` (N, classes) are
+    one-hot.
     """
     started = time.perf_counter()
     seeds = np.random.SeedSequence([config.seed, number])
     reseed(learner, seeds)
-    losses = keras.ops.convert_to_numpy(learner.last_losses)[: len(train.images)]
+    losses = keras.ops.convert_to_numpy(learner.last_losses)[:images]
     order = np.random.default_rng(seeds).permutation(choose(losses, config.training, number))
-    labels = keras.utils.to_categorical(np.concatenate([train.labels, validation.labels]), config.dataset.classes)
-    watched = np.arange(len(train.images), len(labels), dtype=np.int32)
-    bar = [ProgressBar(config.training.epochs)] if sys.stdout.isatty() else []
-    outcome = learner.fit(
-        batches(order, labels[order], config.training.batch_size),
-        shuffle=False,
-        initial_epoch=number - 1,
-        epochs=number,
-        verbose=0,
-        validation_data=batches(watched, labels[watched], VALIDATION_BATCH) if len(watched) else None,
-        callbacks=[keras.callbacks.TerminateOnNaN(), *bar],
-    )
+    watched = np.arange(images, len(labels), dtype=np.int32)
+    bars = [ProgressBar(number, config.training.epochs)] if sys.stdout.isatty() else []
+    figures = load_backend().fit_epoch(learner, Pass(order, watched, labels, config.training.batch_size), bars)
     learning_rate = float(keras.ops.convert_to_numpy(learner.optimizer.learning_rate))
     return {
         "epoch": number,
-        **{name: float(values[-1]) for name, values in outcome.history.items()},
+        **figures,
         "learning_rate": learning_rate,
         "seconds": time.perf_counter() - started,
         "timestamp": time.time(),
@@ -188,8 +187,19 @@ def choose(losses: NDArray[np.float32], training: Training, number: int) -> NDAr
     the rank as a limit instead of a probability.
     """
     count = epoch_size(len(losses), training, number)
-    numbers = np.arange(count) if count == len(losses) else np.argsort(-losses, kind="stable")[:count]
+    numbers = np.arange(count) if count == len(losses) else largest(losses, count)
     return numbers.astype(np.int32)
+
+
+def largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """The places of the `count` largest values, the largest first, and of equal ones the first first.
+
+    As the start of a stable sort of all of them, but only these are sorted.
+    """
+    limit = np.partition(values, -count)[-count]
+    above, equal = np.flatnonzero(values > limit), np.flatnonzero(values == limit)
+    places = np.sort(np.concatenate([above, equal[: count - len(above)]]))
+    return places[np.argsort(-values[places], kind="stable")]
 
 
 def epoch_size(images: int, training: Training, number: int) -> int:

@@ -12,14 +12,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from pipeline import paths
+from pipeline import backends, paths
 from pipeline.config import Config
 from pipeline.dataset import Split
 from pipeline.device import choose_precision, use_device
 from pipeline.errors import PipelineError
 from pipeline.files import md5, write_json, write_text
 from pipeline.machine import describe_machine, describe_versions
-from pipeline.stage import quietly
+from pipeline.stage import other_backends_absent, quietly
 from pipeline.stopwatch import Stopwatch
 from pipeline.tracking.provenance import EXPERIMENT, Provenance, find_provenance
 from pipeline.tracking.recorder import Recorder, send_unsent, tell_failure
@@ -97,7 +97,8 @@ def set_up(config: Config, train: Split, validation: Split, device: str) -> tupl
     Everything follows from the configuration's seed.
     """
     training, shape, classes = config.training, train.images.shape[1:], config.dataset.classes
-    keras.utils.set_random_seed(config.seed)
+    with other_backends_absent():  # it would import TensorFlow where that is installed, to seed it, too
+        keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(FLOAT32)
     network = trained = build_network(config.model, shape, classes)
     precision = choose_precision(training.precision, device)
@@ -114,7 +115,8 @@ def training_name(config: Config) -> str:
     """A name for exactly this training: its configuration, its data, its code, and what computes it."""
     relevant = config.model_dump(mode="json", include={"seed", "model", "optimizer", "training"}, by_alias=True)
     relevant["computed_by"] = [keras.__version__, keras.backend.backend(), keras.config.dtype_policy().name]
-    return fingerprint(relevant, [paths.TRAIN, paths.VALIDATION, *sorted(Path(__file__).parent.glob("*.py"))])
+    code = sorted([*Path(__file__).parent.glob("*.py"), *Path(backends.__file__).parent.glob("*.py")])
+    return fingerprint(relevant, [paths.TRAIN, paths.VALIDATION, *code])
 
 
 def open_run(

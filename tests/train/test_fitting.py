@@ -1,4 +1,5 @@
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -7,13 +8,14 @@ import keras
 import numpy as np
 import pytest
 
+from pipeline.backends.base import ArrayBatches
 from pipeline.config import Config
 from pipeline.dataset import Split
 from pipeline.errors import PipelineError
 from pipeline.train.archive import save_network
 from pipeline.train.augmentation import RandomAffine, RandomShift
 from pipeline.train.checkpoint import Checkpoint, Epoch, open_checkpoint
-from pipeline.train.feeding import ImagePool, batches
+from pipeline.train.feeding import ImagePool
 from pipeline.train.fitting import Learner, best_epoch, choose, count_updates, fit, prepare, stops_early
 from pipeline.train.network import build_network, build_optimizer, members_of
 from pipeline.train.training import history_csv, set_up
@@ -85,18 +87,39 @@ def test_training_that_was_killed_after_its_last_epoch_is_not_repeated(tmp_path:
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_a_broken_checkpoint_means_a_new_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def lose_a_variable(path: Path) -> None:
+    with np.load(path) as file:
+        values = dict(file)
+    del values[str(len(values) - 2)]
+    np.savez(path, **values)
+
+
+@pytest.mark.parametrize("damage", [cut_short, flip_a_bit, lose_a_variable, lambda path: path.write_bytes(b"")])
+def test_a_broken_checkpoint_means_a_new_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], object]
+) -> None:
     config = configured(tmp_path, training={"epochs": 2})
+    _, whole = learn(config, Checkpoint(tmp_path / "whole"))
     learn(config, Checkpoint(tmp_path / "c"), killed_after=1)
-    (tmp_path / "c" / "epoch-00001.weights.h5").write_bytes(b"half a file")
+    damage(tmp_path / "c" / "epoch-00001.npz")
     _, reported = learn(config, Checkpoint(tmp_path / "c"))
-    assert [epoch["epoch"] for epoch in reported] == [1, 2]
-    assert "starting again" in capsys.readouterr().out
+    assert figures(reported) == figures(whole)
+    assert "epoch-00001 cannot be read" in capsys.readouterr().out
 
 
 def test_only_the_last_epoch_is_kept(tmp_path: Path) -> None:
     learn(configured(tmp_path, training={"epochs": 3}), Checkpoint(tmp_path / "c"))
-    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["epoch-00003.json", "epoch-00003.weights.h5"]
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["epoch-00003.npz"]
 
 
 def test_another_process_does_not_share_a_checkpoint(tmp_path: Path) -> None:
@@ -172,7 +195,7 @@ def prepared(tmp_path: Path, augmentation: list[keras.Layer], members: int) -> t
 
 def step(learner: Learner) -> float:
     labels = keras.utils.to_categorical(TRAIN.labels, 10)
-    history = learner.fit(batches(np.arange(512, dtype=np.int32), labels, 512), shuffle=False, verbose=0).history
+    history = learner.fit(ArrayBatches(np.arange(512, dtype=np.int32), labels, 512), shuffle=False, verbose=0).history
     return float(history["loss"][0])
 
 

@@ -3,26 +3,25 @@
 from typing import Any
 
 import keras
-
-from pipeline.device import backend_module, on_tensorflow
+from tensorflow import raw_ops
 
 RANK = 4  # of what a convolution makes of a batch
 
 
 def fuse_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The same optimizer, or for TensorFlow one with the same rule in one operation a variable, where there is one."""
+    """The same optimizer, or one with the same rule in one operation a variable, where there is one."""
     fused: dict[type, type[keras.optimizers.Optimizer]]
     fused = {keras.optimizers.Adam: FusedAdam, keras.optimizers.RMSprop: FusedRMSprop}
     config = optimizer.get_config()
     has_more = config.get("amsgrad") or config.get("centered") or config.get("momentum")
-    if not on_tensorflow() or has_more or type(optimizer) not in fused:
+    if has_more or type(optimizer) not in fused:
         return optimizer
     return fused[type(optimizer)].from_config(config)
 
 
 def fuse_layers(network: keras.Model) -> keras.Model:
-    """The same network, or for TensorFlow a copy in which convolutions are normalised in one operation each."""
-    if not on_tensorflow() or not any(is_fusible(layer) for layer in network.layers):
+    """The same network, or a copy in which convolutions are normalised in one operation each."""
+    if not any(is_fusible(layer) for layer in network.layers):
         return network
     copy = keras.models.clone_model(network, clone_function=fuse_layer)
     copy.set_weights(network.get_weights())
@@ -58,7 +57,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         """The inputs, normalised by their own mean and variance while training, by the moving ones otherwise."""
         if mask is not None or not (training and self.trainable):
             return super().call(inputs, training=training, mask=mask)
-        outputs, mean, variance, *_ = backend_module("tensorflow").raw_ops.FusedBatchNormV3(
+        outputs, mean, variance, *_ = raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=self.gamma,
             offset=self.beta,
@@ -78,7 +77,7 @@ class FusedAdam(keras.optimizers.Adam):
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Change the variable and its two moments."""
         index, step = self._get_variable_index(variable), keras.ops.cast(self.iterations + 1, variable.dtype)
-        backend_module("tensorflow").raw_ops.ResourceApplyAdam(
+        raw_ops.ResourceApplyAdam(
             var=handle(variable),
             m=handle(self._momentums[index]),
             v=handle(self._velocities[index]),
@@ -104,7 +103,7 @@ class FusedRMSprop(keras.optimizers.RMSprop):
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Change the variable and the mean of its squared gradients."""
         index = self._get_variable_index(variable)
-        backend_module("tensorflow").raw_ops.ResourceApplyRMSProp(
+        raw_ops.ResourceApplyRMSProp(
             var=handle(variable),
             ms=handle(self._velocities[index]),
             mom=handle(self._increments[index]),

@@ -1,0 +1,177 @@
+"""Measure training on this machine's GPU with JAX, in less than ten minutes; writes the part `gpu` of docs/bench.json.
+
+Needs a GPU that JAX sees and the four MNIST files: in ../shared/mnist beside the project, or in the folder
+DATASET_MIRROR. Neither git nor DVC nor TensorFlow: the stages run one after another in temporary folders.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from mlflow import MlflowClient
+
+from benchmarks.command import ROOT, run
+from benchmarks.figures import Figures, add, report
+from benchmarks.recipes import WIDE
+
+SETTINGS = {"KERAS_BACKEND": "jax", "DEVICE": "gpu"}
+RECIPES: dict[str, dict[str, Any]] = {
+    "notebook": {"recipe": "notebook"},
+    "fast": {"recipe": "fast"},
+    "quick": {"recipe": "quick"},
+    "quick_wider": {"recipe": "quick", "model": WIDE, "training": {"epochs": 11}},
+    "champion_12_epochs": {"recipe": "champion", "training": {"epochs": 12}},
+    "champion_24_epochs": {"recipe": "champion", "training": {"epochs": 24}},
+    "champion": {"recipe": "champion"},
+}
+TIMED = ("notebook", "fast", "quick", "champion")  # whose updates are timed one by one
+PRECISIONS = "float32,mixed_bfloat16"
+BATCH_SIZES = "200,1000"
+LOAD = {"utilization_percentage": "%", "memory_usage_megabytes": "MB", "power_usage_watts": "W"}
+
+
+class Trained(NamedTuple):
+    """A training that has ended: seconds of the process, of each epoch and of each part, and the GPU's load."""
+
+    whole: float
+    epochs: list[float]
+    facts: dict[str, Any]
+    load: dict[str, float]
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each recipe beside the first (default: 5)")
+    parser.add_argument("--seconds", type=float, default=420, help="start no training later than this (default: 420)")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "bench.json", help="what to write (%(default)s)")
+    parser.add_argument("--commit", default="unknown", help="what is measured, to be named with the figures")
+    arguments = parser.parse_args()
+    data = Path(os.environ.get("DATASET_MIRROR") or ROOT.parent / "shared" / "mnist").resolve()
+    deadline = time.monotonic() + arguments.seconds
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(8) as pool:
+        folder = Path(temporary)
+        prepared = pool.map(lambda name: prepare(folder / name, RECIPES[name], data), RECIPES)
+        projects = dict(zip(RECIPES, prepared, strict=True))
+        figures, trained = train_all(projects, arguments.seeds, deadline)
+        card, timed = time_updates(projects, folder / "notebook")
+        scores = pool.map(evaluate, trained)  # at once: they are not timed
+        for (name, _, _), accuracy in zip(trained, scores, strict=True):
+            add(figures, f"{name}_accuracy", accuracy, "share")
+        facts = facts_of(projects["notebook"])
+        report(
+            arguments.output,
+            "gpu",
+            figures | timed,
+            f"{card}; {facts['machine']}; {facts['versions']}",
+            arguments.commit,
+        )
+
+
+def prepare(project: Path, params: dict[str, Any], data: Path) -> Path:
+    """A folder in which train can run."""
+    project.mkdir()
+    for name in ("pipeline", "conf", "benchmarks"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    for stage in ("compose", "fetch", "preprocess"):
+        run([sys.executable, "-m", f"pipeline.{stage}"], project, DATASET_MIRROR=str(data))
+    return project
+
+
+def train_all(projects: dict[str, Path], seeds: int, deadline: float) -> tuple[Figures, list[tuple[str, Path, int]]]:
+    """Train every recipe with nothing compiled yet, then with seeds 1 to `seeds`, in turn, until time is up.
+
+    Returns the figures, and the name, a folder with the network and the seed of every training that was not the first.
+    """
+    figures: Figures = {}
+    trained = []
+    for seed in range(seeds + 1):
+        for name, project in projects.items():
+            if time.monotonic() > deadline:
+                break
+            one = train(project, max(seed, 1))
+            for figure, (value, unit) in describe(one).items():
+                add(figures, f"{name}_{figure}" if seed else f"{name}_cold_{figure}", value, unit)
+            print(f"seed {seed}: {name} {one.whole:.1f} s, fit {one.facts['seconds']['fit']:.2f} s", flush=True)
+            if seed:
+                kept = project.parent / f"{name}-{seed}"
+                shutil.copytree(project, kept, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", "benchmarks"))
+                trained.append((name, kept, seed))
+    return figures, trained
+
+
+def train(project: Path, seed: int) -> Trained:
+    """Run the train stage with a seed for everything but the split."""
+    params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+    (project / "params.yaml").write_text(yaml.safe_dump(params | {"seed": seed}), encoding="utf-8")
+    run([sys.executable, "-m", "pipeline.compose"], project)
+    whole = run([sys.executable, "-m", "pipeline.train"], project, **SETTINGS).seconds
+    facts = facts_of(project)
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    metrics = client.get_run(facts["run_id"]).data.metrics
+    history = client.get_metric_history(facts["run_id"], "train/seconds_per_epoch")
+    recorded = [name for name in LOAD if f"system/gpu_0_{name}" in metrics]
+    load = {name: largest(client, facts["run_id"], f"system/gpu_0_{name}") for name in recorded}
+    return Trained(whole, [point.value for point in sorted(history, key=lambda point: point.step)], facts, load)
+
+
+def largest(client: MlflowClient, run_id: str, name: str) -> float:
+    """The largest value that a metric had."""
+    return max(point.value for point in client.get_metric_history(run_id, name))
+
+
+def facts_of(project: Path) -> dict[str, Any]:
+    """What train told of itself."""
+    facts: dict[str, Any] = json.loads((project / "models" / "run.json").read_text(encoding="utf-8"))
+    return facts
+
+
+def describe(one: Trained) -> dict[str, tuple[float, str]]:
+    """A training's figures with their units."""
+    parts = one.facts["seconds"]
+    until_fit = sum(seconds for name, seconds in parts.items() if name not in ("fit", "save"))
+    told = {f"{name}_seconds": (value, "s") for name, value in parts.items()}
+    told |= {"whole_seconds": (one.whole, "s"), "to_trained_seconds": (until_fit + parts["fit"], "s")}
+    told |= {"first_epoch_seconds": (one.epochs[0], "s"), "epoch_seconds": (statistics.median(one.epochs[1:]), "s")}
+    told["later_epochs_seconds"] = (sum(one.epochs[1:]), "s")
+    return told | {f"gpu_{name}": (value, LOAD[name]) for name, value in one.load.items()}
+
+
+def time_updates(projects: dict[str, Path], folder: Path) -> tuple[str, Figures]:
+    """The device's name, and what updates of the recipes' networks take at several batch sizes and precisions."""
+    for name in TIMED:
+        shutil.copy(projects[name] / "composed.yaml", folder / f"{name}.yaml")
+    asked = [",".join(f"{name}.yaml" for name in TIMED), PRECISIONS, BATCH_SIZES]
+    output = run([sys.executable, "-m", "benchmarks.updates", *asked], folder, **SETTINGS).output
+    device, *rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    figures: Figures = {"peak_bfloat16": ([device["peak"] / 1e12], "TFLOP/s")}
+    for row in rows:
+        name = f"{row['config'].removesuffix('.yaml')}_{row['precision']}_batch_{row['batch_size']}"
+        figures[f"{name}_update_microseconds"] = ([1e6 * seconds for seconds in row["update_seconds"]], "µs")
+        speeds = [row["operations"] / seconds / device["peak"] for seconds in row["update_seconds"]]
+        figures[f"{name}_share_of_peak"] = (speeds, "ratio")
+        figures[f"{name}_launches"] = ([row["launches"]], "kernels")
+        figures[f"{name}_compile_seconds"] = ([row["first_pass_seconds"]], "s")
+    return device["name"], figures
+
+
+def evaluate(trained: tuple[str, Path, int]) -> float:
+    """The test accuracy of a trained network, by the stage that alone looks at the test images."""
+    _, project, _ = trained
+    run([sys.executable, "-m", "pipeline.evaluate"], project, **SETTINGS)
+    metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))
+    return float(metrics["test"]["accuracy"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What a backend does for a training, as Keras does it with any of them."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+VALIDATION_BATCH = 1000
+
+
+class Pass(NamedTuple):
+    """One pass over training images, and one over the validation images after it, by their numbers."""
+
+    order: NDArray[np.int32]
+    watched: NDArray[np.int32]  # the validation images: none if nothing is watched
+    labels: NDArray[np.float32]  # of all images, one-hot
+    batch_size: int
+
+
+class Backend(ABC):
+    """Keras's own ways, which a backend replaces where it knows a quicker one."""
+
+    missing_gpu: ClassVar[str]  # what to do about libraries that a GPU needs and that are not there
+    needs_xla: ClassVar[bool] = False  # whether it has nothing else to compute with
+
+    @abstractmethod
+    def use_device(self, choice: str) -> bool:
+        """Compute on a CPU for the choice "cpu", otherwise on a GPU if there is one, and return whether it is a GPU.
+
+        A GPU's memory is taken as it is needed, not all at once.
+        """
+
+    @abstractmethod
+    def make_deterministic(self) -> None:
+        """Have the same operations give the same bits every time, at some cost in speed."""
+
+    def fuse_layers(self, network: keras.Model) -> keras.Model:
+        """The same network, or a copy whose layers compute the same with fewer operations."""
+        return network
+
+    def fuse_optimizer(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+        """The same optimizer, or one with the same rule in fewer operations."""
+        return optimizer
+
+    def batches(self, numbers: NDArray[np.int32], labels: NDArray[np.float32], size: int) -> Any:
+        """Numbers and labels, `size` at a time and in this order, as `model.fit` takes them."""
+        return ArrayBatches(numbers, labels, size)
+
+    def fit_epoch(self, learner: keras.Model, data: Pass, bars: list[keras.callbacks.Callback]) -> dict[str, float]:
+        """Update the learner once for each batch, then look at the validation images; the figures by their names."""
+        order, watched, labels, size = data
+        history = learner.fit(
+            self.batches(order, labels[order], size),
+            shuffle=False,
+            verbose=0,
+            validation_data=self.batches(watched, labels[watched], VALIDATION_BATCH) if len(watched) else None,
+            callbacks=[keras.callbacks.TerminateOnNaN(), *bars],
+        ).history
+        return {name: float(values[-1]) for name, values in history.items()}
+
+
+class ArrayBatches(keras.utils.PyDataset):
+    """Numbers and labels, batch by batch, for any backend."""
+
+    def __init__(self, numbers: NDArray[np.int32], labels: NDArray[np.float32], size: int) -> None:
+        super().__init__()
+        self._numbers, self._labels, self._size = numbers, labels, size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._numbers) / self._size)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        part = slice(index * self._size, (index + 1) * self._size)
+        return self._numbers[part], self._labels[part]

@@ -1,0 +1,27 @@
+"""PyTorch, as Keras uses it."""
+
+import keras
+import torch
+
+from pipeline.backends.base import Backend
+
+
+class Torch(Backend):
+    """Keras puts its variables on a GPU whenever PyTorch sees one, so a CPU has to be asked for."""
+
+    missing_gpu = "this PyTorch was built without CUDA: pytorch.org says which one fits"
+
+    def use_device(self, choice: str) -> bool:
+        """Set the device of everything that Keras makes from now on."""
+        if choice == "cpu":
+            self._scope = keras.device("cpu")  # for as long as the process lives
+            self._scope.__enter__()
+            return False
+        return bool(torch.cuda.is_available())
+
+    def make_deterministic(self) -> None:
+        """As PyTorch offers it."""
+        torch.use_deterministic_algorithms(True)
+
+
+BACKEND = Torch()
