@@ -34,6 +34,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "champion": {"recipe": "champion"},
 }
 TIMED = ("notebook", "fast", "quick", "champion")  # whose updates are timed one by one
+COLD = ("whole_seconds", "to_trained_seconds", "first_epoch_seconds")  # told where nothing was compiled yet
 PRECISIONS = "float32,mixed_bfloat16"
 BATCH_SIZES = "200,1000"
 LOAD = {"utilization_percentage": "%", "memory_usage_megabytes": "MB", "power_usage_watts": "W"}
@@ -101,7 +102,8 @@ def train_all(projects: dict[str, Path], seeds: int, deadline: float) -> tuple[F
                 break
             one = train(project, max(seed, 1))
             for figure, (value, unit) in describe(one).items():
-                add(figures, f"{name}_{figure}" if seed else f"{name}_cold_{figure}", value, unit)
+                if seed or figure in COLD:
+                    add(figures, f"{name}_{figure}" if seed else f"{name}_cold_{figure}", value, unit)
             print(f"seed {seed}: {name} {one.whole:.1f} s, fit {one.facts['seconds']['fit']:.2f} s", flush=True)
             if seed:
                 kept = project.parent / f"{name}-{seed}"

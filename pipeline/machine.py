@@ -23,7 +23,7 @@ def describe_machine() -> str:
 
 def describe_versions() -> str:
     """Python and the packages that matter: 'Python 3.11.7, TensorFlow 2.21.0, …'."""
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     found = [(BACKENDS.get(backend, backend), find_version(backend))]
     found += [(name, find_version(package)) for package, name in PACKAGES.items()]
     told = [f"Python {platform.python_version()}", *(f"{name} {number}" for name, number in found if number)]

@@ -1,6 +1,7 @@
 """How every stage starts and ends: `--help`, and one clear line instead of a traceback for what the user can mend."""
 
 import argparse
+import importlib.util
 import os
 import sys
 import tempfile
@@ -42,15 +43,30 @@ def importing_keras() -> Iterator[None]:
     """Import Keras inside the block, without TensorFlow's greetings and without packages that no stage has it use.
 
     Keras takes them along where they are there, and a third of its import is theirs. SciPy, which JAX needs, stays; of
-    Keras's backends the one that it computes with.
+    Keras's backends the one that it computes with. Raises PipelineError if that is not there.
     """
+    check_backend()
     with quietly(), absent("sklearn", "matplotlib", "pandas"), other_backends_absent():
         yield
 
 
 def other_backends_absent() -> AbstractContextManager[None]:
     """Have Keras inside the block find no other of its backends than the one that it computes with."""
-    return absent(*(BACKENDS - {os.environ.get("KERAS_BACKEND", "tensorflow")}))
+    return absent(*(BACKENDS - {chosen_backend()}))
+
+
+def chosen_backend() -> str:
+    """What Keras will compute with, as the environment variable KERAS_BACKEND says."""
+    return os.environ.get("KERAS_BACKEND") or "tensorflow"
+
+
+def check_backend() -> None:
+    """Raise PipelineError for a backend that this pipeline does not know, or that is not installed."""
+    name = chosen_backend()
+    if name not in BACKENDS:
+        raise PipelineError(f"KERAS_BACKEND={name}: must be {', '.join(sorted(BACKENDS))}")
+    if importlib.util.find_spec(name) is None:
+        raise PipelineError(f"KERAS_BACKEND={name}: {name} is not installed: pip install {name}")
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def test_rotations_are_degrees() -> None:
     assert abs(angles).max() == pytest.approx(10, abs=1)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.tensorflow)])
 def test_whole_pixels_are_shifted_each_way_alike(compiled: bool) -> None:
     keras.utils.set_random_seed(1)
     images = np.random.default_rng(0).integers(1, 256, (3000, 6, 5)).astype(np.uint8)

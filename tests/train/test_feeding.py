@@ -49,6 +49,7 @@ def test_every_number_comes_once_and_in_order(make: type[ArrayBatches]) -> None:
     np.testing.assert_array_equal(np.concatenate([labels for _, labels in parts]), LABELS)
 
 
+@pytest.mark.tensorflow
 def test_nothing_tunes_itself() -> None:
     assert keras.backend.backend() == "tensorflow"
     assert BACKEND.batches(ORDER, LABELS, 16).options().autotune.enabled is False

@@ -223,6 +223,7 @@ def test_a_step_is_traced_once(tmp_path: Path) -> None:
     assert traced.call_count == 1
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_convolutions_learn_in_fused_operations(tmp_path: Path, precision: str) -> None:
     options = {"model": {"name": "convnet", "members": 2}, "optimizer": {"name": "adam"}}
