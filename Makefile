@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LOCK := requirements$(if $(GPU),-gpu).txt
+PIP := $(BIN)/python -m pip install --quiet --require-hashes
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 N ?= 5
 
-.PHONY: help repro seeds gate gate-power promote test test-slow test-browser check pictures ui serve send joined bench lock clean
+.PHONY: help repro seeds gate gate-power promote test test-jax test-slow test-browser check pictures ui serve send joined bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -28,6 +29,9 @@ promote: .venv/$(LOCK) ## make this model the champion if the gate lets it (BASE
 
 test: .venv/requirements-dev.txt ## set up what the tests need, then pass them
 	pytest
+
+test-jax: .venv/requirements-dev.txt ## the tests of trainings once more, on JAX
+	KERAS_BACKEND=jax pytest -m "not slow and not tensorflow" tests/train
 
 test-slow: .venv/requirements-dev.txt ## the default recipe on the real MNIST, and all that takes minutes
 	pytest -m slow
@@ -66,13 +70,21 @@ lock: ## compile the pinned requirements anew from pyproject.toml (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade pyproject.toml -o requirements.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes -c requirements.txt --extra dev pyproject.toml -o requirements-dev.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes -c requirements.txt --extra gpu pyproject.toml -o requirements-gpu.txt
+	echo "uv>=0.9" | uv pip compile -q --universal --python-version 3.11 --generate-hashes - -o requirements-uv.txt
 
 clean: ## remove the environment and the caches of tools, not data, models or runs
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+
+# uv takes a third of pip's time. It does not read pip's configuration, so it is told where packages come from.
+define install-with-uv
+index=$$($(BIN)/python -m pip config list | sed -n "s/.*\.index-url='\(.*\)'/\1/p" | tail -n 1) && \
+$(PIP) -r requirements-uv.txt && echo "installing $<" && \
+$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode $${index:+--default-index "$$index"} -r $<
+endef
 
 # An environment is as new as the requirements that it was last made from.
 .venv/%.txt: %.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("Python 3.11, 3.12 or 3.13 is needed, this is %d.%d: make PYTHON=python3.13 …" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --require-hashes -r $<
+	@$(install-with-uv) || { echo "uv could not install $<: pip does, which takes longer"; $(PIP) -r $<; }
 	@touch $@

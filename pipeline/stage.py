@@ -43,9 +43,8 @@ def importing_keras() -> Iterator[None]:
     """Import Keras inside the block, without TensorFlow's greetings and without packages that no stage has it use.
 
     Keras takes them along where they are there, and a third of its import is theirs. SciPy, which JAX needs, stays; of
-    Keras's backends the one that it computes with. Raises PipelineError if that is not there.
+    Keras's backends the one that it computes with.
     """
-    check_backend()
     with quietly(), absent("sklearn", "matplotlib", "pandas"), other_backends_absent():
         yield
 

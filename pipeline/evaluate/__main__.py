@@ -6,13 +6,14 @@ Read when it runs: DEVICE (auto, cpu or gpu), MLFLOW_TRACKING_URI, KERAS_BACKEND
 from pipeline import paths
 from pipeline.config import load_config
 from pipeline.dataset import load_split
-from pipeline.stage import importing_keras, run_stage
+from pipeline.stage import check_backend, importing_keras, run_stage
 from pipeline.tracking.store import open_store
 from pipeline.worker import Worker
 
 
 def run() -> None:
     """Evaluate models/model.keras."""
+    check_backend()
     config = load_config()
     with Worker() as worker:  # it imports MLflow while this process imports Keras
         opening = worker.submit(open_store, paths.project_root(), required=False)

@@ -9,7 +9,7 @@ import psutil
 from pipeline import paths
 from pipeline.config import load_config
 from pipeline.dataset import load_split
-from pipeline.stage import importing_keras, run_stage
+from pipeline.stage import check_backend, importing_keras, run_stage
 from pipeline.stopwatch import Stopwatch
 from pipeline.tracking.store import open_store
 from pipeline.worker import Worker
@@ -18,6 +18,7 @@ from pipeline.worker import Worker
 def run() -> None:
     """Train as composed.yaml says."""
     watch = Stopwatch(psutil.Process().create_time())
+    check_backend()
     config = load_config()
     with Worker() as worker:  # it imports MLflow while this process imports Keras
         opening = worker.submit(open_store, paths.project_root())

@@ -33,8 +33,10 @@ images = (random.integers(0, 100, (500, 8, 8)) + 15 * labels[:, None, None]).ast
 train, watched = Split(images[:400], labels[:400]), Split(images[400:], labels[400:])
 shift = {"_target_": "pipeline.train.augmentation.RandomShift", "pixels": 1}
 training = {"epochs": 4, "augmentation": [shift], "label_smoothing": 0.1}
-small = {"name": "convnet", "convolutions": [4, 6], "kernels": [3, 3], "units": 16}
-config = configured(pathlib.Path(tempfile.mkdtemp()), model=small, optimizer={"name": "adamw"}, training=training)
+row = [("Flatten", {}), ("Dense", {"units": 16}), ("BatchNormalization", {}), ("Dropout", {"rate": 0.3})]
+layers = [{"_target_": f"keras.layers.{name}", **arguments} for name, arguments in row]
+model = {"layers": layers}
+config = configured(pathlib.Path(tempfile.mkdtemp()), model=model, optimizer={"name": "adamw"}, training=training)
 order = random.permutation(400).astype(np.int32)
 one_hot = keras.utils.to_categorical(labels, 10).astype(np.float32)
 backend, outcomes = load_backend(), []
@@ -103,7 +105,6 @@ def test_the_stages_run_on_it_and_never_import_tensorflow(trained: Project) -> N
     ("settings", "message"),
     [
         ({"KERAS_BACKEND": "jax", "DEVICE": "gpu"}, r"train: DEVICE=gpu, but jax sees no GPU: .*; or use DEVICE=cpu"),
-        ({"DEVICE": "gpu"}, r"train: DEVICE=gpu, but tensorflow sees no GPU: .*; or use DEVICE=cpu"),
         ({"KERAS_BACKEND": "openvino"}, r"train: KERAS_BACKEND=openvino: must be jax, tensorflow, torch"),
         ({"KERAS_BACKEND": "torhc"}, r"train: KERAS_BACKEND=torhc: must be jax, tensorflow, torch"),
         ({"KERAS_BACKEND": "torch"}, r"train: KERAS_BACKEND=torch: torch is not installed: pip install torch"),
@@ -122,11 +123,3 @@ def test_it_has_nothing_but_xla(trained: Project) -> None:
     result = trained.run(sys.executable, "-m", "pipeline.train", KERAS_BACKEND="jax")
     assert (result.returncode, "Traceback" in result.stdout) == (1, False)
     assert "train: training.xla: false: jax computes with XLA alone; auto or true" in result.stdout
-
-
-@pytest.mark.slow
-def test_a_training_on_it_passes_the_tests_of_trainings() -> None:
-    environment = os.environ | {"KERAS_BACKEND": "jax"}
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "not tensorflow and not slow", "tests/train"]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-5000:]

@@ -13,7 +13,7 @@ def main() -> int:
     name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]  # noqa: PTH119 (pathlib takes longer than all else)
     if name == "dvc":
         arguments = ["-m", "dvc", *arguments]
-    if arguments[:1] not in (["-m"], ["-c"]):
+    if arguments[:1] not in (["-m"], ["-c"]) or "KERAS_BACKEND" in os.environ:  # the server has imported Keras
         os.execv(PYTHON, [PYTHON, *arguments])
     executable = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "python")  # noqa: PTH100, PTH118, PTH120
     request: dict[str, object] = {"arguments": arguments, "executable": executable}

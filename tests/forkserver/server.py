@@ -77,10 +77,15 @@ class Server:
 
 
 def preload() -> None:
-    """Import what takes seconds, and nothing of the project: clients have copies of their own."""
+    """Import what takes seconds, and nothing of the project: clients have copies of their own.
+
+    What MLflow looks up once in every process is looked up, too: its list of all installed packages takes a second.
+    """
     os.environ.update(SETTINGS)
     for name in PRELOADED:
         importlib.import_module(name)
+    importlib.import_module("mlflow.utils.requirements_utils").warn_dependency_requirement_mismatches(["mlflow"])
+    importlib.import_module("sqlalchemy.orm").configure_mappers()
     for name in [name for name in sys.modules if name.partition(".")[0] in ("pipeline", "tests")]:
         del sys.modules[name]
 

@@ -99,7 +99,7 @@ def test_another_seed_passes(digits: Project, seed: int) -> None:
 
 def test_a_refactoring_passes(digits: Project) -> None:
     file = digits.root / "pipeline" / "train" / "fitting.py"
-    file.write_text(re.sub(r"\bfit_epoch\b", "train_epoch", file.read_text(encoding="utf-8")), encoding="utf-8")
+    file.write_text(re.sub(r"\bprint_epoch\b", "tell_epoch", file.read_text(encoding="utf-8")), encoding="utf-8")
     assert "pipeline/train" in digits.succeed("dvc", "status", "train")
     digits.succeed("dvc", "repro")
     verdict = judge(digits)
