@@ -197,6 +197,19 @@ def trained(trained_once: Project, tmp_path: Path) -> Project:
     return copy(trained_once, tmp_path / "project")
 
 
+@pytest.fixture(scope="session")
+def another_seed(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A clone in which the default recipe was trained on MNIST, with another seed than the committed reports have."""
+    return once(tmp_path_factory, "another-seed", train_another_seed)
+
+
+def train_another_seed(folder: Path) -> None:
+    """Train the default recipe in a clone."""
+    project = clone(folder)
+    project.params(recipe="baseline", seed=2)
+    project.succeed("dvc", "repro", **MIRROR)
+
+
 def kill_all(process: "subprocess.Popen[str]") -> None:
     """Kill a process that `start` started, and what it started: MLflow's server is a child of its command."""
     with contextlib.suppress(ProcessLookupError):

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import device, machine
-from pipeline.device import choose_precision
+from pipeline.device import choose_precision, use_device
+from pipeline.errors import PipelineError
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,12 @@ def test_auto_is_what_the_processor_has(
 ) -> None:
     monkeypatch.setattr(device, "computes_bfloat16", lambda: has_bfloat16)
     assert choose_precision(configured, where) == precision
+
+
+def test_a_device_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEVICE", "tpu")
+    with pytest.raises(PipelineError, match=r"^DEVICE=tpu: must be one of auto, cpu, gpu$"):
+        use_device()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.repository import commits_of
+from pipeline.repository import commits_of, recipe_of, seed_of
 
 REPORT = Path("report.json")
 
@@ -30,3 +31,22 @@ def test_a_commit_whose_content_a_merge_dropped_is_found(tmp_path: Path, monkeyp
     git("merge", "-q", "--strategy=ours", "--no-edit", "tried")
     git("branch", "-qD", "tried")
     assert set(commits_of(REPORT)) == {git("rev-parse", "HEAD"), dropped, first}, "the merge made a choice, too"
+
+
+def lock(**params: object) -> dict[str, Any]:
+    values = {"model.name": "mlp", "seed": 1} | params
+    train = {"params": {"composed.yaml": values}, "deps": [{"path": "pipeline/train", "md5": "b"}]}
+    return {"stages": {"compose": {"params": {}}, "train": train}}
+
+
+def test_seeds_of_one_recipe_differ_in_nothing_else() -> None:
+    same: list[dict[str, Any]] = [{"seed": 2}, {"gate.alpha": 0.01}, {"seed": 3, "gate.seed_noise.mnist.seeds": 4}]
+    others: list[dict[str, Any]] = [{"model.name": "cnn"}, {"training.epochs": 2}, {"gatekeeper": 1}]
+    for params in same:
+        assert recipe_of(lock(**params)) == recipe_of(lock())
+        assert seed_of(lock(**params)) == params.get("seed", 1)
+    for params in others:
+        assert recipe_of(lock(**params)) != recipe_of(lock())
+    code = lock()
+    code["stages"]["train"]["deps"][0]["md5"] = "c"
+    assert recipe_of(code) != recipe_of(lock())

@@ -38,6 +38,26 @@ def test_what_is_absent_is_not_imported_until_the_block_ends() -> None:
     assert python(ABSENT).splitlines() == ["csv not there", "json not there", "csv json"]
 
 
+QUIETLY = """
+import os, sys
+from pipeline.stage import quietly
+with quietly():
+    os.write(2, b"held back")
+os.write(2, b"said after ")
+try:
+    with quietly():
+        os.write(2, b"shown")
+        raise ValueError
+except ValueError:
+    os.write(2, b" and after that")
+"""
+
+
+def test_standard_error_is_held_back_unless_the_block_fails_and_no_longer_than_that() -> None:
+    result = subprocess.run([sys.executable, "-c", QUIETLY], capture_output=True, text=True, check=True)
+    assert result.stderr == "said after shown and after that"
+
+
 def test_what_was_imported_before_stays() -> None:
     assert python(f"import csv, json\n{ABSENT}").splitlines() == ["csv there", "json there", "csv json"]
 

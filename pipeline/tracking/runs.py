@@ -79,6 +79,13 @@ def link_run(store: Store, run_id: str, config: Config, root: Path, provenance: 
     return start_run(store, config, root, provenance, kept | {PARENT: run_id, "reused": "true", REUSED_FROM: run_id})
 
 
+def look_up_packages() -> None:
+    """Have MLflow list what is installed now: logging a model needs that, and it takes a second, once a process."""
+    from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
+
+    warn_dependency_requirement_mismatches(["mlflow"])
+
+
 def run_name(config: Config) -> str:
     """What a person recognises: recipe, network and seed, and the name of the DVC experiment if it is one."""
     name, experiment = f"{config.recipe}-{config.model.name}-seed-{config.seed}", os.environ.get(EXPERIMENT)

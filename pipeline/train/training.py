@@ -23,7 +23,7 @@ from pipeline.stage import other_backends_absent, quietly
 from pipeline.stopwatch import Stopwatch
 from pipeline.tracking.provenance import EXPERIMENT, Provenance, find_provenance
 from pipeline.tracking.recorder import Recorder, send_unsent, tell_failure
-from pipeline.tracking.runs import continue_run, epoch_metrics, start_run, system_metrics
+from pipeline.tracking.runs import continue_run, epoch_metrics, look_up_packages, start_run, system_metrics
 from pipeline.tracking.store import Store
 from pipeline.train.archive import save_network
 from pipeline.train.checkpoint import Checkpoint, Epoch, fingerprint, open_checkpoint
@@ -54,6 +54,7 @@ def train_and_record(
     with open_checkpoint(root / paths.CHECKPOINTS, training_name(config)) as checkpoint:
         recorder = open_run(config, store, provenance, checkpoint, device, executor)
         record_data(recorder, config, train, validation)
+        executor.submit(look_up_packages).add_done_callback(tell_failure)  # while this process fits
         recorder.text("model_summary.txt", summary(network))
         watch.lap("log")
         epochs = fit_recorded(learner, train, validation, config, checkpoint, recorder)

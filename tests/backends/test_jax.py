@@ -35,7 +35,7 @@ shift = {"_target_": "pipeline.train.augmentation.RandomShift", "pixels": 1}
 training = {"epochs": 4, "augmentation": [shift], "label_smoothing": 0.1}
 row = [("Flatten", {}), ("Dense", {"units": 16}), ("BatchNormalization", {}), ("Dropout", {"rate": 0.3})]
 layers = [{"_target_": f"keras.layers.{name}", **arguments} for name, arguments in row]
-model = {"layers": layers}
+model = {"name": "mlp", "layers": layers}
 config = configured(pathlib.Path(tempfile.mkdtemp()), model=model, optimizer={"name": "adamw"}, training=training)
 order = random.permutation(400).astype(np.int32)
 one_hot = keras.utils.to_categorical(labels, 10).astype(np.float32)

@@ -260,6 +260,12 @@ def test_a_recipe_that_builds_on_another_has_no_record_of_that_ones_seeds(tmp_pa
     assert compose_text(tmp_path, "recipe: ensemble", tmp_path / "conf")["gate"]["seed_noise"] == {}
 
 
+@pytest.mark.parametrize("alpha", [0, 0.5, 0.9, -1])
+def test_a_share_of_false_alarms_is_above_0_and_below_a_half(tmp_path: Path, alpha: float) -> None:
+    with pytest.raises(PipelineError, match=f"gate.alpha: holds {alpha}; input should be "):
+        compose_text(tmp_path, f"gate: {{alpha: {alpha}}}")
+
+
 @pytest.mark.parametrize("gate", ["", "gate:\n", "gate: {seed_noise: }\n", "gate: {alpha: 0.1}\n"])
 def test_a_recipe_without_a_record_has_none(tmp_path: Path, gate: str) -> None:
     shutil.copytree(CONF, tmp_path / "conf")

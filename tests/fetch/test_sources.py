@@ -115,9 +115,10 @@ def test_a_cut_download_goes_on_where_it_was_cut(tmp_path: Path, mirror: Callabl
 
 
 def test_a_server_that_cannot_resume_starts_again(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
-    cutting = mirror(send(CONTENT[:1000], promised=len(CONTENT)), send(CONTENT))
+    cutting = mirror(send(CONTENT[:200_000], promised=len(CONTENT)), send(CONTENT))
     fetch_file(FILE, tmp_path / "a.gz", [cutting.url])
     assert (tmp_path / "a.gz").read_bytes() == CONTENT
+    assert cutting.requests == [None, f"bytes={3 * sources.CHUNK}-"]
 
 
 def test_a_server_that_is_busy_is_asked_again(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:

@@ -1,11 +1,9 @@
 """The gate on the real MNIST, and with as many seeds as a record takes."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
-from tests.conftest import MIRROR, Project, clone
+from tests.conftest import MIRROR, Project
 from tests.gate.command import edit, failed, judge
 
 pytestmark = pytest.mark.slow
@@ -18,25 +16,20 @@ SHUFFLE = """    import numpy as np
 """
 
 
-@pytest.fixture
-def mnist(tmp_path: Path) -> Project:
-    """A clone as it is committed: reports on MNIST, and nothing trained."""
-    return clone(tmp_path / "project")
-
-
-def test_a_tenth_of_the_training_labels_shuffled_is_stopped(mnist: Project) -> None:
-    edit(mnist, "pipeline/preprocess/__main__.py", TRAIN, TRAIN + SHUFFLE)
-    mnist.succeed("dvc", "repro", **MIRROR)
-    verdict = judge(mnist)
+def test_a_tenth_of_the_training_labels_shuffled_is_stopped(project: Project) -> None:
+    project.params(recipe="fast")
+    project.succeed("dvc", "repro", **MIRROR)
+    project.commit()
+    edit(project, "pipeline/preprocess/__main__.py", TRAIN, TRAIN + SHUFFLE)
+    project.succeed("dvc", "repro", **MIRROR)
+    verdict = judge(project)
     assert verdict["status"] == 1
     assert "accuracy" in failed(verdict)
     assert verdict["newly_wrong"]
 
 
-def test_another_seed_passes_on_mnist(mnist: Project) -> None:
-    mnist.params(recipe="baseline", seed=2)
-    mnist.succeed("dvc", "repro", **MIRROR)
-    verdict = judge(mnist)
+def test_another_seed_passes_on_mnist(another_seed: Project) -> None:
+    verdict = judge(another_seed)
     assert verdict["status"] == 0
     assert verdict["newly_wrong"], "it is another model"
     assert verdict["changed_params"] == {"seed": [1, 2]}

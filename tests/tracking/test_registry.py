@@ -60,6 +60,28 @@ def test_champion_and_previous_move_together(store: Store) -> None:
         assert registry.aliases() == expected
 
 
+class Killed(MlflowClient):  # type: ignore[misc]
+    """A client whose process ends before it has made another version the champion."""
+
+    def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
+        if alias == "champion":
+            raise KeyboardInterrupt
+        super().set_registered_model_alias(name, alias, version)
+
+
+def test_half_a_move_is_none(store: Store) -> None:
+    registry = with_versions(store, 3)
+    for number in ("1", "2"):
+        now = registry.aliases()
+        assert now is not None
+        registry.move(now, number)
+    registry.client = Killed(store.uri)
+    with pytest.raises(KeyboardInterrupt):
+        registry.move(Aliases("2", "1"), "3")
+    assert aliases(registry) == {"champion": 2, "previous": 2}
+    assert registry.aliases() == Aliases("2", "1")
+
+
 def test_somebody_elses_champion_stands_if_it_is_the_later_one(store: Store) -> None:
     registry = with_versions(store, 3)
     assert registry.move(Aliases(None, None), "1")

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+from pipeline.backends import load_backend
 from pipeline.backends.base import ArrayBatches
 from pipeline.config import Config
 from pipeline.dataset import Split
@@ -16,7 +17,17 @@ from pipeline.train.archive import save_network
 from pipeline.train.augmentation import RandomAffine, RandomShift
 from pipeline.train.checkpoint import Checkpoint, Epoch, open_checkpoint
 from pipeline.train.feeding import ImagePool
-from pipeline.train.fitting import Learner, best_epoch, choose, count_updates, fit, prepare, stops_early
+from pipeline.train.fitting import (
+    Learner,
+    best_epoch,
+    choose,
+    count_updates,
+    fit,
+    fit_epoch,
+    largest,
+    prepare,
+    stops_early,
+)
 from pipeline.train.network import build_network, build_optimizer, members_of
 from pipeline.train.training import history_csv, set_up
 from tests.conftest import configured
@@ -120,6 +131,36 @@ def test_a_broken_checkpoint_means_a_new_start(
 def test_only_the_last_epoch_is_kept(tmp_path: Path) -> None:
     learn(configured(tmp_path, training={"epochs": 3}), Checkpoint(tmp_path / "c"))
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["epoch-00003.npz"]
+
+
+def test_of_two_checkpoints_the_later_counts(tmp_path: Path) -> None:
+    config = configured(tmp_path, training={"epochs": 3})
+    learn(config, Checkpoint(tmp_path / "c"), killed_after=1)
+    first = (tmp_path / "c" / "epoch-00001.npz").read_bytes()
+    learn(config, Checkpoint(tmp_path / "c"), killed_after=2)
+    (tmp_path / "c" / "epoch-00001.npz").write_bytes(first)  # killed before the earlier one was removed
+    _, learner = set_up(config, TRAIN, VALIDATION, "cpu")
+    assert [epoch["epoch"] for epoch in Checkpoint(tmp_path / "c").restore(learner)] == [1, 2]
+
+
+@pytest.mark.parametrize("count", [1, 7, 99, 100])
+def test_the_hardest_images_are_the_first_of_a_stable_sort(count: int) -> None:
+    for values in (RANDOM.random(100), RANDOM.integers(0, 4, 100), np.zeros(100)):
+        losses = values.astype(np.float32)
+        np.testing.assert_array_equal(largest(losses, count), np.argsort(-losses, kind="stable")[:count])
+
+
+def test_no_epoch_has_the_order_of_another(tmp_path: Path) -> None:
+    config = configured(tmp_path, training={"epochs": 2})
+    _, learner = set_up(config, TRAIN, VALIDATION, "cpu")
+    labels = keras.utils.to_categorical(np.concatenate([TRAIN.labels, VALIDATION.labels]), 10).astype(np.float32)
+    with mock.patch.object(type(load_backend()), "fit_epoch", return_value={"loss": 0.0, "accuracy": 1.0}) as fitted:
+        for number in (1, 2, 1):
+            fit_epoch(learner, labels, len(TRAIN.images), config, number)
+    one, other, again = (call.args[1].order for call in fitted.call_args_list)
+    assert sorted(one) == sorted(other) == [*range(len(TRAIN.images))]
+    assert (one != other).any()
+    np.testing.assert_array_equal(one, again)
 
 
 def test_another_process_does_not_share_a_checkpoint(tmp_path: Path) -> None:

@@ -38,6 +38,13 @@ def test_every_layer_gives_mean_0_and_variance_1_on_the_images_as_they_are(netwo
         assert varied.any()
         np.testing.assert_allclose(output.mean(axes), 0, atol=1e-3)
         assert (output.var(axes) <= 1.001).all()
+    for member in members_of(network):  # to the moments that NumPy finds
+        for layer in member.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                values = keras.Model(member.input, layer.input).predict(IMAGES, verbose=0).astype(np.float64)
+                axes = tuple(range(values.ndim - 1))
+                np.testing.assert_allclose(layer.moving_mean, values.mean(axes), rtol=1e-4, atol=1e-6)
+                np.testing.assert_allclose(layer.moving_variance, values.var(axes), rtol=1e-3, atol=1e-6)
 
 
 def test_weights_that_were_learned_stay(network: keras.Model) -> None:
