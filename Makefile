@@ -75,11 +75,15 @@ lock: ## compile the pinned requirements anew from pyproject.toml (needs uv)
 clean: ## remove the environment and the caches of tools, not data, models or runs
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
 
-# uv takes a third of pip's time. It does not read pip's configuration, so it is told where packages come from.
+# uv takes a third of pip's time. It does not read pip's configuration, so it is told where packages come from; where
+# pip has more to heed than that, pip installs.
 define install-with-uv
-index=$$($(BIN)/python -m pip config list | sed -n "s/.*\.index-url='\(.*\)'/\1/p" | tail -n 1) && \
+pip="$(BIN)/python -m pip" && { ! $$pip config list | grep -qE "\.(no-index|proxy|client-cert|trusted-host)="; } && \
+index=$$($$pip config get :env:.index-url 2>/dev/null || $$pip config get install.index-url 2>/dev/null \
+	|| $$pip config get global.index-url 2>/dev/null || true) && \
 $(PIP) -r requirements-uv.txt && echo "installing $<" && \
-$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode $${index:+--default-index "$$index"} -r $<
+env $${index:+UV_DEFAULT_INDEX="$$index"} \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r $<
 endef
 
 # An environment is as new as the requirements that it was last made from.

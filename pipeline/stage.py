@@ -60,8 +60,11 @@ def chosen_backend() -> str:
 
 
 def check_backend() -> None:
-    """Raise PipelineError for a backend that this pipeline does not know, or that is not installed."""
-    name = chosen_backend()
+    """Have Keras use the chosen backend, whatever its own file of settings says.
+
+    Raises PipelineError for one that this pipeline does not know, or that is not installed.
+    """
+    name = os.environ["KERAS_BACKEND"] = chosen_backend()
     if name not in BACKENDS:
         raise PipelineError(f"KERAS_BACKEND={name}: must be {', '.join(sorted(BACKENDS))}")
     if importlib.util.find_spec(name) is None:
@@ -86,6 +89,9 @@ def quietly() -> Iterator[None]:
 
     TensorFlow greets every process with a dozen lines that no setting silences.
     """
+    if sys.stderr is None:  # closed from the start
+        yield
+        return
     sys.stderr.flush()
     saved = os.dup(2)
     with tempfile.TemporaryFile() as held:

@@ -465,6 +465,10 @@ def test_a_stage_waits_for_nothing_that_it_does_not_use(trained: Project, stage:
     assert f"imported: {imported}" in trained.succeed(sys.executable, "-c", IMPORTED % stage)
 
 
+def test_a_training_that_nobody_can_watch(trained: Project) -> None:
+    trained.succeed("sh", "-c", f"{sys.executable} -m pipeline.train >&-")
+
+
 def test_an_ensemble_is_one_model(trained: Project) -> None:
     training = {"epochs": 8, "batch_size": 32, "precision": "mixed_bfloat16", "augmentation": []}
     small = {"name": None, "convolutions": [16, 32], "kernels": [3, 3], "units": 64}

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,22 @@ except ValueError:
 def test_standard_error_is_held_back_unless_the_block_fails_and_no_longer_than_that() -> None:
     result = subprocess.run([sys.executable, "-c", QUIETLY], capture_output=True, text=True, check=True)
     assert result.stderr == "said after shown and after that"
+
+
+def test_a_backend_in_keras_s_own_file_of_settings_is_not_heeded(tmp_path: Path) -> None:
+    (tmp_path / "keras.json").write_text('{"backend": "jax"}', encoding="utf-8")
+    code = "from pipeline.stage import *\ncheck_backend()\nwith importing_keras():\n    import keras"
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    command = [sys.executable, "-c", f"{code}\nprint(keras.backend.backend())"]
+    environment |= {"KERAS_HOME": str(tmp_path)}
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout == "tensorflow\n"
+
+
+def test_a_standard_error_that_is_closed_holds_nothing_back() -> None:
+    code = "from pipeline.stage import quietly\nwith quietly(): print(1)"
+    command = ["sh", "-c", f"{sys.executable} -c '{code}' 2>&-"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
 
 
 def test_what_was_imported_before_stays() -> None:

@@ -25,6 +25,7 @@ class Backend(ABC):
 
     missing_gpu: ClassVar[str]  # what to do about libraries that a GPU needs and that are not there
     needs_xla: ClassVar[bool] = False  # whether it has nothing else to compute with
+    averages_weights: ClassVar[bool] = True  # whether an optimizer's `use_ema` reaches the weights
 
     @abstractmethod
     def use_device(self, choice: str) -> bool:

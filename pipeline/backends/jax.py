@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline import paths
 from pipeline.backends.base import VALIDATION_BATCH, Backend, Pass
+from pipeline.errors import PipelineError, first_line
 from pipeline.files import text_digest
 from pipeline.machine import describe_machine
 
@@ -29,6 +30,7 @@ class Jax(Backend):
 
     missing_gpu = "jax's CUDA libraries are not installed: `pip install jax[cuda13]`"
     needs_xla = True
+    averages_weights = False
 
     def use_device(self, choice: str) -> bool:
         """Choose JAX's platform, and where it keeps what it compiled."""
@@ -40,7 +42,11 @@ class Jax(Backend):
             jax.config.update("jax_compilation_cache_dir", str(folder))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
             jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-        return bool(jax.default_backend() == "gpu")
+        try:
+            return bool(jax.default_backend() == "gpu")
+        except (RuntimeError, AssertionError) as error:  # a platform that is not there
+            chosen = os.environ.get("JAX_PLATFORMS", "")
+            raise PipelineError(f"JAX finds no device (JAX_PLATFORMS={chosen}): {first_line(error)}") from None
 
     def make_deterministic(self) -> None:
         """As XLA offers it; a CPU's results are the same every time."""

@@ -13,6 +13,7 @@ import requests
 from filelock import FileLock
 
 from pipeline.errors import PipelineError, first_line
+from pipeline.files import replacing
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
@@ -56,6 +57,12 @@ class Store(NamedTuple):
     def remote(self) -> bool:
         """Whether a server stands between this process and the store."""
         return self.uri.startswith(("http://", "https://"))
+
+    @property
+    def file(self) -> Path | None:
+        """The file of an SQLite database; None for any other store, also for one in memory."""
+        path = self.uri.removeprefix(RELATIVE)
+        return Path(path) if path.startswith("/") and path != self.uri and "?" not in path else None
 
 
 def locate_store(root: Path) -> Store:
@@ -105,7 +112,12 @@ def _prepare(store: Store, root: Path) -> None:
     try:
         if not store.remote:  # one attempt: MLflow makes ten, over a minute and a half
             sqlalchemy.create_engine(store.uri).connect().close()
-        with FileLock(root / "mlflow.db.lock"):  # processes that create the tables together leave them broken
+        file = store.file
+        lock = root / "mlflow.db.lock" if file is None else file.with_name(f"{file.name}.lock")
+        with FileLock(lock):  # processes that create the tables together leave them broken
+            if file is not None and not (file.exists() and file.stat().st_size):
+                with replacing(file) as new:  # whole or not at all: a kill between two tables would leave it broken
+                    mlflow.MlflowClient(f"{RELATIVE}{new}").search_experiments(max_results=1)
             mlflow.MlflowClient(store.uri).search_experiments(max_results=1)
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
         raise PipelineError(

@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
+from pipeline.errors import PipelineError, first_line
 from pipeline.files import replacing, sha256, write_json
 from pipeline.train.feeding import ImagePool
 
@@ -69,7 +70,7 @@ class Checkpoint:
             try:
                 text = read_values(path, [*kept_weights(learner), *learner.optimizer.variables])
                 epochs: list[Epoch] = json.loads(text)
-            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            except ValueError as error:
                 print(f"train: the checkpoint {path.stem} cannot be read ({error}): starting again")
                 continue
             return epochs
@@ -80,8 +81,13 @@ class Checkpoint:
         write_values(self.folder / BEST, kept_weights(learner))
 
     def restore_best(self, learner: keras.Model) -> None:
-        """Load the best weights that were kept."""
-        read_values(self.folder / BEST, kept_weights(learner))
+        """Load the best weights that were kept. Raises PipelineError if they are lost or damaged."""
+        path = self.folder / BEST
+        try:
+            read_values(path, kept_weights(learner))
+        except ValueError as error:
+            self.discard()
+            raise PipelineError(f"{path} cannot be read ({error}): run this again, it trains anew") from None
 
     @property
     def run_id(self) -> str | None:
@@ -107,19 +113,29 @@ def kept_weights(learner: keras.Model) -> list[keras.Variable]:
 
 def write_values(path: Path, variables: list[keras.Variable], text: str = "") -> None:
     """Write variables in their order, and a text, whole or not at all. A tenth of the time of Keras's own format."""
-    values = {str(index): keras.ops.convert_to_numpy(variable) for index, variable in enumerate(variables)}
+    values = {str(index): as_array(variable) for index, variable in enumerate(variables)}
     with replacing(path) as temporary:
         np.savez(temporary, allow_pickle=False, text=np.array(text), **values)
+
+
+def as_array(variable: keras.Variable) -> NDArray[Any]:
+    """A variable's value in a type that NumPy has: bfloat16, which it has not, fits into float32."""
+    value: NDArray[Any] = keras.ops.convert_to_numpy(variable)
+    return value.astype(np.float32) if value.dtype.kind == "V" or value.dtype.name == "bfloat16" else value
 
 
 def read_values(path: Path, variables: list[keras.Variable]) -> str:
     """Load what `write_values` wrote into the same variables, all or none, and return the text.
 
-    Raises OSError, EOFError, ValueError, KeyError or BadZipFile if the file is not whole or of other variables.
+    Raises ValueError if the file is not whole or of other variables.
     """
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        text, values = str(arrays["text"]), [arrays[name] for name in arrays.files if name != "text"]
-    if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
+    expected = [(variable.shape, as_array(variable).dtype) for variable in variables]
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            text, values = str(arrays["text"]), [arrays[name] for name in arrays.files if name != "text"]
+    except Exception as error:  # whatever damaged bytes make zipfile and NumPy raise
+        raise ValueError(first_line(error)) from error
+    if [(value.shape, value.dtype) for value in values] != expected:
         raise ValueError("it has other variables")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)

@@ -94,6 +94,8 @@ def prepare(
     numbers = keras.Input((), dtype="int32", name="numbers")
     chosen = ImagePool(images)(numbers)
     backend = load_backend()
+    if not backend.averages_weights and optimizer.get_config().get("use_ema"):
+        raise PipelineError(f"optimizer.use_ema: has no effect on {keras.backend.backend()}: leave it out")
     if backend.needs_xla and training.xla is False:
         raise PipelineError(f"training.xla: false: {keras.backend.backend()} computes with XLA alone; auto or true")
     members = [backend.fuse_layers(member) for member in members_of(network)]
@@ -138,7 +140,7 @@ def fit(
     while len(epochs) < training.epochs and not stops_early(epochs, training.early_stopping):
         number = len(epochs) + 1
         epoch = fit_epoch(learner, labels.astype(np.float32), len(train.images), config, number)
-        if not sys.stdout.isatty():
+        if not on_terminal():
             print_epoch(epoch, training.epochs)
         for name in ("loss", "val_loss"):
             if not math.isfinite(epoch.get(name, 0)):
@@ -168,7 +170,7 @@ def fit_epoch(learner: Learner, labels: NDArray[np.float32], images: int, config
     losses = keras.ops.convert_to_numpy(learner.last_losses)[:images]
     order = np.random.default_rng(seeds).permutation(choose(losses, config.training, number))
     watched = np.arange(images, len(labels), dtype=np.int32)
-    bars = [ProgressBar(number, config.training.epochs)] if sys.stdout.isatty() else []
+    bars = [ProgressBar(number, config.training.epochs)] if on_terminal() else []
     figures = load_backend().fit_epoch(learner, Pass(order, watched, labels, config.training.batch_size), bars)
     learning_rate = float(keras.ops.convert_to_numpy(learner.optimizer.learning_rate))
     return {
@@ -228,6 +230,11 @@ def best_epoch(epochs: list[Epoch]) -> int:
 def stops_early(epochs: list[Epoch], patience: int | None) -> bool:
     """Whether the last `patience` epochs in a row had no lower validation loss than the best one before them."""
     return bool(patience and epochs and len(epochs) - best_epoch(epochs) >= patience)
+
+
+def on_terminal() -> bool:
+    """Whether somebody watches: standard output may also be closed from the start."""
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def print_epoch(epoch: Epoch, epochs: int) -> None:

@@ -105,6 +105,7 @@ def test_the_stages_run_on_it_and_never_import_tensorflow(trained: Project) -> N
     ("settings", "message"),
     [
         ({"KERAS_BACKEND": "jax", "DEVICE": "gpu"}, r"train: DEVICE=gpu, but jax sees no GPU: .*; or use DEVICE=cpu"),
+        ({"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cuda"}, r"train: JAX finds no device \(JAX_PLATFORMS=cuda\): .*"),
         ({"KERAS_BACKEND": "openvino"}, r"train: KERAS_BACKEND=openvino: must be jax, tensorflow, torch"),
         ({"KERAS_BACKEND": "torhc"}, r"train: KERAS_BACKEND=torhc: must be jax, tensorflow, torch"),
         ({"KERAS_BACKEND": "torch"}, r"train: KERAS_BACKEND=torch: torch is not installed: pip install torch"),
@@ -117,9 +118,18 @@ def test_what_is_not_there_is_said_in_a_line(trained: Project, settings: dict[st
     assert "Traceback" not in result.stdout
 
 
-def test_it_has_nothing_but_xla(trained: Project) -> None:
-    trained.params(recipe="smoke", training={"xla": False})
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"training": {"xla": False}}, "training.xla: false: jax computes with XLA alone; auto or true"),
+        ({"optimizer": {"name": "averaged"}}, "optimizer.use_ema: has no effect on jax: leave it out"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(trained: Project, params: dict[str, object], message: str) -> None:
+    averaged = "name: averaged\n_target_: keras.optimizers.SGD\nlearning_rate: 0.1\nuse_ema: true\n"
+    (trained.root / "conf" / "optimizer" / "averaged.yaml").write_text(averaged, encoding="utf-8")
+    trained.params(recipe="smoke", **params)
     trained.succeed("python", "-m", "pipeline.compose")
     result = trained.run(sys.executable, "-m", "pipeline.train", KERAS_BACKEND="jax")
     assert (result.returncode, "Traceback" in result.stdout) == (1, False)
-    assert "train: training.xla: false: jax computes with XLA alone; auto or true" in result.stdout
+    assert f"train: {message}" in result.stdout

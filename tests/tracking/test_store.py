@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from pipeline.errors import PipelineError
 from pipeline.tracking.store import Store, experiment_id, locate_store, open_store, page, run_list
-from tests.conftest import ROOT
+from tests.conftest import PATH, ROOT, environment
 
 
 def test_the_store_is_anchored_to_the_root(tmp_path: Path) -> None:
@@ -124,3 +124,23 @@ def test_the_address_of_a_page() -> None:
     }.items():
         address = page(Store(uri, Path()), "experiments/1")
         assert address == f"{base}/#/experiments/1?workflowType=machine_learning"
+
+
+CREATE = "import pathlib; from pipeline.tracking.store import open_store; open_store(pathlib.Path())"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 0.8])
+def test_a_process_that_is_killed_while_it_makes_the_tables_leaves_no_half_of_them(
+    tmp_path: Path, seconds: float
+) -> None:
+    settings = environment({"PATH": PATH, "PYTHONPATH": str(ROOT)})
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
+        settings.pop(name, None)
+    process = subprocess.Popen([sys.executable, "-c", CREATE], cwd=tmp_path, env=settings)
+    while process.poll() is None and not [*tmp_path.glob(".writing-*/mlflow.db")]:
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+    subprocess.run([sys.executable, "-c", CREATE], cwd=tmp_path, env=settings, check=True)
+    assert (tmp_path / "mlflow.db").stat().st_size

@@ -15,7 +15,7 @@ from pipeline.dataset import Split
 from pipeline.errors import PipelineError
 from pipeline.train.archive import save_network
 from pipeline.train.augmentation import RandomAffine, RandomShift
-from pipeline.train.checkpoint import Checkpoint, Epoch, open_checkpoint
+from pipeline.train.checkpoint import Checkpoint, Epoch, open_checkpoint, read_values, write_values
 from pipeline.train.feeding import ImagePool
 from pipeline.train.fitting import (
     Learner,
@@ -131,6 +131,56 @@ def test_a_broken_checkpoint_means_a_new_start(
 def test_only_the_last_epoch_is_kept(tmp_path: Path) -> None:
     learn(configured(tmp_path, training={"epochs": 3}), Checkpoint(tmp_path / "c"))
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["epoch-00003.npz"]
+
+
+def test_any_damaged_byte_is_noticed(tmp_path: Path) -> None:
+    weights = [keras.Variable(RANDOM.random(shape)) for shape in ((3, 4), (4,), ())]
+    weights += [keras.Variable(3, dtype="int32"), keras.Variable([1.5, 2.5], dtype="bfloat16")]
+    values = [keras.ops.convert_to_numpy(weight).astype(np.float64) for weight in weights]
+    write_values(tmp_path / "a.npz", weights, "text")
+    whole = (tmp_path / "a.npz").read_bytes()
+    for place in range(0, len(whole), 3):
+        (tmp_path / "a.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with contextlib.suppress(ValueError):
+            assert read_values(tmp_path / "a.npz", weights) == "text"  # a byte that means nothing
+        for weight, value in zip(weights, values, strict=True):
+            np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight).astype(np.float64), value)
+
+
+def test_a_checkpoint_of_other_types_or_shapes_is_refused(tmp_path: Path) -> None:
+    weights = [keras.Variable([1.0, 2.0]), keras.Variable([3.0])]
+    write_values(tmp_path / "a.npz", weights)
+    for others in (
+        weights[:1],
+        [*weights, weights[0]],
+        weights[::-1],
+        [weights[0], keras.Variable([3], dtype="int32")],
+    ):
+        with pytest.raises(ValueError, match="other variables"):
+            read_values(tmp_path / "a.npz", others)
+
+
+def test_best_weights_that_are_damaged_are_one_line(tmp_path: Path) -> None:
+    config = configured(tmp_path, training={"epochs": 2, "keep_best_epoch": True})
+    learn(config, Checkpoint(tmp_path / "c"))
+    cut_short(tmp_path / "c" / "best.npz")
+    with pytest.raises(PipelineError, match=r"best\.npz cannot be read \(.*\): run this again, it trains anew"):
+        learn(config, Checkpoint(tmp_path / "c"))
+    _, reported = learn(config, Checkpoint(tmp_path / "c"))
+    assert len(reported) == 2
+
+
+def test_a_layer_in_bfloat16_goes_on_where_it_was(tmp_path: Path) -> None:
+    layers = [{"_target_": "keras.layers.Flatten"}, {"_target_": "keras.layers.Dense", "units": 8, "dtype": "bfloat16"}]
+    config = configured(
+        tmp_path, model={"name": "mlp", "layers": layers}, training={"epochs": 3, "keep_best_epoch": True}
+    )
+    whole, _ = learn(config, Checkpoint(tmp_path / "whole"))
+    learn(config, Checkpoint(tmp_path / "c"), killed_after=1)
+    continued, reported = learn(config, Checkpoint(tmp_path / "c"))
+    assert len(reported) == 3
+    for mine, theirs in zip(continued.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(mine), keras.ops.convert_to_numpy(theirs))
 
 
 def test_of_two_checkpoints_the_later_counts(tmp_path: Path) -> None:
