@@ -137,7 +137,7 @@ def test_a_process_that_is_killed_while_it_makes_the_tables_leaves_no_half_of_th
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
         settings.pop(name, None)
     process = subprocess.Popen([sys.executable, "-c", CREATE], cwd=tmp_path, env=settings)
-    while process.poll() is None and not [*tmp_path.glob(".writing-*/mlflow.db")]:
+    while process.poll() is None and not any(path.stat().st_size for path in tmp_path.rglob("mlflow.db")):
         time.sleep(0.01)
     time.sleep(seconds)
     process.kill()
