@@ -62,7 +62,7 @@ class Store(NamedTuple):
     def file(self) -> Path | None:
         """The file of an SQLite database; None for any other store, also for one in memory."""
         path = self.uri.removeprefix(RELATIVE)
-        return Path(path) if path.startswith("/") and path != self.uri and "?" not in path else None
+        return None if path in ("", ":memory:", self.uri) or "?" in path else Path(path)
 
 
 def locate_store(root: Path) -> Store:
