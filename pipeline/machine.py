@@ -1,12 +1,13 @@
 """What computes here, in words: results are told with the machine and the versions they come from."""
 
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
+
+from pipeline.stage import chosen_backend
 
 VECTORS = {"avx512_bf16": "AVX-512 with bfloat16", "avx512f": "AVX-512", "avx2": "AVX2"}  # the widest first
 CPUINFO = Path("/proc/cpuinfo")  # on Linux
@@ -23,7 +24,7 @@ def describe_machine() -> str:
 
 def describe_versions() -> str:
     """Python and the packages that matter: 'Python 3.11.7, TensorFlow 2.21.0, …'."""
-    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    backend = chosen_backend()
     found = [(BACKENDS.get(backend, backend), find_version(backend))]
     found += [(name, find_version(package)) for package, name in PACKAGES.items()]
     told = [f"Python {platform.python_version()}", *(f"{name} {number}" for name, number in found if number)]

@@ -112,7 +112,7 @@ def kept_weights(learner: keras.Model) -> list[keras.Variable]:
 
 
 def write_values(path: Path, variables: list[keras.Variable], text: str = "") -> None:
-    """Write variables in their order, and a text, whole or not at all. A tenth of the time of Keras's own format."""
+    """Write variables in their order, and a text, whole or not at all. Several times as fast as Keras's format."""
     values = {str(index): as_array(variable) for index, variable in enumerate(variables)}
     with replacing(path) as temporary:
         np.savez(temporary, allow_pickle=False, text=np.array(text), **values)
