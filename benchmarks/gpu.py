@@ -30,11 +30,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "quick": {"recipe": "quick"},
     "quick_wider": {"recipe": "quick", "model": WIDE, "training": {"epochs": 11}},
     "champion_12_epochs": {"recipe": "champion", "training": {"epochs": 12}},
-    "champion_24_epochs": {"recipe": "champion", "training": {"epochs": 24}},
     "champion": {"recipe": "champion"},
 }
-TIMED = ("notebook", "fast", "quick", "champion")  # whose updates are timed one by one
-COLD = ("whole_seconds", "to_trained_seconds", "first_epoch_seconds")  # told where nothing was compiled yet
+TIMED = ("fast", "champion")  # whose updates are timed one by one
+COLD = ("whole_seconds", "to_trained_seconds", "compile_seconds")  # told where nothing was compiled yet
+TOGETHER = 6  # trainings at once that are scored but not timed
 PRECISIONS = "float32,mixed_bfloat16"
 BATCH_SIZES = "200,1000"
 LOAD = {"utilization_percentage": "%", "memory_usage_megabytes": "MB", "power_usage_watts": "W"}
@@ -52,8 +52,9 @@ class Trained(NamedTuple):
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5, help="trainings of each recipe beside the first (default: 5)")
-    parser.add_argument("--seconds", type=float, default=420, help="start no training later than this (default: 420)")
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each recipe that are scored (default: 5)")
+    parser.add_argument("--timed", type=int, default=2, help="how many of them run alone, to be timed (default: 2)")
+    parser.add_argument("--seconds", type=float, default=300, help="time no training later than this (default: 300)")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "bench.json", help="what to write (%(default)s)")
     parser.add_argument("--commit", default="unknown", help="what is measured, to be named with the figures")
     arguments = parser.parse_args()
@@ -63,10 +64,12 @@ def main() -> None:
         folder = Path(temporary)
         prepared = pool.map(lambda name: prepare(folder / name, RECIPES[name], data), RECIPES)
         projects = dict(zip(RECIPES, prepared, strict=True))
-        figures, trained = train_all(projects, arguments.seeds, deadline)
+        figures, trained = time_trainings(projects, arguments.timed, deadline)
+        seeds = range(arguments.timed + 1, arguments.seeds + 1)
+        trained += train_together([(name, projects[name], seed) for seed in seeds for name in projects])
         card, timed = time_updates(projects, folder / "notebook")
         scores = pool.map(evaluate, trained)  # at once: they are not timed
-        for (name, _, _), accuracy in zip(trained, scores, strict=True):
+        for (name, _), accuracy in zip(trained, scores, strict=True):
             add(figures, f"{name}_accuracy", accuracy, "share")
         facts = facts_of(projects["notebook"])
         report(
@@ -89,10 +92,10 @@ def prepare(project: Path, params: dict[str, Any], data: Path) -> Path:
     return project
 
 
-def train_all(projects: dict[str, Path], seeds: int, deadline: float) -> tuple[Figures, list[tuple[str, Path, int]]]:
+def time_trainings(projects: dict[str, Path], seeds: int, deadline: float) -> tuple[Figures, list[tuple[str, Path]]]:
     """Train every recipe with nothing compiled yet, then with seeds 1 to `seeds`, in turn, until time is up.
 
-    Returns the figures, and the name, a folder with the network and the seed of every training that was not the first.
+    Returns the figures, and the name and a folder with the network of every training that was not the first.
     """
     figures: Figures = {}
     trained = []
@@ -106,10 +109,24 @@ def train_all(projects: dict[str, Path], seeds: int, deadline: float) -> tuple[F
                     add(figures, f"{name}_{figure}" if seed else f"{name}_cold_{figure}", value, unit)
             print(f"seed {seed}: {name} {one.whole:.1f} s, fit {one.facts['seconds']['fit']:.2f} s", flush=True)
             if seed:
-                kept = project.parent / f"{name}-{seed}"
-                shutil.copytree(project, kept, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", "benchmarks"))
-                trained.append((name, kept, seed))
+                trained.append((name, copy(project, seed)))
     return figures, trained
+
+
+def train_together(jobs: list[tuple[str, Path, int]]) -> list[tuple[str, Path]]:
+    """Train more seeds of recipes, several at once, in copies of their projects."""
+    folders = [copy(project, seed) for _, project, seed in jobs]
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        for _ in pool.map(train, folders, [seed for _, _, seed in jobs]):
+            pass
+    return [(name, folder) for (name, _, _), folder in zip(jobs, folders, strict=True)]
+
+
+def copy(project: Path, seed: int) -> Path:
+    """A copy of a project, with what was compiled but without runs."""
+    folder = project.parent / f"{project.name}-{seed}"
+    shutil.copytree(project, folder, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", "benchmarks"))
+    return folder
 
 
 def train(project: Path, seed: int) -> Trained:
@@ -145,7 +162,6 @@ def describe(one: Trained) -> dict[str, tuple[float, str]]:
     told = {f"{name}_seconds": (value, "s") for name, value in parts.items()}
     told |= {"whole_seconds": (one.whole, "s"), "to_trained_seconds": (until_fit + parts["fit"], "s")}
     told |= {"first_epoch_seconds": (one.epochs[0], "s"), "epoch_seconds": (statistics.median(one.epochs[1:]), "s")}
-    told["later_epochs_seconds"] = (sum(one.epochs[1:]), "s")
     return told | {f"gpu_{name}": (value, LOAD[name]) for name, value in one.load.items()}
 
 
@@ -160,16 +176,17 @@ def time_updates(projects: dict[str, Path], folder: Path) -> tuple[str, Figures]
     for row in rows:
         name = f"{row['config'].removesuffix('.yaml')}_{row['precision']}_batch_{row['batch_size']}"
         figures[f"{name}_update_microseconds"] = ([1e6 * seconds for seconds in row["update_seconds"]], "µs")
+        figures[f"{name}_pass_milliseconds"] = ([1e3 * seconds for seconds in row["pass_seconds"]], "ms")
         speeds = [row["operations"] / seconds / device["peak"] for seconds in row["update_seconds"]]
         figures[f"{name}_share_of_peak"] = (speeds, "ratio")
         figures[f"{name}_launches"] = ([row["launches"]], "kernels")
-        figures[f"{name}_compile_seconds"] = ([row["first_pass_seconds"]], "s")
+        figures[f"{name}_compile_seconds"] = ([row["compile_seconds"]], "s")
     return device["name"], figures
 
 
-def evaluate(trained: tuple[str, Path, int]) -> float:
+def evaluate(trained: tuple[str, Path]) -> float:
     """The test accuracy of a trained network, by the stage that alone looks at the test images."""
-    _, project, _ = trained
+    _, project = trained
     run([sys.executable, "-m", "pipeline.evaluate"], project, **SETTINGS)
     metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))
     return float(metrics["test"]["accuracy"])

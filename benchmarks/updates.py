@@ -26,7 +26,7 @@ from pipeline.paths import TRAIN
 from pipeline.train.training import set_up
 
 MATRIX = 8192  # rows and columns of the matrices that are multiplied to find the device's peak
-IMAGES = 12_000  # in a timed pass
+PASSES = (12_000, 60_000)  # images in timed passes: what all take whatever their length is no update's
 TIMES = 5
 
 
@@ -58,28 +58,35 @@ def peak() -> float:
 
 
 def time_updates(config: Config, train: Split, device: str) -> dict[str, Any]:
-    """Seconds of building, of the first pass, which compiles, and of an update in later ones; operations a second."""
+    """Seconds of building, of compiling, of an update, and of a pass without its updates; operations an update."""
     begun = time.perf_counter()
     none = Split(train.images[:0], train.labels[:0])
     _, learner = set_up(config, train, none, device)
     built, size = time.perf_counter(), config.training.batch_size
     labels = keras.utils.to_categorical(train.labels, config.dataset.classes).astype(np.float32)
-    order = np.random.default_rng(1).permutation(len(train.images)).astype(np.int32)[: IMAGES // size * size]
-    passed = Pass(order, order[:0], labels, size)
-    BACKEND.fit_epoch(learner, passed, [])
-    compiled, seconds = time.perf_counter(), []
-    for _ in range(TIMES):
-        started = time.perf_counter()
-        BACKEND.fit_epoch(learner, passed, [])
-        seconds.append((time.perf_counter() - started) / (len(order) // size))
+    order = np.random.default_rng(1).permutation(len(train.images)).astype(np.int32)
+    short, long = (Pass(order[: images // size * size], order[:0], labels, size) for images in PASSES)
+    BACKEND.compile(learner, short)
+    compiled = time.perf_counter()
+    counts = [len(data.order) // size for data in (short, long)]
+    timed = [(seconds_of(learner, short), seconds_of(learner, long)) for _ in range(TIMES)]
+    updates = [(slow - quick) / (counts[1] - counts[0]) for quick, slow in timed]
     return {
         "batch_size": size,
         "build_seconds": built - begun,
-        "first_pass_seconds": compiled - built,
-        "update_seconds": seconds,
+        "compile_seconds": compiled - built,
+        "update_seconds": updates,
+        "pass_seconds": [quick - counts[0] * update for (quick, _), update in zip(timed, updates, strict=True)],
         "operations": operations(config) * size,
-        "launches": launches(learner, passed),
+        "launches": launches(learner, short),
     }
+
+
+def seconds_of(learner: keras.Model, data: Pass) -> float:
+    """What a pass takes."""
+    started = time.perf_counter()
+    BACKEND.fit_epoch(learner, data, [])
+    return time.perf_counter() - started
 
 
 def launches(learner: Any, passed: Pass) -> int:

@@ -26,6 +26,7 @@ class Backend(ABC):
     missing_gpu: ClassVar[str]  # what to do about libraries that a GPU needs and that are not there
     needs_xla: ClassVar[bool] = False  # whether it has nothing else to compute with
     averages_weights: ClassVar[bool] = True  # whether an optimizer's `use_ema` reaches the weights
+    joins_updates: ClassVar[bool] = True  # whether `fit` can make several updates in one call, to the same result
 
     @abstractmethod
     def use_device(self, choice: str) -> bool:
@@ -45,6 +46,13 @@ class Backend(ABC):
     def fuse_optimizer(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
         """The same optimizer, or one with the same rule in fewer operations."""
         return optimizer
+
+    def compile(self, learner: keras.Model, data: Pass) -> None:  # noqa: B027 (nothing is what Keras's own way needs)
+        """Compile what an epoch of this size needs, where that does not happen by itself in the first one."""
+
+    def learning_rate(self, optimizer: keras.optimizers.Optimizer) -> float:
+        """What the next update will be made with."""
+        return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
 
     def batches(self, numbers: NDArray[np.int32], labels: NDArray[np.float32], size: int) -> Any:
         """Numbers and labels, `size` at a time and in this order, as `model.fit` takes them."""

@@ -10,6 +10,7 @@ class Torch(Backend):
     """Keras puts its variables on a GPU whenever PyTorch sees one, so a CPU has to be asked for."""
 
     missing_gpu = "this PyTorch was built without CUDA: pytorch.org says which one fits"
+    joins_updates = False
 
     def use_device(self, choice: str) -> bool:
         """Set the device of everything that Keras makes from now on."""

@@ -28,9 +28,8 @@ def run() -> None:
         with importing_keras():
             from pipeline.train.training import train_and_record
 
-        store = opening.result()  # nothing is trained that could not be recorded
         watch.lap("import")
-        train_and_record(config, train, validation, store, worker, watch)
+        train_and_record(config, train, validation, opening, worker, watch)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def prepare(
     learner.compile(
         optimizer=backend.fuse_optimizer(optimizer),
         jit_compile=training.xla,
-        steps_per_execution=training.steps_per_execution,
+        steps_per_execution=training.steps_per_execution if backend.joins_updates else 1,
     )
     learner.optimizer.build(learner.trainable_variables)  # a step that makes variables is traced twice by TensorFlow
     return learner
@@ -113,6 +113,22 @@ def prepare(
 def pass_through(layers: list[keras.Layer], tensor: Any) -> Any:
     """What layers in a row make of a tensor."""
     return functools.reduce(lambda value, layer: layer(value), layers, tensor)
+
+
+def compile_epochs(learner: Learner, train: Split, validation: Split, config: Config) -> None:
+    """Compile what the epochs of every size need, where the backend does not wait for the first of them."""
+    training, images = config.training, len(train.images)
+    labels = one_hot(train, validation, config)
+    watched = np.arange(images, len(labels), dtype=np.int32)
+    for size in sorted({epoch_size(images, training, number) for number in range(1, training.epochs + 1)}):
+        order = np.arange(size, dtype=np.int32)
+        load_backend().compile(learner, Pass(order, watched, labels, training.batch_size))
+
+
+def one_hot(train: Split, validation: Split, config: Config) -> NDArray[np.float32]:
+    """The labels of all images (N, classes)."""
+    labels = np.concatenate([train.labels, validation.labels])
+    return keras.utils.to_categorical(labels, config.dataset.classes).astype(np.float32)
 
 
 def fit(
@@ -131,7 +147,7 @@ def fit(
     Raises PipelineError when the loss stops being a number.
     """
     training = config.training
-    labels = keras.utils.to_categorical(np.concatenate([train.labels, validation.labels]), config.dataset.classes)
+    labels = one_hot(train, validation, config)
     epochs = checkpoint.restore(learner)
     if epochs:
         print(f"train: going on after epoch {len(epochs)} of {training.epochs}, which an earlier process finished")
@@ -139,7 +155,7 @@ def fit(
         report(finished)
     while len(epochs) < training.epochs and not stops_early(epochs, training.early_stopping):
         number = len(epochs) + 1
-        epoch = fit_epoch(learner, labels.astype(np.float32), len(train.images), config, number)
+        epoch = fit_epoch(learner, labels, len(train.images), config, number)
         if not on_terminal():
             print_epoch(epoch, training.epochs)
         for name in ("loss", "val_loss"):
@@ -171,12 +187,12 @@ def fit_epoch(learner: Learner, labels: NDArray[np.float32], images: int, config
     order = np.random.default_rng(seeds).permutation(choose(losses, config.training, number))
     watched = np.arange(images, len(labels), dtype=np.int32)
     bars = [ProgressBar(number, config.training.epochs)] if on_terminal() else []
-    figures = load_backend().fit_epoch(learner, Pass(order, watched, labels, config.training.batch_size), bars)
-    learning_rate = float(keras.ops.convert_to_numpy(learner.optimizer.learning_rate))
+    backend = load_backend()
+    figures = backend.fit_epoch(learner, Pass(order, watched, labels, config.training.batch_size), bars)
     return {
         "epoch": number,
         **figures,
-        "learning_rate": learning_rate,
+        "learning_rate": backend.learning_rate(learner.optimizer),
         "seconds": time.perf_counter() - started,
         "timestamp": time.time(),
     }

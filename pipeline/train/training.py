@@ -5,7 +5,7 @@ import io
 import os
 import resource
 import sys
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from pipeline.tracking.runs import continue_run, epoch_metrics, look_up_packages
 from pipeline.tracking.store import Store
 from pipeline.train.archive import save_network
 from pipeline.train.checkpoint import Checkpoint, Epoch, fingerprint, open_checkpoint
-from pipeline.train.fitting import Learner, count_updates, fit, prepare
+from pipeline.train.fitting import Learner, compile_epochs, count_updates, fit, prepare
 from pipeline.train.network import build_augmentation, build_network, build_optimizer
 from pipeline.train.recalibration import recalibrate
 
@@ -37,11 +37,12 @@ HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "lea
 
 
 def train_and_record(
-    config: Config, train: Split, validation: Split, store: Store, executor: Executor, watch: Stopwatch
+    config: Config, train: Split, validation: Split, opening: Future[Store], executor: Executor, watch: Stopwatch
 ) -> None:
-    """Fit, write models/, and have the executor's process record both.
+    """Fit, write models/, and have the executor's process record both in the store that it is opening.
 
-    Raises PipelineError if the network cannot be built or diverges.
+    Raises PipelineError if the network cannot be built or diverges, and what opening the store raised before anything
+    is trained that could not be recorded.
     """
     root = paths.project_root()
     executor.submit(send_unsent, root).add_done_callback(tell_failure)
@@ -51,6 +52,9 @@ def train_and_record(
         device = use_device(deterministic=config.training.deterministic)
     network, learner = set_up(config, train, validation, device)
     watch.lap("build")
+    compile_epochs(learner, train, validation, config)
+    watch.lap("compile")
+    store = opening.result()
     with open_checkpoint(root / paths.CHECKPOINTS, training_name(config)) as checkpoint:
         recorder = open_run(config, store, provenance, checkpoint, device, executor)
         record_data(recorder, config, train, validation)
