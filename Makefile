@@ -30,8 +30,8 @@ promote: .venv/$(LOCK) ## make this model the champion if the gate lets it (BASE
 test: .venv/requirements-dev.txt ## set up what the tests need, then pass them
 	pytest
 
-test-jax: .venv/requirements-dev.txt ## the tests of trainings once more, on JAX
-	KERAS_BACKEND=jax pytest -m "not slow and not tensorflow" tests/train
+test-jax: .venv/requirements-dev.txt ## what only JAX does; ALL=1 passes the tests of trainings on it, too
+	KERAS_BACKEND=jax pytest -m "jax$(if $(ALL), or not (slow or browser or tensorflow))" tests/backends/test_jax.py $(if $(ALL),tests/train)
 
 test-slow: .venv/requirements-dev.txt ## the default recipe on the real MNIST, and all that takes minutes
 	pytest -m slow

@@ -1,13 +1,22 @@
-"""Training on JAX, in processes of its own: Keras has one backend a process."""
+"""Training on JAX. Keras has one backend a process: `make test-jax` runs what is marked `jax`."""
 
-import os
 import re
-import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
+import keras
+import numpy as np
 import pytest
 
-from tests.conftest import ROOT, Project
+from pipeline.backends import load_backend
+from pipeline.backends.base import Backend, Pass
+from pipeline.config import Config
+from pipeline.dataset import Split
+from pipeline.errors import PipelineError
+from pipeline.train.checkpoint import kept_weights
+from pipeline.train.training import set_up
+from tests.conftest import Project, configured
 
 IMPORTED = """
 import os, runpy, sys
@@ -15,78 +24,82 @@ leave, heavy = os._exit, {"jax", "keras", "tensorflow", "torch"}
 os._exit = lambda code: print("imported:", sorted(heavy & {*sys.modules}), flush=True) or leave(code)
 runpy.run_module("pipeline.%s", run_name="__main__")
 """
-
-# Both ways from the same weights, over an odd last batch, with dropout, augmentation and images that are watched.
-AS_KERAS_DOES = """
-import pathlib, tempfile
-import keras, numpy as np
-from pipeline.backends import load_backend
-from pipeline.backends.base import Backend, Pass
-from pipeline.dataset import Split
-from pipeline.train.checkpoint import kept_weights
-from pipeline.train.training import set_up
-from tests.conftest import configured
-
-random = np.random.default_rng(0)
-labels = random.integers(0, 10, 500).astype(np.uint8)
-images = (random.integers(0, 100, (500, 8, 8)) + 15 * labels[:, None, None]).astype(np.uint8)
-train, watched = Split(images[:400], labels[:400]), Split(images[400:], labels[400:])
-shift = {"_target_": "pipeline.train.augmentation.RandomShift", "pixels": 1}
-training = {"epochs": 4, "augmentation": [shift], "label_smoothing": 0.1}
-row = [("Flatten", {}), ("Dense", {"units": 16}), ("BatchNormalization", {}), ("Dropout", {"rate": 0.3})]
-layers = [{"_target_": f"keras.layers.{name}", **arguments} for name, arguments in row]
-model = {"name": "mlp", "layers": layers}
-config = configured(pathlib.Path(tempfile.mkdtemp()), model=model, optimizer={"name": "adamw"}, training=training)
-order = random.permutation(400).astype(np.int32)
-one_hot = keras.utils.to_categorical(labels, 10).astype(np.float32)
-backend, outcomes = load_backend(), []
-assert type(backend).fit_epoch is not Backend.fit_epoch
-for way in (backend.fit_epoch, lambda *arguments: Backend.fit_epoch(backend, *arguments)):
-    _, learner = set_up(config, train, watched, "cpu")
-    told = []
-    for size, count, seen in ((64, 400, 100), (64, 144, 0)):
-        data = Pass(order[:count], np.arange(400, 400 + seen, dtype=np.int32), one_hot, size)
-        told.append(way(learner, data, []))
-    values = [keras.ops.convert_to_numpy(v) for v in [*kept_weights(learner), *learner.optimizer.variables]]
-    outcomes.append((told, values))
-(mine, ours), (keras_told, theirs) = outcomes
-for one, other in zip(mine, keras_told, strict=True):
-    assert one.keys() == other.keys(), (one, other)
-    np.testing.assert_allclose([*one.values()], [other[name] for name in one], rtol=1e-5)
-for one, other in zip(ours, theirs, strict=True):
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-"""
-
-# What compiles in an epoch with as many updates as an earlier one, or fewer.
-COMPILES = """
-import jax, keras
-from pipeline.backends.jax import over_batches
-import numpy as np
-counts = []
-def step(state, batch):
-    counts.append(1)
-    return {}, state + batch[0].sum()
-run = over_batches(step)
-batches, labels = np.ones((5, 3), np.int32), np.zeros((9, 10), np.float32)
-for stop in (5, 2, 0):
-    assert float(run(np.float32(0), batches, 0, stop, labels)) == 3 * stop
-assert len(counts) <= 2, counts
-"""
+SHIFT = {"_target_": "pipeline.train.augmentation.RandomShift", "pixels": 1}
+ROW: dict[str, dict[str, Any]]
+ROW = {"Flatten": {}, "Dense": {"units": 16}, "BatchNormalization": {}, "Dropout": {"rate": 0.3}}
+LAYERS = [{"_target_": f"keras.layers.{name}", **arguments} for name, arguments in ROW.items()]
+RANDOM = np.random.default_rng(0)
+LABELS = RANDOM.integers(0, 10, 500).astype(np.uint8)
+IMAGES = (RANDOM.integers(0, 100, (500, 8, 8)) + 15 * LABELS[:, None, None]).astype(np.uint8)
+TRAIN, WATCHED = Split(IMAGES[:400], LABELS[:400]), Split(IMAGES[400:], LABELS[400:])
 
 
-def python(script: str) -> None:
-    environment = os.environ | {"KERAS_BACKEND": "jax"}
-    command = [sys.executable, "-c", script]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+def data_of(size: int, count: int, watched: int) -> Pass:
+    """A pass over the first so many training images in one random order, and over so many that are watched."""
+    order = np.random.default_rng(1).permutation(400).astype(np.int32)[:count]
+    labels = keras.utils.to_categorical(LABELS, 10).astype(np.float32)
+    return Pass(order, np.arange(400, 400 + watched, dtype=np.int32), labels, size)
 
 
-def test_an_epoch_is_that_of_keras() -> None:
-    python(AS_KERAS_DOES)
+def state_of(learner: keras.Model) -> list[Any]:
+    return [keras.ops.convert_to_numpy(v) for v in [*kept_weights(learner), *learner.optimizer.variables]]
 
 
-def test_an_epoch_of_another_length_compiles_nothing() -> None:
-    python(COMPILES)
+@pytest.mark.jax
+def test_an_epoch_is_that_of_keras(tmp_path: Path) -> None:
+    """From the same weights, over an odd last batch, with dropout, augmentation and images that are watched."""
+    training = {"epochs": 4, "augmentation": [SHIFT], "label_smoothing": 0.1}
+    model = {"name": "mlp", "layers": LAYERS}
+    config = configured(tmp_path, model=model, optimizer={"name": "adamw"}, training=training)
+    backend, outcomes = load_backend(), []
+    assert type(backend).fit_epoch is not Backend.fit_epoch
+    for way in (backend.fit_epoch, lambda *arguments: Backend.fit_epoch(backend, *arguments)):
+        _, learner = set_up(config, TRAIN, WATCHED, "cpu")
+        told = [way(learner, data_of(*sizes), []) for sizes in ((64, 400, 100), (64, 144, 0))]
+        outcomes.append((told, state_of(learner)))
+    (mine, ours), (keras_told, theirs) = outcomes
+    for one, other in zip(mine, keras_told, strict=True):
+        assert one.keys() == other.keys()
+        np.testing.assert_allclose([*one.values()], [other[name] for name in one], rtol=1e-5)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.jax
+def test_what_is_compiled_ahead_changes_nothing_and_is_all_that_is_compiled(tmp_path: Path) -> None:
+    import jax
+
+    training = {"epochs": 4, "augmentation": [SHIFT], "decay": "cosine"}
+    config = configured(tmp_path, model={"name": "mlp", "layers": LAYERS}, training=training)
+    _, learner = set_up(config, TRAIN, WATCHED, "cpu")
+    backend, before = load_backend(), state_of(learner)
+    for count in (400, 144):
+        backend.compile(learner, data_of(64, count, 100))
+    for one, other in zip(state_of(learner), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+    for count in (400, 144, 128, 144):  # a number of whole batches that was not compiled for is none too many
+        figures = backend.fit_epoch(learner, data_of(64, count, 100), [])
+        assert np.isfinite(figures["val_loss"])
+        assert backend.learning_rate(learner.optimizer) > 0
+    jax.monitoring.clear_event_listeners()
+    assert [name for name in compiled if "backend_compile" in name] == []
+
+
+@pytest.mark.jax
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("training", {"xla": False}, "training.xla: false: jax computes with XLA alone; auto or true"),
+        ("optimizer", {"use_ema": True}, "optimizer.use_ema: has no effect on jax: leave it out"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(tmp_path: Path, part: str, values: dict[str, Any], message: str) -> None:
+    composed = configured(tmp_path).model_dump(by_alias=True)
+    config = Config.model_validate(composed | {part: composed[part] | values})
+    with pytest.raises(PipelineError, match=re.escape(message)):
+        set_up(config, TRAIN, WATCHED, "cpu")
 
 
 def test_the_stages_run_on_it_and_never_import_tensorflow(trained: Project) -> None:
@@ -116,20 +129,3 @@ def test_what_is_not_there_is_said_in_a_line(trained: Project, settings: dict[st
     assert result.returncode == 1
     assert re.fullmatch(message, result.stdout.strip().splitlines()[-1])
     assert "Traceback" not in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("params", "message"),
-    [
-        ({"training": {"xla": False}}, "training.xla: false: jax computes with XLA alone; auto or true"),
-        ({"optimizer": {"name": "averaged"}}, "optimizer.use_ema: has no effect on jax: leave it out"),
-    ],
-)
-def test_what_it_cannot_do_is_refused(trained: Project, params: dict[str, object], message: str) -> None:
-    averaged = "name: averaged\n_target_: keras.optimizers.SGD\nlearning_rate: 0.1\nuse_ema: true\n"
-    (trained.root / "conf" / "optimizer" / "averaged.yaml").write_text(averaged, encoding="utf-8")
-    trained.params(recipe="smoke", **params)
-    trained.succeed("python", "-m", "pipeline.compose")
-    result = trained.run(sys.executable, "-m", "pipeline.train", KERAS_BACKEND="jax")
-    assert (result.returncode, "Traceback" in result.stdout) == (1, False)
-    assert f"train: {message}" in result.stdout

@@ -7,7 +7,9 @@ the client's folder. A client that goes away takes its process with it.
 
 import atexit
 import contextlib
+import gc
 import importlib
+import io
 import json
 import multiprocessing
 import os
@@ -24,10 +26,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PRELOADED = (
-    *("keras", "mlflow.keras", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "alembic", "onnxruntime"),
-    *("mlflow.system_metrics.system_metrics_monitor", "tf2onnx", "scipy.special", "hydra", "jinja2", "rich.table"),
+    *("keras", "mlflow.keras", "mlflow.pyfunc", "onnxruntime", "tf2onnx", "scipy.special"),
+    *("mlflow.store.tracking.sqlalchemy_workspace_store", "mlflow.store.model_registry.sqlalchemy_workspace_store"),
+    *("mlflow.system_metrics.system_metrics_monitor", "mlflow.tracing.export", "opentelemetry.sdk.metrics"),
+    *("alembic.command", "sqlalchemy.dialects.sqlite", "hydra", "jinja2", "rich.table", "rich._emoji_codes"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
-    *("dvc.cli", "dvc.commands.repro", "dvc.commands.status", "dvc.commands.experiments.run", "dvc.repo"),
+    *("PIL.JpegImagePlugin", "tensorflow.python.data.ops.flat_map_op", "tensorflow.python.data.ops.range_op"),
+    *("dvc.cli.parser", "dvc.daemon", "dvc.data_cloud", "dvc.utils.hydra", "dvc.repo.plots", "dvc.repo.graph"),
+    *("dvc.repo.experiments.run", "dvc.repo.experiments.serialize", "dvc.repo.experiments.executor.local"),
+    *("dvc.repo.experiments.queue.tasks", "dvc.repo.experiments.queue.workspace", "dvc_data.hashfile.db.local"),
+    *("dvc.repo.experiments.queue.celery", "dvc.repo.index", "dvc.utils.strictyaml", "dvc_task.proc.manager"),
+    *("scmrepo.git", "pygit2", "dulwich.porcelain", "ruamel.yaml", "celery.result", "networkx", "platformdirs.unix"),
+    *("dvc.repo.metrics.show", "dvc.repo.params.show", "dvc.commands.experiments.run"),
 )
 SETTINGS = {"TF_ENABLE_ONEDNN_OPTS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}  # as the stages have them
 STREAMS = 3
@@ -86,8 +96,22 @@ def preload() -> None:
         importlib.import_module(name)
     importlib.import_module("mlflow.utils.requirements_utils").warn_dependency_requirement_mismatches(["mlflow"])
     importlib.import_module("sqlalchemy.orm").configure_mappers()
+    draw_everything()
+    importlib.import_module("colorama").deinit()  # DVC's import has it wrap this process's streams
     for name in [name for name in sys.modules if name.partition(".")[0] in ("pipeline", "tests")]:
         del sys.modules[name]
+    gc.collect()
+    gc.freeze()  # a fork that collects garbage would look at, and so copy, all that was imported
+
+
+def draw_everything() -> None:
+    """Have matplotlib measure letters and read its fonts before there are forks."""
+    figure = importlib.import_module("matplotlib.figure").Figure()
+    axes = figure.add_subplot(title="0123456789 abcdefghijklmnopqrstuvwxyz", xlabel="$10^{-1}$", yscale="log")
+    axes.plot([0, 1], [0.001, 1], label="label")
+    axes.legend()
+    for form in ("png", "svg"):
+        figure.savefig(io.BytesIO(), format=form)
 
 
 def receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -118,6 +142,8 @@ def become(request: dict[str, Any], streams: list[int]) -> NoReturn:
     os.environ.clear()
     os.environ.update(request["environment"])
     option, what, *arguments = request["arguments"]
+    if what == "dvc":
+        importlib.import_module("colorama").init()
     sys.executable = request["executable"]  # what this process starts is forked, too
     sys.argv = [what if option == "-m" else option, *arguments]
     sys.path[0] = request["folder"]

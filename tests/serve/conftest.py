@@ -1,5 +1,7 @@
 """A registered model of an untrained network, and servers of it."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,9 +37,10 @@ class Registered(NamedTuple):
         return next(self.store.artifacts.glob(f"models/{version.source.rpartition('/')[2]}/artifacts"))
 
 
-@pytest.fixture
-def registered(tmp_path: Path) -> Registered:
+@pytest.fixture(scope="session")
+def registered_once(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     """A network of the default recipe, untrained, registered as `numbers`."""
+    tmp_path = tmp_path_factory.mktemp("registered")
     keras.utils.set_random_seed(1)
     network, file = build_network(configured(tmp_path).model, SHAPE, 10), tmp_path / "model.keras"
     save_network(file, network)
@@ -51,3 +54,14 @@ def registered(tmp_path: Path) -> Registered:
     version = client.create_model_version("numbers", servable.source, run.info.run_id, tags, model_id=servable.model_id)
     client.set_registered_model_alias("numbers", "champion", version.version)
     return Registered(store, "numbers", images, network.predict(images, verbose=0))
+
+
+@pytest.fixture
+def registered(registered_once: Registered, tmp_path: Path) -> Iterator[Registered]:
+    """`registered_once`, with files that a test may change: they are put back after it."""
+    files = registered_once.files
+    open_store(registered_once.store.artifacts.parent)  # MLflow's client forgets the address after every test
+    shutil.copytree(files, tmp_path / "kept")
+    yield registered_once
+    shutil.rmtree(files, ignore_errors=True)
+    shutil.copytree(tmp_path / "kept", files)

@@ -52,7 +52,7 @@ def test_mlflow_serves_the_champion(registered: Registered, start: Start) -> Non
 @pytest.fixture
 def address(registered: Registered, start: Start) -> str:
     """Where `make serve` serves the model."""
-    command = [sys.executable, "-m", "pipeline.serve", "--name", registered.name, "--port", str(free_port())]
+    command = ["python", "-m", "pipeline.serve", "--name", registered.name, "--port", str(free_port())]
     root = str(registered.store.artifacts.parent)
     process = start(command, ROOT, MLFLOW_TRACKING_URI=registered.store.uri, DVC_ROOT=root)
     assert process.stdout
@@ -101,7 +101,7 @@ def test_ctrl_c_ends_it_without_a_word(registered: Registered, start: Start) -> 
 
 
 def test_without_a_champion_it_says_what_to_do(registered: Registered) -> None:
-    command = [sys.executable, "-m", "pipeline.serve", "--name", "other"]
+    command = ["python", "-m", "pipeline.serve", "--name", "other"]
     settings = {"MLFLOW_TRACKING_URI": registered.store.uri, "DVC_ROOT": str(registered.store.artifacts.parent)}
     ended = subprocess.run(command, cwd=ROOT, env=environment(settings), capture_output=True, text=True, check=False)
     assert ended.returncode == 1

@@ -30,14 +30,20 @@ from pipeline.train.fitting import (
 )
 from pipeline.train.network import build_network, build_optimizer, members_of
 from pipeline.train.training import history_csv, set_up
-from tests.conftest import configured
+from tests import conftest
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 10, 640).astype(np.uint8)
 IMAGES = (RANDOM.integers(0, 100, (640, 8, 8)) + 15 * LABELS[:, None, None]).astype(np.uint8)
 TRAIN, VALIDATION = Split(IMAGES[:512], LABELS[:512]), Split(IMAGES[512:], LABELS[512:])
+SMALL = {"convolutions": [8, 8], "kernels": [3, 3], "units": 16}
 ONE_STEP = {"epochs": 1, "batch_size": 512}
 WRONG = Split(VALIDATION.images, (VALIDATION.labels + 1) % 10)  # the better the network, the worse it does on these
+
+
+def configured(tmp_path: Path, training: dict[str, Any] | None = None, **params: object) -> Config:
+    """As everywhere, but with one update a call unless a test says otherwise: more take twice as long to trace."""
+    return conftest.configured(tmp_path, training={"steps_per_execution": 1} | (training or {}), **params)
 
 
 class KilledError(Exception):
@@ -76,7 +82,7 @@ QUICKLY = {
 }
 
 
-@pytest.mark.parametrize(("members", "training"), [(1, {}), (1, QUICKLY), (2, QUICKLY)])
+@pytest.mark.parametrize(("members", "training"), [(1, {"steps_per_execution": 3}), (1, QUICKLY), (2, QUICKLY)])
 def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path, members: int, training: dict[str, Any]) -> None:
     config = configured(tmp_path, model={"name": "mlp", "members": members}, training={"epochs": 4} | training)
     whole, expected = learn(config, Checkpoint(tmp_path / "whole"))
@@ -348,7 +354,7 @@ def test_an_ensemble_tells_of_itself_and_not_of_its_members(tmp_path: Path) -> N
         {"precision": "mixed_bfloat16"},
         {"precision": "mixed_float16"},
         {"xla": True},
-        {"steps_per_execution": 1},
+        {"steps_per_execution": 32},
         {"batch_size": 5000},
     ],
 )
@@ -363,7 +369,7 @@ def test_every_way_to_train_learns_and_goes_on_after_a_kill(tmp_path: Path, trai
         keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.parametrize("model", [{"name": "mlp"}, {"name": "convnet", "members": 2, "test_time_shift": 1}])
+@pytest.mark.parametrize("model", [{"name": "mlp"}, {"name": "convnet", "members": 2, "test_time_shift": 1} | SMALL])
 def test_what_was_trained_in_mixed_precision_is_kept_in_float32(tmp_path: Path, model: dict[str, Any]) -> None:
     config = configured(tmp_path, model=model, training={"epochs": 1, "precision": "mixed_bfloat16"})
     try:
