@@ -1,5 +1,6 @@
 """A worker process: it runs functions beside this process, one after the other."""
 
+import atexit
 import os
 import pickle
 import signal
@@ -154,8 +155,10 @@ def _receive_task(connection: Connection) -> Any:
 def exit_at_once() -> NoReturn:
     """End this process without taking apart what it has imported, which takes TensorFlow a second.
 
-    The status is 0, or that of Python itself where standard output or error could not be written.
+    What asked to be called at the end is called: TensorFlow removes temporary files then. The status is 0, or that of
+    Python itself where standard output or error could not be written.
     """
+    atexit._run_exitfuncs()
     status = 0
     for stream in (sys.stdout, sys.stderr):
         try:

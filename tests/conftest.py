@@ -53,6 +53,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(stack.close)
 
 
+@pytest.hookimpl(trylast=True)  # after the order was made random
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that at the end no process works alone."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def environment(settings: dict[str, str]) -> dict[str, str]:
     """The environment for a command: without the settings of whoever runs the tests, and of the tests before it."""
     path = os.pathsep.join([*filter(None, [os.environ.get(FORKING)]), PATH])

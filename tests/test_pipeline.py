@@ -179,6 +179,7 @@ def test_an_edit_of_params_and_back_comes_out_of_the_cache_and_into_mlflow(train
 # Experiments.
 
 
+@pytest.mark.long
 def test_exp_run_picks_a_recipe_and_sets_a_value_and_keeps_the_comments(project: Project) -> None:
     command = ("dvc", "exp", "run", "-n", "mine", "-S", "recipe=smoke", "-S", "training.epochs=1")
     output = project.succeed(*command, PATH=PATH)  # every stage in an interpreter of its own
@@ -202,6 +203,7 @@ def test_exp_run_in_a_temporary_folder_records_to_the_real_root(trained: Project
     assert trained.report("metrics.json")["training"]["epochs"] == 2, "the workspace stays as it was"
 
 
+@pytest.mark.long
 def test_queued_experiments_run_side_by_side(trained: Project) -> None:
     trained.succeed("dvc", "exp", "run", "--queue", "-S", "training.epochs=choice(1,3)", "-S", "optimizer=adamw")
     trained.succeed("dvc", "queue", "start", "-j", "2")
@@ -220,6 +222,7 @@ def test_queued_experiments_run_side_by_side(trained: Project) -> None:
 # Training that is killed, and models without a run.
 
 
+@pytest.mark.long
 def test_an_interrupted_training_goes_on_with_the_next_repro(trained: Project, start: Start) -> None:
     trained.params(
         recipe="smoke", training={"epochs": 15, "deterministic": True}, model={"name": None, "hidden_units": 64}
@@ -475,6 +478,7 @@ def test_a_training_that_nobody_can_watch(trained: Project) -> None:
     trained.succeed("sh", "-c", f"{sys.executable} -m pipeline.train >&-")
 
 
+@pytest.mark.long
 def test_an_ensemble_is_one_model(trained: Project) -> None:
     training = {"epochs": 8, "batch_size": 32, "precision": "mixed_bfloat16", "augmentation": []}
     small = {"name": None, "convolutions": [16, 16], "kernels": [3, 3], "units": 32}

@@ -102,6 +102,7 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path, part: str, values: dict[st
         set_up(config, TRAIN, WATCHED, "cpu")
 
 
+@pytest.mark.long
 def test_the_stages_run_on_it_and_never_import_tensorflow(trained: Project) -> None:
     jax = {"KERAS_BACKEND": "jax", "DEVICE": "cpu"}
     for stage in ("train", "evaluate"):
@@ -114,11 +115,15 @@ def test_the_stages_run_on_it_and_never_import_tensorflow(trained: Project) -> N
     assert trained.report("metrics.json")["test"]["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
 
 
+NO_GPU = r"train: DEVICE=gpu, but jax sees no GPU: .*; or use DEVICE=cpu"
+NO_PLATFORM = r"train: JAX finds no device \(JAX_PLATFORMS=cuda\): .*"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"KERAS_BACKEND": "jax", "DEVICE": "gpu"}, r"train: DEVICE=gpu, but jax sees no GPU: .*; or use DEVICE=cpu"),
-        ({"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cuda"}, r"train: JAX finds no device \(JAX_PLATFORMS=cuda\): .*"),
+        pytest.param({"KERAS_BACKEND": "jax", "DEVICE": "gpu"}, NO_GPU, marks=pytest.mark.jax),
+        pytest.param({"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cuda"}, NO_PLATFORM, marks=pytest.mark.jax),
         ({"KERAS_BACKEND": "openvino"}, r"train: KERAS_BACKEND=openvino: must be jax, tensorflow, torch"),
         ({"KERAS_BACKEND": "torhc"}, r"train: KERAS_BACKEND=torhc: must be jax, tensorflow, torch"),
         ({"KERAS_BACKEND": "torch"}, r"train: KERAS_BACKEND=torch: torch is not installed: pip install torch"),

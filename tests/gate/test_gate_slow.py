@@ -35,6 +35,7 @@ def test_another_seed_passes_on_mnist(another_seed: Project) -> None:
     assert verdict["changed_params"] == {"seed": [1, 2]}
 
 
+@pytest.mark.long
 def test_seeds_are_found_counted_and_recorded(trained: Project) -> None:
     (trained.root / "params.yaml").write_text("recipe: smoke\nseed: 1\ntraining:\n  epochs: null\n", encoding="utf-8")
     trained.succeed("dvc", "repro")
