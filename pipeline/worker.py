@@ -158,7 +158,8 @@ def exit_at_once() -> NoReturn:
     What asked to be called at the end is called: TensorFlow removes temporary files then. The status is 0, or that of
     Python itself where standard output or error could not be written.
     """
-    atexit._run_exitfuncs()
+    with _without_interrupts():
+        atexit._run_exitfuncs()
     status = 0
     for stream in (sys.stdout, sys.stderr):
         try:

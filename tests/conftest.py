@@ -65,6 +65,12 @@ def environment(settings: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in SETTINGS} | {"PATH": path} | settings
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _interrupts() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so would the tests that are about it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow writes its address into this process's environment, and remembers it: neither outlives a test."""

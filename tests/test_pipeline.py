@@ -433,6 +433,7 @@ def test_a_failed_training_leaves_the_earlier_model_in_the_cache(trained: Projec
             "train: MLFLOW_TRACKING_URI=http://127.0.0.1:9: the tracking server",
         ),
         ({"MLFLOW_TRACKING_URI": "./mlruns"}, "train: MLFLOW_TRACKING_URI=./mlruns: MLflow 3 no longer keeps runs in"),
+        ({"MLFLOW_TRACKING_URI": "./mlruns", "DEVICE": "tpu"}, "train: MLFLOW_TRACKING_URI=./mlruns: MLflow 3 no"),
     ],
 )
 def test_what_is_read_at_run_time_is_checked_before_training(

@@ -41,20 +41,25 @@ def train_and_record(
 ) -> None:
     """Fit, write models/, and have the executor's process record both in the store that it is opening.
 
-    Raises PipelineError if the network cannot be built or diverges, and what opening the store raised before anything
-    is trained that could not be recorded.
+    Raises PipelineError if the network cannot be built or diverges, and before that what opening the store raised:
+    nothing is compiled or trained that could not be recorded.
     """
     root = paths.project_root()
-    executor.submit(send_unsent, root).add_done_callback(tell_failure)
     provenance = find_provenance()
     watch.lap("log")
-    with quietly():
-        device = use_device(deterministic=config.training.deterministic)
-    network, learner = set_up(config, train, validation, device)
-    watch.lap("build")
+    try:
+        with quietly():
+            device = use_device(deterministic=config.training.deterministic)
+        network, learner = set_up(config, train, validation, device)
+        watch.lap("build")
+    except PipelineError:
+        opening.result()  # else its tables could stay half made: this process is about to end
+        raise
+    store = opening.result()
+    executor.submit(send_unsent, root).add_done_callback(tell_failure)
+    watch.lap("log")
     compile_epochs(learner, train, validation, config)
     watch.lap("compile")
-    store = opening.result()
     with open_checkpoint(root / paths.CHECKPOINTS, training_name(config)) as checkpoint:
         recorder = open_run(config, store, provenance, checkpoint, device, executor)
         record_data(recorder, config, train, validation)
