@@ -1,5 +1,6 @@
 """The conversion of the current model to the form in which it is served."""
 
+import tempfile
 from pathlib import Path
 
 from pipeline import paths
@@ -11,4 +12,9 @@ TRIED = 1000  # training images: the form that is served must answer to them as 
 
 def convert_model(folder: Path) -> Converted:
     """Convert models/model.keras below a folder. Raises PipelineError if it cannot be converted."""
-    return convert(paths.MODEL, folder, load_split(paths.TRAIN).images[:TRIED])
+    images = load_split(paths.TRAIN).images[:TRIED]
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)  # TensorFlow leaves files to a process that is killed
+    try:
+        return convert(paths.MODEL, folder, images)
+    finally:
+        tempfile.tempdir = before

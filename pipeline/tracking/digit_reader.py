@@ -1,15 +1,18 @@
 """What answers for a served model: raw images in, probabilities out. It travels with the model, so it stands alone."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from numpy.typing import NDArray
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from 1.29 on it reports every model that it loads to its maker
+import onnxruntime
 
 NETWORK = "model.onnx"
 DIGESTS = "sha256"  # in the metadata of the MLmodel file: the SHA-256 of each file in the folder of the network

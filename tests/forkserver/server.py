@@ -39,7 +39,11 @@ PRELOADED = (
     *("scmrepo.git", "pygit2", "dulwich.porcelain", "ruamel.yaml", "celery.result", "networkx", "platformdirs.unix"),
     *("dvc.repo.metrics.show", "dvc.repo.params.show", "dvc.commands.experiments.run"),
 )
-SETTINGS = {"TF_ENABLE_ONEDNN_OPTS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}  # as the stages have them
+SETTINGS = {  # as the stages have them
+    "TF_ENABLE_ONEDNN_OPTS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "ORT_DISABLE_TELEMETRY": "1",
+}
 STREAMS = 3
 
 

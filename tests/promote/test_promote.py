@@ -81,7 +81,7 @@ def test_a_better_model_becomes_champion_and_the_two_can_be_swapped(candidates: 
     take(candidates, "better")
     (candidates.root / "tmp").mkdir()
     output = promote(candidates, PATH=PATH, TMPDIR=str(candidates.root / "tmp"))  # in an interpreter of its own
-    assert not [*(candidates.root / "tmp").iterdir()], "what TensorFlow compiled is not left behind"
+    assert not [*(candidates.root / "tmp").iterdir()], "neither TensorFlow's nor ONNX Runtime's"
     assert "digits version 2 is the champion now" in output
     assert f"pass, against champion (version 1) at {before[:7]}" in output
     assert aliases(client) == {"champion": 2, "previous": 1}
