@@ -256,7 +256,7 @@ def test_a_training_that_was_killed_ends_as_one_that_was_not_and_dvc_sees_it(tra
     )
     trained.succeed("dvc", "repro")
     whole = (trained.root / "models" / "model.keras").read_bytes()
-    process = start(["python", "-m", "pipeline.train"], trained.root, PYTHONUNBUFFERED="1")
+    process = start([sys.executable, "-m", "pipeline.train"], trained.root, PYTHONUNBUFFERED="1")
     assert process.stdout
     next(line for line in process.stdout if line.startswith("epoch   3/15"))
     process.kill()
