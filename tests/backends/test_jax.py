@@ -69,7 +69,7 @@ def test_an_epoch_is_that_of_keras(tmp_path: Path) -> None:
 def test_what_is_compiled_ahead_changes_nothing_and_is_all_that_is_compiled(tmp_path: Path) -> None:
     import jax
 
-    training = {"epochs": 4, "augmentation": [SHIFT], "decay": "cosine"}
+    training = {"epochs": 4, "augmentation": [SHIFT], "warm_up": 0.25, "decay": "cosine"}
     config = configured(tmp_path, model={"name": "mlp", "layers": LAYERS}, training=training)
     _, learner = set_up(config, TRAIN, WATCHED, "cpu")
     backend, before = load_backend(), state_of(learner)
