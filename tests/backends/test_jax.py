@@ -82,9 +82,12 @@ def test_what_is_compiled_ahead_changes_nothing_and_is_all_that_is_compiled(tmp_
     for count in (400, 144, 128, 144):  # a number of whole batches that was not compiled for is none too many
         figures = backend.fit_epoch(learner, data_of(64, count, 100), [])
         assert np.isfinite(figures["val_loss"])
-        assert backend.learning_rate(learner.optimizer) > 0
+    assert [name for name in compiled if "backend_compile" in name] == []
+    assert backend.learning_rate(learner.optimizer) > 0  # after the warm-up: its operations are new
+    compiled.clear()
+    assert backend.learning_rate(learner.optimizer) > 0
     jax.monitoring.clear_event_listeners()
-    assert [name for name in compiled if "backend_compile" in name or "jaxpr_to_mlir" in name] == []
+    assert [name for name in compiled if "jaxpr_to_mlir" in name] == []
 
 
 @pytest.mark.jax
