@@ -20,6 +20,7 @@ from pydantic import (
 
 from pipeline import paths
 from pipeline.errors import PipelineError, first_line
+from pipeline.files import parse_yaml
 
 TARGET_KEY = "_target_"
 ALLOWED_TARGET = re.compile(r"(keras\.(?!src\.)|pipeline\.)\w+(\.\w+)*")
@@ -307,7 +308,7 @@ def load_config(path: Path = paths.COMPOSED) -> Config:
     """Read composed.yaml. Raises PipelineError if it is missing, or if it was edited into something invalid."""
     remedy = f"{path} is written from conf/ and {paths.PARAMS}: run `dvc repro compose` to have it back"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PipelineError(f"{path} is missing. {remedy}.") from None
     except yaml.YAMLError as error:

@@ -12,6 +12,7 @@ import yaml
 
 from pipeline import paths
 from pipeline.errors import PipelineError, first_line
+from pipeline.files import parse_yaml
 
 LOCK = Path("dvc.lock")
 SEED = "seed"
@@ -138,7 +139,7 @@ def read_yaml(read: Reader, path: Path, place: str) -> dict[str, Any]:
     Raises PipelineError if the file holds anything else.
     """
     try:
-        values = yaml.safe_load(read(path) or b"{}")
+        values = parse_yaml(read(path) or b"{}")
     except (yaml.YAMLError, UnicodeError) as error:
         raise PipelineError(f"{path} {place} is damaged ({first_line(error)})") from None
     if not isinstance(values, dict):

@@ -1,6 +1,7 @@
 """What the tests share: projects of their own to run real commands in."""
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -9,13 +10,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import hydra
 import pytest
 import yaml
 from filelock import FileLock
+from omegaconf import DictConfig
 
+from pipeline.compose import composition
 from pipeline.compose.composition import compose_config
 from pipeline.config import Config, parse_config
 from pipeline.errors import PipelineError
@@ -84,7 +90,24 @@ def configured(tmp_path: Path, **params: object) -> Config:
     """What conf/ and these values in params.yaml compose to."""
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(params), encoding="utf-8")
-    return parse_config(compose_config(CONF, path), {}, "")
+    return parse_config(compose_ours(path), {}, "")
+
+
+def compose_ours(params: Path) -> dict[str, Any]:
+    """What conf/ and a params.yaml compose to. Hydra reads the files of the same options once in a process."""
+    with mock.patch.object(composition, "compose", compose_once):
+        return compose_config(CONF, params)
+
+
+def compose_once(name: str, overrides: list[str]) -> DictConfig:
+    """What Hydra makes of these options of conf/."""
+    return deepcopy(_compose(name, tuple(overrides)))
+
+
+@functools.cache
+def _compose(name: str, overrides: tuple[str, ...]) -> DictConfig:
+    composed: DictConfig = hydra.compose(name, list(overrides))
+    return composed
 
 
 def free_port() -> int:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from pipeline import paths
+from pipeline.files import parse_yaml
 
 EXPERIMENT = "DVC_EXP_NAME"  # set by DVC for the stages of `dvc exp run`
 EXPERIMENT_TAG = "dvc.experiment"  # of a run: the experiment's name, empty outside of `dvc exp run`
@@ -67,7 +68,7 @@ def difference(commit: str, names: list[str], setting: str = "core.quotePath=tru
 def to_overrides(before: bytes, after: bytes) -> list[str] | None:
     """What `dvc exp run -S` takes to get from one content of params.yaml to another; None where it cannot say it."""
     try:
-        old, new = (dict(_values(yaml.safe_load(text) or {})) for text in (before, after))
+        old, new = (dict(_values(parse_yaml(text) or {})) for text in (before, after))
     except yaml.YAMLError:  # edited since compose read it
         return None
     changed = {key: value for key, value in new.items() if key not in old or value != old[key]}

@@ -105,7 +105,7 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path, part: str, values: dict[st
         set_up(config, TRAIN, WATCHED, "cpu")
 
 
-@pytest.mark.long
+@pytest.mark.jax
 def test_the_stages_run_on_it_and_never_import_tensorflow(trained: Project) -> None:
     jax = {"KERAS_BACKEND": "jax", "DEVICE": "cpu"}
     for stage in ("train", "evaluate"):

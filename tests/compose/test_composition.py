@@ -8,7 +8,7 @@ import yaml
 from pipeline.compose.composition import compose_config, options, to_yaml
 from pipeline.config import Config, load_config, parse_config
 from pipeline.errors import PipelineError
-from tests.conftest import CONF
+from tests.conftest import CONF, compose_ours
 
 EVERY_OPTION = [(group, option) for group, names in options(CONF).items() for option in names]
 SCHEDULE = "{_target_: keras.optimizers.schedules.CosineDecay, initial_learning_rate: 1e-3, decay_steps: 100}"
@@ -17,7 +17,7 @@ SCHEDULE = "{_target_: keras.optimizers.schedules.CosineDecay, initial_learning_
 def compose_text(tmp_path: Path, text: str, conf: Path = CONF) -> dict[str, Any]:
     params = tmp_path / "params.yaml"
     params.write_text(text, encoding="utf-8")
-    return compose_config(conf, params)
+    return compose_ours(params) if conf == CONF else compose_config(conf, params)
 
 
 def typed(values: dict[str, Any]) -> Config:
