@@ -23,7 +23,8 @@ from pipeline.errors import PipelineError, first_line
 from pipeline.files import parse_yaml
 
 TARGET_KEY = "_target_"
-ALLOWED_TARGET = re.compile(r"(keras\.(?!src\.)|pipeline\.)\w+(\.\w+)*")
+KERAS_PARTS = r"layers|optimizers(\.schedules)?|initializers|regularizers|constraints"
+ALLOWED_TARGET = re.compile(rf"keras\.(Sequential|({KERAS_PARTS})\.\w+)|pipeline\.train(\.\w+){{2,}}")
 
 
 def targets(node: Any) -> Iterator[Any]:
@@ -45,11 +46,12 @@ def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_targets(node: Any) -> Any:
-    """Return `node` unchanged if every `_target_` in it, at any depth, lies below `keras.` or `pipeline.`."""
+    """Return `node` unchanged if every `_target_` in it, at any depth, may be one: the class is looked at later."""
     for target in targets(node):
         if not (isinstance(target, str) and ALLOWED_TARGET.fullmatch(target)):
             raise ValueError(
-                f"{TARGET_KEY} {target!r} is not allowed: it must name something below keras. or pipeline."
+                f"{TARGET_KEY} {target!r} is not allowed: it must name something in keras.layers, optimizers, "
+                "initializers, regularizers or constraints, or below pipeline.train, where DVC sees it change"
             )
     return node
 
@@ -253,6 +255,7 @@ class Config(Section):
     """Everything that a run is configured to be: the content of composed.yaml."""
 
     recipe: str
+    versions: dict[str, str] = {}  # of the packages that compute, as requirements.txt pins them
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     dataset: Annotated[IdxDataset | PackagedDataset, Field(discriminator="source")]
     model: Model

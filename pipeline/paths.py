@@ -5,6 +5,7 @@ from pathlib import Path
 
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
+REQUIREMENTS = Path("requirements.txt")
 COMPOSED = Path("composed.yaml")
 
 RAW = Path("data/raw")

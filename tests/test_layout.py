@@ -1,5 +1,6 @@
 """The layout is the architecture: what the files say of each other holds."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,62 @@ def test_dvc_yaml_and_paths_agree() -> None:
     declared |= set().union(*(names(stage.get("params", [])) for stage in STAGES.values()))
     assert in_paths <= declared
     assert {path for path in declared if not path.startswith("pipeline/")} <= in_paths
+
+
+DECIDES_NOTHING = {  # what stages import that is no dependency of theirs, and why
+    "pipeline/errors.py": "words",
+    "pipeline/files.py": "writes what it is given",
+    "pipeline/paths.py": "dvc.yaml has the same paths",
+    "pipeline/stopwatch.py": "seconds",
+    "pipeline/tracking": "records what a stage made, and makes nothing that DVC keeps",
+    "pipeline/worker.py": "where recording happens",
+}
+CHECKED = {"pipeline/config.py": "composed.yaml is complete, and its keys are the parameters"}
+STARTED = {"pipeline/stage.py": "how it starts and ends"}
+DECIDES_NOTHING_IN = {
+    "compose": STARTED,
+    "fetch": STARTED | CHECKED,
+    "preprocess": STARTED | CHECKED,
+    "train": CHECKED,
+    "evaluate": CHECKED | {"pipeline/machine.py": "a precision is chosen for a training alone"},
+}
+
+
+def imported(path: Path) -> set[Path]:
+    """The files of this pipeline that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    places = [ROOT / name.replace(".", "/") for name in names if name.split(".")[0] == "pipeline"]
+    files = {place.with_suffix(".py") for place in places} | {place / "__init__.py" for place in places}
+    return {file for file in files if file.is_file()}
+
+
+def reached(stage: str) -> set[Path]:
+    """All files of this pipeline that a stage imports, directly or not."""
+    found, waiting = set(), {ROOT / "pipeline" / stage / "__main__.py"}
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        waiting |= imported(path) - found
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_all_code_that_decides_a_result_is_a_dependency(stage: str) -> None:
+    deps = [ROOT / dep for dep in STAGES[stage]["deps"]]
+    left_out = {ROOT / path for path in {**DECIDES_NOTHING, **DECIDES_NOTHING_IN[stage]}}
+    known = [*deps, *left_out]
+    unknown = {
+        str(path.relative_to(ROOT))
+        for path in reached(stage)
+        if path.stat().st_size and not any(path == place or place in path.parents for place in known)
+    }
+    assert unknown == set()
+    assert not left_out & set(deps), "it is one or the other"
 
 
 def test_stages_do_not_import_each_other() -> None:

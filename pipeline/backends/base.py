@@ -2,7 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -24,8 +26,6 @@ class Backend(ABC):
     """Keras's own ways, which a backend replaces where it knows a quicker one."""
 
     missing_gpu: ClassVar[str]  # what to do about libraries that a GPU needs and that are not there
-    needs_xla: ClassVar[bool] = False  # whether it has nothing else to compute with
-    averages_weights: ClassVar[bool] = True  # whether an optimizer's `use_ema` reaches the weights
     joins_updates: ClassVar[bool] = True  # whether `fit` can make several updates in one call, to the same result
 
     @abstractmethod
@@ -38,6 +38,17 @@ class Backend(ABC):
     @abstractmethod
     def make_deterministic(self) -> None:
         """Have the same operations give the same bits every time, at some cost in speed."""
+
+    @abstractmethod
+    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model]) -> bool:
+        """Whether XLA compiles the training of these networks, as `training.xla` says.
+
+        Raises PipelineError if it must and cannot, or must not and does.
+        """
+
+    def compile_network(self, network: keras.Model) -> Callable[[Any], Any]:
+        """The same network, compiled by XLA on its own, where that cannot compile all of an update."""
+        return network
 
     def fuse_layers(self, network: keras.Model) -> keras.Model:
         """The same network, or a copy whose layers compute the same with fewer operations."""
@@ -61,14 +72,28 @@ class Backend(ABC):
     def fit_epoch(self, learner: keras.Model, data: Pass, bars: list[keras.callbacks.Callback]) -> dict[str, float]:
         """Update the learner once for each batch, then look at the validation images; the figures by their names."""
         order, watched, labels, size = data
-        history = learner.fit(
-            self.batches(order, labels[order], size),
-            shuffle=False,
-            verbose=0,
-            validation_data=self.batches(watched, labels[watched], VALIDATION_BATCH) if len(watched) else None,
-            callbacks=[keras.callbacks.TerminateOnNaN(), *bars],
-        ).history
+        with unfinished(learner.optimizer):
+            history = learner.fit(
+                self.batches(order, labels[order], size),
+                shuffle=False,
+                verbose=0,
+                validation_data=self.batches(watched, labels[watched], VALIDATION_BATCH) if len(watched) else None,
+                callbacks=[keras.callbacks.TerminateOnNaN(), *bars],
+            ).history
         return {name: float(values[-1]) for name, values in history.items()}
+
+
+@contextmanager
+def unfinished(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Have `fit` inside the block leave the weights alone at its end, where `use_ema` puts averages in their place.
+
+    That is for the end of all epochs.
+    """
+    vars(optimizer)["finalize_variable_values"] = lambda _: None
+    try:
+        yield
+    finally:
+        del vars(optimizer)["finalize_variable_values"]
 
 
 class ArrayBatches(keras.utils.PyDataset):

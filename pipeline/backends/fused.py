@@ -12,15 +12,15 @@ def fuse_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Op
     """The same optimizer, or one with the same rule in one operation a variable, where there is one."""
     fused: dict[type, type[keras.optimizers.Optimizer]]
     fused = {keras.optimizers.Adam: FusedAdam, keras.optimizers.RMSprop: FusedRMSprop}
-    config = optimizer.get_config()
-    has_more = config.get("amsgrad") or config.get("centered") or config.get("momentum")
-    if has_more or type(optimizer) not in fused:
-        return optimizer
-    return fused[type(optimizer)].from_config(config)
+    has_more = any(getattr(optimizer, name, False) for name in ("amsgrad", "centered", "momentum"))
+    if not has_more and type(optimizer) in fused:
+        # In place: a copy by its configuration would lose a learning rate's schedule that Keras does not know.
+        optimizer.__class__ = fused[type(optimizer)]
+    return optimizer
 
 
 def fuse_layers(network: keras.Model) -> keras.Model:
-    """The same network, or a copy in which convolutions are normalised in one operation each."""
+    """The same network, or one of the same layers in which copies normalise convolutions in one operation each."""
     if not any(is_fusible(layer) for layer in network.layers):
         return network
     copy = keras.models.clone_model(network, clone_function=fuse_layer)
@@ -29,9 +29,12 @@ def fuse_layers(network: keras.Model) -> keras.Model:
 
 
 def fuse_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """A new layer with the same configuration."""
-    kind = FusedBatchNormalization if is_fusible(layer) else type(layer)
-    return kind.from_config(layer.get_config())
+    """The same layer, or a new one that computes the same: not by its configuration, from which Keras makes its own."""
+    if not is_fusible(layer):
+        return layer
+    parts = ("beta_regularizer", "gamma_regularizer", "beta_constraint", "gamma_constraint")
+    told = ("axis", "momentum", "epsilon", "name", "trainable", *parts)
+    return FusedBatchNormalization(dtype=layer.dtype_policy, **{name: getattr(layer, name) for name in told})
 
 
 def is_fusible(layer: keras.layers.Layer) -> bool:

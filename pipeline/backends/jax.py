@@ -4,7 +4,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import keras
@@ -29,8 +29,6 @@ class Jax(Backend):
     """XLA compiles everything; what it compiled is kept between processes."""
 
     missing_gpu = "jax's CUDA libraries are not installed: `pip install jax[cuda13]`"
-    needs_xla = True
-    averages_weights = False
 
     def use_device(self, choice: str) -> bool:
         """Choose JAX's platform, and where it keeps what it compiled."""
@@ -51,6 +49,12 @@ class Jax(Backend):
     def make_deterministic(self) -> None:
         """As XLA offers it; a CPU's results are the same every time."""
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+
+    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model]) -> bool:
+        """JAX computes with nothing else."""
+        if setting is False:
+            raise PipelineError("training.xla: false: JAX computes with XLA alone; set auto or true")
+        return True
 
     def compile(self, learner: keras.Model, data: Pass) -> None:
         """Compile by an epoch of no batches: it leaves everything as it is."""

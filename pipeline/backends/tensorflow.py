@@ -1,6 +1,8 @@
 """TensorFlow: fused operations, and a feed without tf.data's tuner."""
 
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -9,11 +11,13 @@ from numpy.typing import NDArray
 
 from pipeline.backends.base import Backend
 from pipeline.backends.fused import fuse_layers, fuse_optimizer
+from pipeline.errors import PipelineError
 
 
 class TensorFlow(Backend):
     """Keras's default backend."""
 
+    _deterministic = False
     missing_gpu = "CUDA's libraries are not installed. `make repro GPU=1` installs them"
 
     def use_device(self, choice: str) -> bool:
@@ -29,6 +33,22 @@ class TensorFlow(Backend):
     def make_deterministic(self) -> None:
         """As TensorFlow offers it."""
         tf.config.experimental.enable_op_determinism()
+        self._deterministic = True
+
+    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model]) -> bool:
+        """On a GPU where nothing is in the way: Keras's `auto` would also take a GPU that is not used for one."""
+        layers = (layer for network in networks for layer in network._flatten_layers())
+        obstacles = [f"keras.layers.{type(layer).__name__}" for layer in layers if not layer.supports_jit]
+        if self._deterministic:
+            obstacles.append("training.deterministic")
+        if setting is True and obstacles:
+            raise PipelineError(f"training.xla: true: TensorFlow has no XLA for {obstacles[0]}; set auto or false")
+        used = bool(tf.config.get_visible_devices("GPU")) and sys.platform != "darwin"  # Metal has no XLA
+        return setting is True or (setting == "auto" and used and not obstacles)
+
+    def compile_network(self, network: keras.Model) -> Callable[[Any], Any]:
+        """The same weights in a function of its own: what augments the images stays outside."""
+        return Compiled(network)
 
     def fuse_layers(self, network: keras.Model) -> keras.Model:
         """A copy in which convolutions are normalised in one operation each."""
@@ -47,6 +67,19 @@ class TensorFlow(Backend):
         options = tf.data.Options()
         options.autotune.enabled = False
         return tf.data.Dataset.from_tensor_slices((numbers, labels)).batch(size).with_options(options)
+
+
+class Compiled(keras.layers.Layer):
+    """A network that XLA compiles, inside of a function that it does not."""
+
+    def __init__(self, network: keras.Model) -> None:
+        super().__init__(name=f"compiled_{network.name}")
+        self.network = network
+        self._function = tf.function(network, jit_compile=True)
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """What the network makes of images."""
+        return self._function(images, training=training)
 
 
 BACKEND = TensorFlow()

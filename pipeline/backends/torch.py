@@ -1,9 +1,12 @@
 """PyTorch, as Keras uses it."""
 
+from typing import Literal
+
 import keras
 import torch
 
 from pipeline.backends.base import Backend
+from pipeline.errors import PipelineError
 
 
 class Torch(Backend):
@@ -19,6 +22,12 @@ class Torch(Backend):
             self._scope.__enter__()
             return False
         return bool(torch.cuda.is_available())
+
+    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model]) -> bool:
+        """Keras has no XLA for PyTorch."""
+        if setting is True:
+            raise PipelineError("training.xla: true: there is no XLA for PyTorch; set auto or false")
+        return False
 
     def make_deterministic(self) -> None:
         """As PyTorch offers it."""

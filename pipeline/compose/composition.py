@@ -1,5 +1,6 @@
 """Compose conf/ and params.yaml into one configuration."""
 
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline import paths
 from pipeline.config import parse_config
 from pipeline.errors import PipelineError
 
+PIN = re.compile(r"^(keras|tensorflow)==(\S+)", re.MULTILINE)
 HEADER = "# Written by the compose stage from conf/ and params.yaml: edit those, not this.\n"
 
 
@@ -32,13 +34,17 @@ def read_params(path: Path) -> dict[str, Any]:
         raise PipelineError(f"{path} is missing: `git checkout {path}` brings it back") from None
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeError) as error:
         raise PipelineError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise PipelineError(
+            f"{path} refers to itself: no alias (*) may be inside of what its anchor (&) names"
+        ) from None
     if not isinstance(values, dict):
         raise PipelineError(f"{path} must be a mapping of keys to values, such as `recipe: baseline`")
     return {str(key): value for key, value in values.items()}
 
 
-def compose_config(conf: Path, params: Path) -> dict[str, Any]:
-    """The checked configuration as plain values, ready to be written.
+def compose_config(conf: Path, params: Path, requirements: Path = paths.REQUIREMENTS) -> dict[str, Any]:
+    """The checked configuration as plain values, complete and ready to be written.
 
     Raises PipelineError naming the file, the key, what it holds and what is allowed.
     """
@@ -61,9 +67,15 @@ def compose_config(conf: Path, params: Path) -> dict[str, Any]:
         plain = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError) as error:
         raise PipelineError(f"{conf}/ and {params} do not compose: {' '.join(str(error).split())}") from None
-    parse_config(plain, origin, f"{conf}/")
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    found = {str(key): value for key, value in plain.items()} | {"versions": pinned_versions(requirements)}
+    return parse_config(found, origin, f"{conf}/").model_dump(by_alias=True)
+
+
+def pinned_versions(requirements: Path) -> dict[str, str]:
+    """The versions of the packages that compute, from a requirements.txt: none where there is no such file."""
+    text = requirements.read_text(encoding="utf-8") if requirements.exists() else ""
+    return dict(PIN.findall(text))
 
 
 def own_record(recipe: Path) -> Any:

@@ -95,6 +95,11 @@ def predict(network: keras.Model, test: Split) -> tuple[NDArray[np.float32], NDA
     except ValueError:
         raise PipelineError(f"{paths.MODEL} is not a network that train wrote: run `dvc repro`") from None
     logits, probabilities = both.predict(test.images, batch_size=BATCH, verbose=0)
+    if count := int((~np.isfinite(logits)).any(axis=1).sum()):
+        raise PipelineError(
+            f"{paths.MODEL} answers {count} of {len(logits)} test images with what is no number: lower "
+            "optimizer.learning_rate and run `dvc repro`"
+        )
     return logits, probabilities
 
 

@@ -14,8 +14,11 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip archive can hold
 def save_network(path: Path, network: keras.Model) -> None:
     """Write a `.keras` archive without what differs from one saving to the next: dates, and addresses in memory.
 
-    DVC then sees that a training with the same outcome changed nothing.
+    DVC then sees that a training with the same outcome changed nothing. Initializers, regularizers and constraints that
+    are not Keras's own are left out: reading images takes none, and Keras would not find them.
     """
+    for layer in network._flatten_layers():
+        forget_foreign(layer)
     with replacing(path) as temporary:
         dated = temporary.with_name("dated.keras")
         network.save(dated)
@@ -25,6 +28,24 @@ def save_network(path: Path, network: keras.Model) -> None:
                 if name.endswith(".json"):
                     content = normalise(content.decode()).encode()
                 target.writestr(zipfile.ZipInfo(name, EPOCH), content)
+
+
+def forget_foreign(layer: keras.layers.Layer) -> None:
+    """Have a layer that has learned forget what is not Keras's own and serves for learning alone."""
+    blanks = {
+        keras.initializers.Initializer: keras.initializers.Zeros(),
+        keras.regularizers.Regularizer: None,
+        keras.constraints.Constraint: None,
+    }
+    for name, part in list(vars(layer).items()):
+        for kind, blank in blanks.items():
+            if isinstance(part, kind) and not is_keras(part):
+                setattr(layer, name, blank)
+
+
+def is_keras(part: object) -> bool:
+    """Whether this is one of Keras's own objects: only those can be read from a saved network."""
+    return type(part).__module__.partition(".")[0] == "keras"
 
 
 def normalise(text: str) -> str:

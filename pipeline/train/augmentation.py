@@ -5,6 +5,105 @@ from typing import Any
 
 import keras
 
+from pipeline.errors import PipelineError, first_line
+from pipeline.train.archive import is_keras
+
+BYTE, FLOAT = "uint8", "float32"
+WHITE = 255
+WITHOUT_CHANNEL = 3  # dimensions
+NOISE = "keras.src.layers.regularization."  # where Keras has its layers of noise
+MIXING = "it mixes images, and labels are not mixed here"
+COLOURED = "it changes colours, and the images are grey"
+REFUSED = {  # of Keras's own layers
+    **dict.fromkeys(("MixUp", "CutMix"), MIXING),
+    **dict.fromkeys(("RandomHue", "RandomSaturation", "RandomColorJitter", "RandomGrayscale"), COLOURED),
+    **dict.fromkeys(("RandomColorDegeneration", "RandAugment", "AugMix"), COLOURED),
+    **dict.fromkeys(("Sequential", "Functional"), "list its layers one by one"),
+}
+
+
+class Augmentation(keras.layers.Layer):
+    """Passes training images (N, height, width) of bytes through layers in a row, and leaves all others as they are.
+
+    Keras's layers get what they are made for: floats of (N, height, width, 1), from 0 to 255, or from 0 to 1 for those
+    that add noise, in float32 whatever the network computes in. What the last of them makes reaches the network as it
+    is. A layer of this pipeline gets bytes (N, height, width), and what it makes is rounded to bytes.
+    """
+
+    def __init__(self, row: list[keras.layers.Layer]) -> None:
+        super().__init__(dtype=FLOAT, name="augmentation")
+        self.row = row
+        self.supports_jit = all(part.supports_jit for layer in row for part in layer._flatten_layers())
+
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        """Build the layers, each for what the one before it makes."""
+        images = keras.KerasTensor(shape, BYTE)
+        for layer in self.row:
+            images = apply(layer, images)
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """The images as they are, or changed ones while training."""
+        if not training:
+            return keras.ops.cast(images, self._dtype())
+        changed = images
+        for layer in self.row:
+            changed = apply(layer, changed)
+        return without_channel(changed)
+
+    def compute_output_spec(self, images: Any, training: bool = False) -> keras.KerasTensor:
+        """Images of the same size."""
+        return keras.KerasTensor(images.shape, self._dtype())
+
+    def _dtype(self) -> str:
+        return FLOAT if is_keras(self.row[-1]) else BYTE
+
+
+def check_augmentation(row: list[keras.layers.Layer], shape: tuple[int, ...]) -> None:
+    """Raise PipelineError, naming its key, for a layer that cannot be used on grey images of this size."""
+    size, images, made = "×".join(map(str, shape)), keras.KerasTensor((None, *shape), BYTE), list(shape)
+    for index, layer in enumerate(row):
+        key = f"training.augmentation.{index}: {type(layer).__name__}"
+        if is_keras(layer) and type(layer).__name__ in REFUSED:
+            raise PipelineError(f"{key} cannot be used: {REFUSED[type(layer).__name__]}")
+        try:
+            images = apply(layer, images)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise PipelineError(f"{key} does not take grey images of {size}: {first_line(error)}") from None
+        if layer.weights:
+            raise PipelineError(f"{key} has weights: it belongs to the network, in model.layers")
+        _, *made = images.shape
+        if made[2:] not in ([], [1]) or len(made) < len(shape):
+            raise PipelineError(f"{key} makes no grey images of grey images")
+    if tuple(made[:2]) != shape:
+        raise PipelineError(f"training.augmentation: makes {made[0]}×{made[1]} of {size}, which the network reads")
+
+
+def apply(layer: keras.layers.Layer, images: Any) -> Any:
+    """What a layer makes of what the one before it made of training images."""
+    if not is_keras(layer):
+        return as_bytes(layer(as_bytes(images), training=True))
+    unit = WHITE if type(layer).__module__.startswith(NOISE) else 1
+    return layer(as_floats(images) / unit, training=True) * unit
+
+
+def as_floats(images: Any) -> Any:
+    """Images as Keras's layers take them: floats (N, height, width, 1)."""
+    with_channel = keras.ops.expand_dims(images, -1) if len(images.shape) == WITHOUT_CHANNEL else images
+    return keras.ops.cast(with_channel, FLOAT)
+
+
+def as_bytes(images: Any) -> Any:
+    """Images (N, height, width) of bytes: the nearest."""
+    plain = without_channel(images)
+    if keras.backend.standardize_dtype(plain.dtype) == BYTE:
+        return plain
+    return keras.ops.cast(keras.ops.round(keras.ops.clip(plain, 0, WHITE)), BYTE)
+
+
+def without_channel(images: Any) -> Any:
+    """Images (N, height, width), whether they have a channel or not."""
+    return images if len(images.shape) == WITHOUT_CHANNEL else keras.ops.squeeze(images, -1)
+
 
 class RandomAffine(keras.layers.Layer):
     """Turn, scale, shear and shift each image by random amounts of its own, in one resampling; only while training.
@@ -18,6 +117,7 @@ class RandomAffine(keras.layers.Layer):
         self, rotation: float = 0.0, scale: float = 0.0, shear: float = 0.0, shift: float = 0.0, **arguments: Any
     ) -> None:
         super().__init__(**arguments)
+        self.supports_jit = keras.backend.backend() != "tensorflow"  # which has no such operation in XLA
         if min(rotation, scale, shear, shift) < 0 or scale >= 1:
             raise ValueError("rotation, scale, shear and shift must not be negative, and scale must be below 1")
         self._amounts = [math.radians(rotation), scale, scale, shear, shift, shift]

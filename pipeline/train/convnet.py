@@ -2,9 +2,12 @@
 
 import keras
 
+from pipeline.train.components import builder
+
 HALVING = 2  # convolutions that halve the image, the first ones
 
 
+@builder
 def convolutional_layers(filters: list[int], kernels: list[int], units: int, dropout: float) -> list[keras.Layer]:
     """Convolutions with so many filters and kernels of that side each, then a dense layer; all normalised, then ReLU.
 

@@ -1,6 +1,5 @@
 """Fitting a network, one epoch at a time."""
 
-import functools
 import math
 import sys
 import time
@@ -16,9 +15,12 @@ from pipeline.backends.base import Pass
 from pipeline.config import Config, Training
 from pipeline.dataset import Split
 from pipeline.errors import PipelineError
-from pipeline.train.checkpoint import Checkpoint, Epoch
+from pipeline.train.augmentation import Augmentation
+from pipeline.train.checkpoint import Checkpoint, Epoch, as_array
 from pipeline.train.feeding import ImagePool
 from pipeline.train.network import members_of, mix
+
+REMEDY = "Lower optimizer.learning_rate (dvc exp run -S optimizer.learning_rate=…)"
 
 
 class ProgressBar(keras.callbacks.ProgbarLogger):
@@ -57,15 +59,17 @@ class Learner(keras.Model):
     ) -> Any:
         """The mean over batch and members, with each member's gradient as it would be alone; of the mix when watched.
 
-        `x` are numbers, `y` is one-hot.
+        `x` are numbers, `y` is one-hot. What the members' layers add to the loss counts, too, as in Keras.
         """
+        added = keras.ops.sum([keras.ops.cast(loss, "float32") for loss in self.losses]) if self.losses else 0.0
         if not training:
-            return keras.ops.mean(self._image_losses(y, mix(y_pred)))
+            return keras.ops.mean(self._image_losses(y, mix(y_pred))) + added / len(self.members)
         labels = keras.ops.broadcast_to(keras.ops.expand_dims(y, 1), keras.ops.shape(y_pred))
         losses = self._image_losses(labels, y_pred)
         seen = keras.ops.scatter_update(self.last_losses, keras.ops.expand_dims(x, -1), keras.ops.mean(losses, axis=1))
         self.last_losses.assign(seen)
-        mean, total = keras.ops.mean(losses), keras.ops.sum(keras.ops.mean(losses, axis=0))
+        mean = keras.ops.mean(losses) + added / len(self.members)
+        total = keras.ops.sum(keras.ops.mean(losses, axis=0)) + added
         return total - keras.ops.stop_gradient(total - mean)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
@@ -91,28 +95,35 @@ def prepare(
     The network itself stays without images, augmentation and training state. Each member sees images of its own
     augmentation.
     """
+    if optimizer.use_ema and training.keep_best_epoch:
+        raise PipelineError("optimizer.use_ema: averages all epochs, and training.keep_best_epoch keeps one: set one")
     numbers = keras.Input((), dtype="int32", name="numbers")
     chosen = ImagePool(images)(numbers)
+    augment = Augmentation(augmentation) if augmentation else keras.layers.Identity()
     backend = load_backend()
-    if not backend.averages_weights and optimizer.get_config().get("use_ema"):
-        raise PipelineError(f"optimizer.use_ema: has no effect on {keras.backend.backend()}: leave it out")
-    if backend.needs_xla and training.xla is False:
-        raise PipelineError(f"training.xla: false: {keras.backend.backend()} computes with XLA alone; auto or true")
     members = [backend.fuse_layers(member) for member in members_of(network)]
-    logits = [member(pass_through(augmentation, chosen)) for member in members]
+    xla = backend.use_xla(training.xla, members)
+    logits = []
+    for member in members:
+        changed = augment(chosen)
+        reader = reading(member, changed.dtype)
+        logits.append((reader if augment.supports_jit or not xla else backend.compile_network(reader))(changed))
     learner = Learner(numbers, keras.ops.stack(logits, axis=1), members, len(images), training.label_smoothing)
     learner.compile(
         optimizer=backend.fuse_optimizer(optimizer),
-        jit_compile=training.xla,
+        jit_compile=xla and augment.supports_jit,
         steps_per_execution=training.steps_per_execution if backend.joins_updates else 1,
     )
     learner.optimizer.build(learner.trainable_variables)  # a step that makes variables is traced twice by TensorFlow
     return learner
 
 
-def pass_through(layers: list[keras.Layer], tensor: Any) -> Any:
-    """What layers in a row make of a tensor."""
-    return functools.reduce(lambda value, layer: layer(value), layers, tensor)
+def reading(network: keras.Model, dtype: str) -> keras.Model:
+    """A network of the same layers that takes images of another type: its own would round what it gets to bytes."""
+    if dtype == network.input.dtype:
+        return network
+    images = keras.Input(network.input_shape[1:], dtype=dtype, name="images")
+    return keras.models.clone_model(network, input_tensors=images, clone_function=lambda layer: layer)
 
 
 def compile_epochs(learner: Learner, train: Split, validation: Split, config: Config) -> None:
@@ -160,18 +171,24 @@ def fit(
             print_epoch(epoch, training.epochs)
         for name in ("loss", "val_loss"):
             if not math.isfinite(epoch.get(name, 0)):
-                raise PipelineError(
-                    f"the {name} is {epoch[name]} in epoch {number}: the training diverged. "
-                    "Lower optimizer.learning_rate (dvc exp run -S optimizer.learning_rate=…)"
-                )
+                raise PipelineError(f"the {name} is {epoch[name]} in epoch {number}: the training diverged. {REMEDY}")
         epochs = [*epochs, epoch]
         if training.keep_best_epoch and best_epoch(epochs) == number:
             checkpoint.save_best(learner)
         checkpoint.save(learner, epochs)
         report(epoch)
+    learner.optimizer.finalize_variable_values(learner.trainable_variables)
     if training.keep_best_epoch:
         checkpoint.restore_best(learner)
+    check_finite(learner.members)
     return epochs
+
+
+def check_finite(networks: list[keras.Model]) -> None:
+    """Raise PipelineError if a weight is no number: an epoch's loss tells nothing of what its last update did."""
+    for variable in (variable for network in networks for variable in network.weights):
+        if not np.isfinite(as_array(variable)).all():
+            raise PipelineError(f"{variable.path} has weights that are no numbers: the training diverged. {REMEDY}")
 
 
 def fit_epoch(learner: Learner, labels: NDArray[np.float32], images: int, config: Config, number: int) -> Epoch:

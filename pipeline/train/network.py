@@ -3,11 +3,11 @@
 from typing import Any
 
 import keras
-from hydra.errors import HydraException
-from hydra.utils import get_object, instantiate
 
-from pipeline.config import TARGET_KEY, Model, Optimizer, Training, targets
+from pipeline.config import TARGET_KEY, Model, Optimizer, Training
 from pipeline.errors import PipelineError, first_line
+from pipeline.train.augmentation import check_augmentation
+from pipeline.train.components import build, check_layer
 
 WHITE = 255
 LOGITS = "logits"
@@ -80,20 +80,28 @@ def build_layers(model: Model) -> list[tuple[str, keras.Layer]]:
     """The network's own layers in order, each with the key that it comes from."""
     if model.builder is not None:
         layers = build(model.builder, "model.builder")
-        if not isinstance(layers, list) or not all(isinstance(layer, keras.Layer) for layer in layers):
+        if not isinstance(layers, list):
             raise PipelineError(f"model.builder: {model.builder[TARGET_KEY]} must return a list of Keras layers")
-        return [(f"model.builder[{index}]", layer) for index, layer in enumerate(layers)]
-    keyed = [(f"model.layers.{index}", spec) for index, spec in enumerate(model.layers)]
-    return [(key, build(spec, key)) for key, spec in keyed]
+        built = [(f"model.builder[{index}]", layer) for index, layer in enumerate(layers)]
+    else:
+        keyed = [(f"model.layers.{index}", spec) for index, spec in enumerate(model.layers)]
+        built = [(key, build(spec, key)) for key, spec in keyed]
+    for key, layer in built:
+        check_layer(layer, key)
+    return built
 
 
-def build_augmentation(training: Training) -> list[keras.Layer]:
-    """The layers that training images pass before the network. Raises PipelineError if one refuses its arguments."""
+def build_augmentation(training: Training, image_shape: tuple[int, ...]) -> list[keras.Layer]:
+    """The layers that training images (N, height, width) pass before the network.
+
+    Raises PipelineError if one refuses its arguments, or cannot be used on such images.
+    """
     built = [build(spec, f"training.augmentation.{index}") for index, spec in enumerate(training.augmentation)]
     for index, layer in enumerate(built):
         if not isinstance(layer, keras.Layer):
             target = training.augmentation[index][TARGET_KEY]
             raise PipelineError(f"training.augmentation.{index}: {target} is no Keras layer")
+    check_augmentation(built, image_shape)
     return built
 
 
@@ -106,7 +114,8 @@ def build_optimizer(optimizer: Optimizer, training: Training, updates: int) -> k
     if not isinstance(built, keras.optimizers.Optimizer):
         raise PipelineError(f"optimizer: {optimizer.target} is no optimizer; keras.optimizers has them")
     if training.decay == "cosine":
-        built.learning_rate = cosine_schedule(optimizer.learning_rate, round(updates * training.warm_up), updates)
+        rise = min(round(updates * training.warm_up), updates - 1)  # the last one is for the fall
+        built.learning_rate = cosine_schedule(optimizer.learning_rate, rise, updates)
     return built
 
 
@@ -115,25 +124,3 @@ def cosine_schedule(peak: float, rise: int, updates: int) -> keras.optimizers.sc
     if not rise:
         return keras.optimizers.schedules.CosineDecay(peak, updates)
     return keras.optimizers.schedules.CosineDecay(0.0, updates - rise, warmup_target=peak, warmup_steps=rise)
-
-
-def build(spec: dict[str, Any], key: str) -> Any:
-    """Call what `_target_` names with the other entries as arguments.
-
-    Raises PipelineError, naming `key`, if there is no such thing, if it is defined outside keras and pipeline,
-    or if it refuses its arguments.
-    """
-    target = spec[TARGET_KEY]
-    try:
-        for name in targets(spec):
-            check_home(name, key)
-        return instantiate(spec, _convert_="all")
-    except (HydraException, ValueError, TypeError, ImportError) as error:
-        raise PipelineError(f"{key}: {target} cannot be built: {first_line(error.__cause__ or error)}") from None
-
-
-def check_home(target: str, key: str) -> None:
-    """Raise PipelineError if what `target` names was defined elsewhere and only imported into keras or pipeline."""
-    home = getattr(get_object(target), "__module__", None) or ""
-    if home.split(".")[0] not in ("keras", "pipeline"):
-        raise PipelineError(f"{key}: {TARGET_KEY} {target!r} is not Keras's or this pipeline's own")

@@ -5,20 +5,22 @@ import io
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from pipeline import backends, paths
+from pipeline import paths
 from pipeline.config import Config
 from pipeline.dataset import Split
 from pipeline.device import choose_precision, use_device
 from pipeline.errors import PipelineError
 from pipeline.files import md5, write_json, write_text
-from pipeline.machine import describe_machine, describe_versions
+from pipeline.machine import describe_machine, describe_versions, find_version
 from pipeline.stage import other_backends_absent, quietly
 from pipeline.stopwatch import Stopwatch
 from pipeline.tracking.provenance import EXPERIMENT, Provenance, find_provenance
@@ -27,7 +29,7 @@ from pipeline.tracking.runs import continue_run, epoch_metrics, look_up_packages
 from pipeline.tracking.store import Store
 from pipeline.train.archive import save_network
 from pipeline.train.checkpoint import Checkpoint, Epoch, fingerprint, open_checkpoint
-from pipeline.train.fitting import Learner, compile_epochs, count_updates, fit, prepare
+from pipeline.train.fitting import Learner, check_finite, compile_epochs, count_updates, fit, prepare
 from pipeline.train.network import build_augmentation, build_network, build_optimizer
 from pipeline.train.recalibration import recalibrate
 
@@ -45,6 +47,7 @@ def train_and_record(
     nothing is compiled or trained that could not be recorded.
     """
     root = paths.project_root()
+    tell_other_versions(config.versions)
     provenance = find_provenance()
     watch.lap("log")
     try:
@@ -60,45 +63,63 @@ def train_and_record(
     watch.lap("log")
     compile_epochs(learner, train, validation, config)
     watch.lap("compile")
-    with open_checkpoint(root / paths.CHECKPOINTS, training_name(config)) as checkpoint:
+    with open_checkpoint(root / paths.CHECKPOINTS, training_name(config, device)) as checkpoint:
         recorder = open_run(config, store, provenance, checkpoint, device, executor)
-        record_data(recorder, config, train, validation)
-        executor.submit(look_up_packages).add_done_callback(tell_failure)  # while this process fits
-        recorder.text("model_summary.txt", summary(network))
-        watch.lap("log")
-        epochs = fit_recorded(learner, train, validation, config, checkpoint, recorder)
-        watch.lap("fit")
-        learner.give_weights_to(network)
-        if config.training.recalibrate:
-            recalibrate(network, train.images)
-        save_network(paths.MODEL, network)
-        write_text(paths.HISTORY, history_csv(epochs))
-        watch.lap("save")
-        digest = md5(paths.MODEL)
-        recorder.tags({"dvc.model": digest})
-        recorder.model(paths.MODEL, network.input_shape[1:], config.dataset.classes, keras.backend.backend())
-        facts = {
-            "run_id": recorder.run_id,
-            "model_md5": digest,
-            "device": device,
-            "backend": keras.backend.backend(),
-            "precision": keras.config.dtype_policy().name,
-            "parameters": network.count_params(),
-            "epochs": len(epochs),
-            "fit_seconds": round(sum(epoch["seconds"] for epoch in epochs), 2),
-            "peak_memory_mib": peak_memory_mib(),
-            "machine": describe_machine(),
-            "versions": describe_versions(),
-            "provenance": provenance._asdict(),
-        }
-        recorder.flush()
-        watch.lap("log")
-        facts["seconds"] = {name: round(seconds, 2) for name, seconds in watch.seconds.items()}
-        write_json(paths.RUN, facts)
-        recorder.metrics(costs(facts), len(epochs))
-        recorder.status("FINISHED")
-        recorder.flush()
+        with ended_early(recorder, checkpoint):
+            record_data(recorder, config, train, validation)
+            executor.submit(look_up_packages).add_done_callback(tell_failure)  # while this process fits
+            recorder.text("model_summary.txt", summary(network))
+            watch.lap("log")
+            epochs = fit_recorded(learner, train, validation, config, checkpoint, recorder)
+            watch.lap("fit")
+            learner.give_weights_to(network)
+            if config.training.recalibrate:
+                recalibrate(network, train.images)
+            check_finite([network])
+            save_network(paths.MODEL, network)
+            write_text(paths.HISTORY, history_csv(epochs))
+            watch.lap("save")
+            digest = md5(paths.MODEL)
+            recorder.tags({"dvc.model": digest})
+            recorder.model(paths.MODEL, network.input_shape[1:], config.dataset.classes, keras.backend.backend())
+            facts = {
+                "run_id": recorder.run_id,
+                "model_md5": digest,
+                "device": device,
+                "backend": keras.backend.backend(),
+                "precision": keras.config.dtype_policy().name,
+                "parameters": network.count_params(),
+                "epochs": len(epochs),
+                "fit_seconds": round(sum(epoch["seconds"] for epoch in epochs), 2),
+                "peak_memory_mib": peak_memory_mib(),
+                "machine": describe_machine(),
+                "versions": describe_versions(),
+                "provenance": provenance._asdict(),
+            }
+            recorder.flush()
+            watch.lap("log")
+            facts["seconds"] = {name: round(seconds, 2) for name, seconds in watch.seconds.items()}
+            write_json(paths.RUN, facts)
+            recorder.metrics(costs(facts), len(epochs))
+            recorder.status("FINISHED")
+            recorder.flush()
         checkpoint.discard()
+
+
+@contextmanager
+def ended_early(recorder: Recorder, checkpoint: Checkpoint) -> Iterator[None]:
+    """Mark the run, as far as the store can be reached, when the block ends before its time."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, PipelineError):  # it would diverge again; all else goes on from here
+            checkpoint.discard()
+        try:
+            recorder.status("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            recorder.flush(PATIENCE)
+        except OSError as lost:  # the first error counts
+            print(f"train: the end of the run could not be recorded ({lost})")
+        raise
 
 
 def set_up(config: Config, train: Split, validation: Split, device: str) -> tuple[keras.Model, Learner]:
@@ -111,6 +132,7 @@ def set_up(config: Config, train: Split, validation: Split, device: str) -> tupl
         keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(FLOAT32)
     network = trained = build_network(config.model, shape, classes)
+    augmentation = build_augmentation(training, shape)
     precision = choose_precision(training.precision, device)
     if precision != FLOAT32:
         keras.config.set_dtype_policy(precision)
@@ -118,14 +140,24 @@ def set_up(config: Config, train: Split, validation: Split, device: str) -> tupl
         trained.set_weights(network.get_weights())
     optimizer = build_optimizer(config.optimizer, training, count_updates(len(train.images), training))
     images = np.concatenate([train.images, validation.images])
-    return network, prepare(trained, optimizer, build_augmentation(training), training, images)
+    return network, prepare(trained, optimizer, augmentation, training, images)
 
 
-def training_name(config: Config) -> str:
-    """A name for exactly this training: its configuration, its data, its code, and what computes it."""
+def tell_other_versions(pinned: dict[str, str]) -> None:
+    """Say where what is installed is not what requirements.txt pins: results may differ, and DVC does not see it."""
+    for package, version in pinned.items():
+        installed = find_version(package)
+        if installed not in (None, version):
+            print(f"train: {package} {installed} is installed, {paths.REQUIREMENTS} pins {version}: results may differ")
+
+
+def training_name(config: Config, device: str) -> str:
+    """A name for exactly this training: its configuration, its data, all code there is, and what computes it."""
     relevant = config.model_dump(mode="json", include={"seed", "model", "optimizer", "training"}, by_alias=True)
-    relevant["computed_by"] = [keras.__version__, keras.backend.backend(), keras.config.dtype_policy().name]
-    code = sorted([*Path(__file__).parent.glob("*.py"), *Path(backends.__file__).parent.glob("*.py")])
+    backend = keras.backend.backend()
+    relevant["computed_by"] = [keras.__version__, backend, find_version(backend), device]
+    relevant["precision"] = keras.config.dtype_policy().name
+    code = sorted(Path(__file__).parent.parent.rglob("*.py"))
     return fingerprint(relevant, [paths.TRAIN, paths.VALIDATION, *code])
 
 
@@ -159,24 +191,14 @@ def record_data(recorder: Recorder, config: Config, train: Split, validation: Sp
 def fit_recorded(
     learner: Learner, train: Split, validation: Split, config: Config, checkpoint: Checkpoint, recorder: Recorder
 ) -> list[Epoch]:
-    """Fit, with every epoch and the machine's load recorded, and the run marked when it ends before its time."""
+    """Fit, with every epoch and the machine's load recorded."""
 
     def report(epoch: Epoch) -> None:
         figures = epoch_metrics(epoch, config.training.validate_on)
         recorder.metrics(figures, int(epoch["epoch"]), epoch["timestamp"])
 
-    try:
-        with system_metrics(recorder):
-            return fit(learner, train, validation, config, checkpoint, report)
-    except BaseException as error:
-        if isinstance(error, PipelineError):  # it would diverge again; all else goes on from here
-            checkpoint.discard()
-        try:
-            recorder.status("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            recorder.flush(PATIENCE)
-        except OSError as lost:  # the first error counts
-            print(f"train: the end of the run could not be recorded ({lost})")
-        raise
+    with system_metrics(recorder):
+        return fit(learner, train, validation, config, checkpoint, report)
 
 
 def summary(network: keras.Model) -> str:

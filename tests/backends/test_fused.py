@@ -32,7 +32,7 @@ def weights_after(optimizer: optimizers.Optimizer, steps: int) -> Any:
     ],
 )
 def test_an_optimizer_takes_the_same_steps(optimizer: optimizers.Optimizer, fused: type) -> None:
-    quick = fuse_optimizer(optimizer)
+    quick = fuse_optimizer(type(optimizer).from_config(optimizer.get_config()))
     assert type(quick) is fused
     np.testing.assert_allclose(weights_after(quick, 20), weights_after(optimizer, 20), rtol=1e-4, atol=1e-6)
 

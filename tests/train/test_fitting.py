@@ -241,6 +241,19 @@ def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
         learn(config, Checkpoint(tmp_path / "c"))
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_weights_that_are_no_numbers_after_the_last_update_are_not_kept(tmp_path: Path, members: int) -> None:
+    """The loss of the only epoch is that of before its only update, and nothing is watched."""
+    training = ONE_STEP | {"validate_on": "none", "validation_fraction": 0.0}
+    optimizer = {"_target_": "keras.optimizers.SGD", "name": "sgd", "learning_rate": 1e38, "weight_decay": 1e3}
+    composed = configured(tmp_path, model={"name": "mlp", "members": members}, training=training)
+    config = Config.model_validate(composed.model_dump(by_alias=True) | {"optimizer": optimizer})
+    with pytest.raises(
+        PipelineError, match=r"has weights that are no numbers: the training diverged\. Lower optimizer"
+    ):
+        learn(config, Checkpoint(tmp_path / "c"), watched=Split(IMAGES[:0], LABELS[:0]))
+
+
 def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
     config = configured(tmp_path, training={"epochs": 6, "keep_best_epoch": True, "batch_size": 32})
     network, reported = learn(config, Checkpoint(tmp_path / "c"), watched=WRONG)
@@ -318,6 +331,50 @@ def test_a_step_is_traced_once(tmp_path: Path) -> None:
         step(learner)
         step(learner)
     assert traced.call_count == 1
+
+
+class Ours:
+    """Parts of a network that are not Keras's own, and have no configuration."""
+
+    class Halving(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+        def __call__(self, step: Any) -> Any:
+            return 0.01 * keras.ops.power(0.5, keras.ops.cast(step, "float32") / 10)
+
+    class Small(keras.initializers.Initializer):  # type: ignore[misc]
+        def __call__(self, shape: Any, dtype: Any = None) -> Any:
+            return keras.random.normal(shape, 0, 0.05, dtype, seed=1)
+
+    class Pull(keras.regularizers.Regularizer):  # type: ignore[misc]
+        def __call__(self, weights: Any) -> Any:
+            return 0.001 * keras.ops.sum(keras.ops.abs(weights))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "rmsprop"])
+def test_parts_of_one_s_own_serve_and_the_network_can_be_read_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    for part in (Ours.Halving, Ours.Small, Ours.Pull):
+        monkeypatch.setattr(f"pipeline.train.network.{part.__name__}", part, raising=False)
+    small, pull = ({"_target_": f"pipeline.train.network.{name}"} for name in ("Small", "Pull"))
+    layers = [
+        {"_target_": "keras.layers.Conv2D", "filters": 4, "kernel_size": 3, "kernel_initializer": small},
+        {"_target_": "keras.layers.BatchNormalization", "gamma_initializer": small, "beta_regularizer": pull},
+        {"_target_": "keras.layers.Flatten"},
+        {"_target_": "keras.layers.Dense", "units": 8, "kernel_regularizer": pull},
+    ]
+    halving = {"_target_": "pipeline.train.network.Halving"}
+    config = configured(
+        tmp_path,
+        model={"name": "mlp", "layers": layers},
+        optimizer={"name": optimizer, "learning_rate": halving},
+        training={"epochs": 1},
+    )
+    network, (epoch,) = learn(config, Checkpoint(tmp_path / "c"))
+    assert epoch["learning_rate"] == pytest.approx(0.01 * 0.5 ** (4 / 10), rel=1e-4)
+    save_network(tmp_path / "model.keras", network)
+    read = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
+    expected = network.predict(VALIDATION.images, verbose=0)
+    np.testing.assert_allclose(read.predict(VALIDATION.images, verbose=0), expected, atol=1e-6)
 
 
 @pytest.mark.tensorflow
@@ -428,6 +485,13 @@ def test_the_schedule_knows_how_many_updates_there_will_be(
     assert epochs[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("updates", [1, 2, 3, 10])
+def test_a_warm_up_leaves_an_update_for_the_fall(tmp_path: Path, updates: int) -> None:
+    config = configured(tmp_path, training={"warm_up": 0.99, "decay": "cosine"})
+    schedule = build_optimizer(config.optimizer, config.training, updates)._learning_rate
+    assert np.isfinite([float(schedule(update)) for update in range(updates + 1)]).all()
+
+
 def test_the_learning_rate_rises_and_falls(tmp_path: Path) -> None:
     config = configured(tmp_path, training={"warm_up": 0.2, "decay": "cosine"})
     schedule = build_optimizer(config.optimizer, config.training, 100)._learning_rate
@@ -467,10 +531,8 @@ def test_validation_images_are_not_augmented(tmp_path: Path) -> None:
 
 
 def test_augmentation_must_be_layers(tmp_path: Path) -> None:
-    bad = [{"_target_": "keras.losses.MeanSquaredError"}]
-    with pytest.raises(
-        PipelineError, match=r"training\.augmentation\.0: keras\.losses\.MeanSquaredError is no Keras layer"
-    ):
+    bad = [{"_target_": "keras.optimizers.SGD"}]
+    with pytest.raises(PipelineError, match=r"training\.augmentation\.0: keras\.optimizers\.SGD is no Keras layer"):
         set_up(configured(tmp_path, training={"augmentation": bad}), TRAIN, VALIDATION, "cpu")
 
 

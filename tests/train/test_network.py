@@ -1,4 +1,5 @@
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from pipeline.compose.composition import options
 from pipeline.config import Model, Optimizer
 from pipeline.errors import PipelineError
+from pipeline.train.components import builder
 from pipeline.train.network import build_network, build_optimizer, members_of
 from tests.conftest import CONF, configured
 
@@ -90,8 +92,7 @@ def test_a_builder_returns_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     def two_layers(units: int) -> list[keras.Layer]:
         return [keras.layers.Flatten(), keras.layers.Dense(units)]
 
-    two_layers.__module__ = "pipeline.train.network"
-    monkeypatch.setattr("pipeline.train.network.two_layers", two_layers, raising=False)
+    monkeypatch.setattr("pipeline.train.network.two_layers", builder(two_layers), raising=False)
     built = model(builder={"_target_": "pipeline.train.network.two_layers", "units": 7})
     assert build_network(built, (28, 28), 10).layers[-3].units == 7
 
@@ -104,7 +105,8 @@ def test_a_builder_returns_layers(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"_target_": "keras.layers.Dense", "units": -3}, "model.layers.0: keras.layers.Dense cannot be built: "),
         ({"_target_": "keras.layers.LSTM", "units": 3}, "model.layers.0: does not fit what comes before it: "),
         ({"_target_": "keras.layers.Conv2D", "filters": 2, "kernel_size": 3}, "model.layers: end in shape (26, 26, 2)"),
-        ({"_target_": "pipeline.train.checkpoint.json.dumps", "obj": 1}, "is not Keras's or this pipeline's own"),
+        ({"_target_": "keras.optimizers.SGD"}, "model.layers.0: SGD is no Keras layer"),
+        ({"_target_": "pipeline.train.feeding.ImagePool", "images": 1}, "model.layers.0: "),
     ],
 )
 def test_a_bad_layer_is_named(layer: dict[str, Any], message: str) -> None:
@@ -114,10 +116,39 @@ def test_a_bad_layer_is_named(layer: dict[str, Any], message: str) -> None:
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_nested_target_is_looked_at_too() -> None:
-    nested = {"_target_": "pipeline.train.checkpoint.json.dumps", "obj": 1}
-    with pytest.raises(PipelineError, match="is not Keras's or this pipeline's own"):
-        build_network(model({"_target_": "keras.layers.Dense", "units": 3, "kernel_initializer": nested}), (8, 8), 10)
+@pytest.mark.parametrize(
+    "target",
+    [
+        "pipeline.train.checkpoint.shutil.rmtree",
+        "pipeline.train.checkpoint.json.dumps",
+        "pipeline.train.training.train_and_record",
+        "pipeline.train.checkpoint.Checkpoint",
+        "pipeline.train.network.keras.utils.get_file",
+        "keras.layers.deserialize",
+        "keras.optimizers.get",
+        "keras.layers.Lambda",
+        "keras.layers.TFSMLayer",
+    ],
+)
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_what_is_no_part_of_a_network_is_not_called(target: str, depth: int, tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+    witness.mkdir()
+    spec: dict[str, Any] = {"_target_": target, "path": str(witness), "filepath": str(witness)}
+    for _ in range(depth):
+        spec = {"_target_": "keras.layers.Dense", "units": 3, "kernel_initializer": spec}
+    with pytest.raises(PipelineError, match=rf"model\.layers\.0: {re.escape(target)} is not allowed: it "):
+        build_network(model(spec), (8, 8), 10)
+    assert witness.exists()
+
+
+def test_a_layer_of_one_s_own_is_refused_since_it_could_not_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(keras.layers.Layer):  # type: ignore[misc]
+        pass
+
+    monkeypatch.setattr("pipeline.train.network.Own", Own, raising=False)
+    with pytest.raises(PipelineError, match=r"model\.layers\.0: Own is no layer of Keras's own, and a saved network"):
+        build_network(model({"_target_": "pipeline.train.network.Own"}), (8, 8), 10)
 
 
 def test_a_builder_must_return_layers() -> None:

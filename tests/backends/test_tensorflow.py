@@ -1,0 +1,115 @@
+"""What XLA compiles, on a CPU and where TensorFlow lists a GPU."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.backends import load_backend
+from pipeline.compose.composition import options
+from pipeline.dataset import Split
+from pipeline.errors import PipelineError
+from pipeline.train.checkpoint import Checkpoint
+from pipeline.train.fitting import fit
+from pipeline.train.training import set_up
+from tests.conftest import CONF, configured
+
+RANDOM = np.random.default_rng(0)
+LABELS = RANDOM.integers(0, 10, 96).astype(np.uint8)
+IMAGES = RANDOM.integers(0, 256, (96, 28, 28)).astype(np.uint8)
+TRAIN, WATCHED = Split(IMAGES[:64], LABELS[:64]), Split(IMAGES[64:], LABELS[64:])
+SHORT = {"epochs": 1, "batch_size": 32, "steps_per_execution": 1, "precision": "float32"}
+SHORT |= {"validation_fraction": 0.3, "validate_on": "validation"}
+QUICKLY_COMPILED = {"baseline", "champion", "quick"}
+NETWORK = {"name": "convnet", "convolutions": [4, 4], "kernels": [3, 3], "units": 8, "dropout": 0.0, "members": 2}
+
+
+@pytest.fixture
+def _gpu() -> Iterator[None]:
+    """TensorFlow lists a GPU, whatever there is."""
+    gpus = [tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")]
+    with (
+        mock.patch.object(tf.config, "list_physical_devices", return_value=gpus),
+        mock.patch.object(tf.config, "get_visible_devices", return_value=gpus),
+    ):
+        yield
+
+
+def train(tmp_path: Path, **params: Any) -> tuple[Any, list[np.ndarray]]:
+    """The learner, and what the network learned."""
+    config = configured(tmp_path, **params)
+    network, learner = set_up(config, TRAIN, WATCHED, "cpu")
+    (epoch,) = fit(learner, TRAIN, WATCHED, config, Checkpoint(tmp_path / "c"), lambda _: None)
+    assert np.isfinite([epoch["loss"], epoch["val_loss"]]).all()
+    learner.give_weights_to(network)
+    return learner, network.get_weights()
+
+
+def compiled(learner: Any) -> bool:
+    """Whether XLA compiles the network."""
+    names = {type(layer).__name__ for layer in learner.layers}
+    return bool(learner.jit_compile) or "Compiled" in names
+
+
+@pytest.mark.usefixtures("_gpu")
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        name if name in QUICKLY_COMPILED else pytest.param(name, marks=pytest.mark.slow)
+        for name in options(CONF)["recipe"]
+    ],
+)
+def test_every_recipe_trains_with_xla_where_there_is_a_gpu(tmp_path: Path, recipe: str) -> None:
+    learner, _ = train(tmp_path, recipe=recipe, training=SHORT)
+    assert compiled(learner)
+
+
+@pytest.mark.parametrize("setting", ["auto", False])
+def test_without_a_gpu_there_is_no_xla(tmp_path: Path, setting: Any) -> None:
+    learner, _ = train(tmp_path, recipe="fast", training=SHORT | {"xla": setting})
+    assert not compiled(learner)
+
+
+def test_a_gpu_that_is_there_and_not_used_is_none(tmp_path: Path) -> None:
+    gpus = [tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")]
+    with mock.patch.object(tf.config, "list_physical_devices", return_value=gpus):  # DEVICE=cpu hides it
+        learner, _ = train(tmp_path, recipe="fast", training=SHORT)
+    assert not compiled(learner)
+
+
+def test_what_is_augmented_outside_learns_the_same(tmp_path: Path) -> None:
+    """With an augmentation that XLA cannot have, and that changes nothing."""
+    still = [{"_target_": "pipeline.train.augmentation.RandomAffine"}]
+    (one, expected), (other, learned) = (
+        train(tmp_path, model=NETWORK, training=SHORT | {"augmentation": still, "xla": xla}) for xla in (False, True)
+    )
+    assert (compiled(one), compiled(other), bool(other.jit_compile)) == (False, True, False)
+    for mine, theirs in zip(learned, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("params", "obstacle"),
+    [
+        ({"model": {"name": "mlp", "layers": [{"_target_": "keras.layers.RandomRotation", "factor": 0.1}]}}, "layer"),
+        ({"training": {"deterministic": True}}, "setting"),
+    ],
+)
+def test_what_xla_cannot_have_is_said(tmp_path: Path, params: dict[str, Any], obstacle: str) -> None:
+    if obstacle == "layer":
+        params["model"]["layers"].append({"_target_": "keras.layers.Flatten"})
+        name = "keras.layers.RandomRotation"
+    else:
+        name = "training.deterministic"
+    message = f"training.xla: true: TensorFlow has no XLA for {name}; set auto or false"
+    training = SHORT | {"xla": True} | params.pop("training", {})
+    with (
+        mock.patch.object(load_backend(), "_deterministic", obstacle == "setting"),
+        pytest.raises(PipelineError, match=re.escape(message)),
+    ):
+        train(tmp_path, training=training, **params)

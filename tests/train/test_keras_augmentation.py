@@ -1,0 +1,176 @@
+"""Keras's own layers as augmentation: each image is changed by itself, or the layer is refused by its name."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.dataset import Split
+from pipeline.errors import PipelineError
+from pipeline.train.augmentation import REFUSED, Augmentation, RandomAffine, RandomShift
+from pipeline.train.checkpoint import Checkpoint
+from pipeline.train.fitting import fit
+from pipeline.train.network import build_augmentation, members_of
+from pipeline.train.training import set_up
+from tests.conftest import configured
+
+SIDE = 12
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (32, SIDE, SIDE)).astype(np.uint8)
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "RandomBrightness": {"factor": 0.3},
+    "RandomContrast": {"factor": 0.5},
+    "RandomCrop": {"height": SIDE, "width": SIDE},
+    "RandomElasticTransform": {"factor": 1.0, "scale": 0.8},
+    "RandomErasing": {"factor": 1.0},
+    "RandomFlip": {"mode": "vertical"},
+    "RandomGaussianBlur": {"factor": 1.0, "kernel_size": 5, "sigma": [0.9, 1.0]},
+    "RandomInvert": {"factor": 0.5},
+    "RandomPosterization": {"factor": 2},
+    "RandomRotation": {"factor": 0.3},
+    "RandomSharpness": {"factor": 0.9},
+    "RandomShear": {"x_factor": 0.5, "y_factor": 0.5},
+    "RandomTranslation": {"height_factor": 0.3, "width_factor": 0.3},
+    "RandomZoom": {"height_factor": 0.4},
+    "GaussianNoise": {"stddev": 0.2},
+    **{name: {"rate": 0.3} for name in ("AlphaDropout", "Dropout", "GaussianDropout", "SpatialDropout2D")},
+}
+KERAS = {name for name in dir(keras.layers) if name.startswith("Random")}
+
+
+def row(tmp_path: Path, *specs: dict[str, Any]) -> list[keras.Layer]:
+    config = configured(tmp_path, training={"augmentation": list(specs)})
+    return build_augmentation(config.training, (SIDE, SIDE))
+
+
+def spec(name: str) -> dict[str, Any]:
+    return {"_target_": f"keras.layers.{name}"} | ARGUMENTS.get(name, {})
+
+
+def changed(layers: list[keras.Layer]) -> Callable[[NDArray[np.uint8]], NDArray[Any]]:
+    """What a row of layers makes of training images, with the same random numbers every time."""
+    augmentation = Augmentation(layers)
+    function: Any = augmentation
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        function = tf.function(augmentation)  # some of Keras's do something else where there is no graph
+
+    def change(images: NDArray[np.uint8]) -> NDArray[Any]:
+        for state in augmentation.non_trainable_variables:
+            state.assign([1, 2])
+        return np.asarray(keras.ops.convert_to_numpy(function(images, training=True)))
+
+    return change
+
+
+@pytest.mark.parametrize("name", sorted({*KERAS, *ARGUMENTS} - {*REFUSED}))
+def test_no_image_holds_what_is_of_another(tmp_path: Path, name: str) -> None:
+    change = changed(row(tmp_path, spec(name)))
+    outcome = change(IMAGES)
+    assert outcome.shape == IMAGES.shape
+    assert np.isfinite(outcome).all()
+    if name != "RandomCrop":  # to the whole image
+        assert (outcome != IMAGES).any()
+    for kept in (0, 13):
+        others = 255 - np.roll(IMAGES, 5, axis=0)
+        others[kept] = IMAGES[kept]
+        np.testing.assert_allclose(change(others)[kept], outcome[kept], atol=1e-3)
+
+
+def test_a_flip_is_of_the_image_and_not_of_the_batch(tmp_path: Path) -> None:
+    outcome = changed(row(tmp_path, spec("RandomFlip")))(IMAGES)
+    flipped = [bool((after == before[::-1]).all()) for before, after in zip(IMAGES, outcome, strict=True)]
+    same = [bool((after == before).all()) for before, after in zip(IMAGES, outcome, strict=True)]
+    assert any(flipped)
+    assert any(same)
+    assert all(one != other for one, other in zip(flipped, same, strict=True))
+
+
+@pytest.mark.parametrize("name", sorted({*REFUSED} - {"Sequential", "Functional"}))
+def test_what_cannot_be_done_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    message = f"training.augmentation.1: {name} cannot be used: {REFUSED[name]}"
+    arguments = {"factor": 0.5} if name.startswith("Random") and name != "RandomColorJitter" else {}
+    with pytest.raises(PipelineError, match=re.escape(message)):
+        row(tmp_path, spec("RandomFlip"), {"_target_": f"keras.layers.{name}", **arguments})
+
+
+def test_a_row_in_a_row_is_refused(tmp_path: Path) -> None:
+    inside = {"_target_": "keras.Sequential", "layers": [spec("RandomFlip"), {"_target_": "keras.layers.MixUp"}]}
+    with pytest.raises(PipelineError, match=r"training\.augmentation\.0: Sequential cannot be used: list its layers"):
+        row(tmp_path, inside)
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ([{"_target_": "keras.layers.Conv2D", "filters": 1, "kernel_size": 1}], "0: Conv2D has weights: it belongs to"),
+        ([{"_target_": "keras.layers.BatchNormalization"}], "0: BatchNormalization has weights: it belongs to"),
+        ([spec("RandomCrop") | {"height": 9, "width": 8}], "makes 9×8 of 12×12, which the network reads"),
+        ([{"_target_": "keras.layers.Flatten"}], "0: Flatten makes no grey images of grey images"),
+        ([{"_target_": "keras.layers.LSTM", "units": 3}], "0: LSTM does not take grey images of 12×12: "),
+    ],
+)
+def test_what_makes_no_images_of_images_is_refused(tmp_path: Path, specs: list[Any], message: str) -> None:
+    with pytest.raises(PipelineError, match=re.escape(message)):
+        row(tmp_path, *specs)
+
+
+def test_a_size_may_change_on_the_way(tmp_path: Path) -> None:
+    wider = {"_target_": "keras.layers.ZeroPadding2D", "padding": 2}
+    change = changed(row(tmp_path, wider, spec("RandomCrop")))
+    outcome = change(IMAGES)
+    assert outcome.shape == IMAGES.shape
+    assert (outcome != IMAGES).any()
+
+
+def test_ours_and_keras_s_pass_images_on_to_each_other() -> None:
+    noise = keras.layers.GaussianNoise(0.2)
+    kept: list[Any] = []
+
+    class Look(keras.layers.Layer):  # type: ignore[misc]
+        def call(self, images: Any) -> Any:
+            kept.append(images)
+            return images
+
+    last_ours = changed([noise, Look(), RandomShift(1)])(IMAGES)
+    assert last_ours.dtype == np.uint8
+    assert {tuple(images.shape[1:]) for images in kept} == {(SIDE, SIDE)}
+    assert {keras.backend.standardize_dtype(images.dtype) for images in kept} == {"uint8"}
+    last_keras_s = changed([RandomAffine(rotation=10), noise])(IMAGES)
+    assert last_keras_s.dtype == np.float32
+    assert last_keras_s.min() < 0, "noise reaches the network as it is"
+
+
+def test_only_training_images_are_changed() -> None:
+    augmentation = Augmentation([keras.layers.ZeroPadding2D(2), keras.layers.CenterCrop(SIDE, SIDE)])
+    np.testing.assert_array_equal(augmentation(IMAGES), IMAGES)
+    dim = Augmentation([keras.layers.Rescaling(0.5)])
+    np.testing.assert_array_equal(dim(IMAGES), IMAGES)
+    np.testing.assert_array_equal(dim(IMAGES, training=True), IMAGES / 2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_the_network_gets_what_the_last_layer_makes(tmp_path: Path, precision: str) -> None:
+    """A network that cannot learn: its loss is that of the noisy images, negative ones included."""
+    labels = RANDOM.integers(0, 10, 32).astype(np.uint8)
+    train, nothing = Split(IMAGES, labels), Split(IMAGES[:0], labels[:0])
+    darker = {"_target_": "keras.layers.Rescaling", "scale": 1.0, "offset": -300.0}
+    training = {"augmentation": [darker], "epochs": 1, "batch_size": 32, "precision": precision}
+    training |= {"validate_on": "none", "validation_fraction": 0.0}
+    config = configured(tmp_path, model={"name": "mlp", "dropout": 0.0}, training=training)
+    try:
+        network, learner = set_up(config, train, nothing, "cpu")
+        (member,) = members_of(network)
+        body = keras.Model(member.layers[1].output, member.output)  # after the scaling
+        logits = body(((IMAGES.astype(np.float32)) - 300) / 255)
+        expected = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels, logits)
+        (epoch,) = fit(learner, train, nothing, config, Checkpoint(tmp_path / "c"), lambda _: None)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert epoch["loss"] == pytest.approx(float(expected), rel=1e-4 if precision == "float32" else 0.02)
