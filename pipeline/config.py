@@ -85,10 +85,11 @@ class Section(BaseModel):
 
 
 class RemoteFile(Section):
-    """A file by its name at the source and the SHA-256 of its bytes."""
+    """A file by its name at the source, the SHA-256 of its bytes, and how many there are."""
 
     name: str
     sha256: Sha256
+    size: PositiveInt = 1 << 30  # or the most that is ever read of one whose size is not given
 
 
 class IdxFiles(Section):
@@ -234,6 +235,7 @@ class SeedNoise(Section):
     """
 
     seeds: Annotated[int, Field(ge=10)]
+    configuration: str = ""  # a digest of the settings and the test images that it was measured with
     accuracy_std: Share
     accuracy_disagreement: Share  # of the images, those that one of two runs gets wrong
     recall_std: list[Share]  # per class, as the next

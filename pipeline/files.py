@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +28,10 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8, whole or not at all."""
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
+    """Write `text` to `path` in UTF-8, whole or not at all; who may read it is `mode` less the process's umask."""
     with replacing(path) as temporary:
+        temporary.touch(mode)
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -40,6 +42,13 @@ def write_json(path: Path, value: Any) -> None:
         r"\[\n[^\[\]{}\"]*\]", lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"), text
     )
     write_text(path, text + "\n")
+
+
+def zip_entry(name: str) -> zipfile.ZipInfo:
+    """A file for a zip archive that has the same bytes everywhere: of the earliest date there is, and as on Unix."""
+    entry = zipfile.ZipInfo(name)
+    entry.create_system = 3
+    return entry
 
 
 def parse_yaml(text: str | bytes) -> Any:

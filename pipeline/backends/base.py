@@ -25,6 +25,7 @@ class Pass(NamedTuple):
 class Backend(ABC):
     """Keras's own ways, which a backend replaces where it knows a quicker one."""
 
+    errors: ClassVar[tuple[type[Exception], ...]] = ()  # that it raises of what it cannot compute
     missing_gpu: ClassVar[str]  # what to do about libraries that a GPU needs and that are not there
     joins_updates: ClassVar[bool] = True  # whether `fit` can make several updates in one call, to the same result
 
@@ -40,8 +41,8 @@ class Backend(ABC):
         """Have the same operations give the same bits every time, at some cost in speed."""
 
     @abstractmethod
-    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model]) -> bool:
-        """Whether XLA compiles the training of these networks, as `training.xla` says.
+    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model], whole: bool) -> bool:
+        """Whether XLA compiles the training of these networks, as `training.xla` says; alone, or the `whole` update.
 
         Raises PipelineError if it must and cannot, or must not and does.
         """

@@ -3,7 +3,7 @@
 from typing import Any
 
 import keras
-from tensorflow import raw_ops
+from tensorflow import IndexedSlices, raw_ops
 
 RANK = 4  # of what a convolution makes of a batch
 
@@ -32,7 +32,7 @@ def fuse_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     """The same layer, or a new one that computes the same: not by its configuration, from which Keras makes its own."""
     if not is_fusible(layer):
         return layer
-    parts = ("beta_regularizer", "gamma_regularizer", "beta_constraint", "gamma_constraint")
+    parts = ("beta_regularizer", "gamma_regularizer", "beta_constraint", "gamma_constraint", "activity_regularizer")
     told = ("axis", "momentum", "epsilon", "name", "trainable", *parts)
     return FusedBatchNormalization(dtype=layer.dtype_policy, **{name: getattr(layer, name) for name in told})
 
@@ -79,6 +79,9 @@ class FusedAdam(keras.optimizers.Adam):
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Change the variable and its two moments."""
+        if isinstance(gradient, IndexedSlices):  # of an embedding: some rows alone
+            super().update_step(gradient, variable, learning_rate)
+            return
         index, step = self._get_variable_index(variable), keras.ops.cast(self.iterations + 1, variable.dtype)
         raw_ops.ResourceApplyAdam(
             var=handle(variable),
@@ -105,6 +108,9 @@ class FusedRMSprop(keras.optimizers.RMSprop):
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Change the variable and the mean of its squared gradients."""
+        if isinstance(gradient, IndexedSlices):
+            super().update_step(gradient, variable, learning_rate)
+            return
         index = self._get_variable_index(variable)
         raw_ops.ResourceApplyRMSProp(
             var=handle(variable),

@@ -50,7 +50,7 @@ class Jax(Backend):
         """As XLA offers it; a CPU's results are the same every time."""
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
 
-    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model]) -> bool:
+    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model], whole: bool) -> bool:
         """JAX computes with nothing else."""
         if setting is False:
             raise PipelineError("training.xla: false: JAX computes with XLA alone; set auto or true")

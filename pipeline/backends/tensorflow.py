@@ -17,6 +17,7 @@ from pipeline.errors import PipelineError
 class TensorFlow(Backend):
     """Keras's default backend."""
 
+    errors = (tf.errors.OpError,)
     _deterministic = False
     missing_gpu = "CUDA's libraries are not installed. `make repro GPU=1` installs them"
 
@@ -35,10 +36,12 @@ class TensorFlow(Backend):
         tf.config.experimental.enable_op_determinism()
         self._deterministic = True
 
-    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model]) -> bool:
+    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model], whole: bool) -> bool:
         """On a GPU where nothing is in the way: Keras's `auto` would also take a GPU that is not used for one."""
-        layers = (layer for network in networks for layer in network._flatten_layers())
+        layers = [layer for network in networks for layer in network._flatten_layers()]
         obstacles = [f"keras.layers.{type(layer).__name__}" for layer in layers if not layer.supports_jit]
+        if not whole and any(layer.activity_regularizer for layer in layers):  # what it adds to the loss stays inside
+            obstacles.append("an activity_regularizer beside this augmentation")
         if self._deterministic:
             obstacles.append("training.deterministic")
         if setting is True and obstacles:

@@ -23,7 +23,7 @@ class Torch(Backend):
             return False
         return bool(torch.cuda.is_available())
 
-    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model]) -> bool:
+    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model], whole: bool) -> bool:
         """Keras has no XLA for PyTorch."""
         if setting is True:
             raise PipelineError("training.xla: true: there is no XLA for PyTorch; set auto or false")

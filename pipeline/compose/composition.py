@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from pipeline import paths
 from pipeline.config import parse_config
 from pipeline.errors import PipelineError
+from pipeline.files import parse_yaml
 
+HYDRA = re.compile(r"^\s*#\s*@package\s+.*hydra", re.MULTILINE)
 PIN = re.compile(r"^(keras|tensorflow)==(\S+)", re.MULTILINE)
 HEADER = "# Written by the compose stage from conf/ and params.yaml: edit those, not this.\n"
 
@@ -49,8 +53,10 @@ def compose_config(conf: Path, params: Path, requirements: Path = paths.REQUIREM
     Raises PipelineError naming the file, the key, what it holds and what is allowed.
     """
     choices, values = split_choices(read_params(params), options(conf), params)
+    for path in sorted(conf.rglob("*.yaml")):
+        check_for_hydra(path)
     try:
-        with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+        with without_environment(), initialize_config_dir(str(conf.resolve()), version_base="1.3"):
             composed = compose("config", [f"{group}={option}" for group, option in choices.items()])
         if isinstance(composed.gate, DictConfig):  # if not, the check below says so
             composed.gate.seed_noise = own_record(conf / "recipe" / f"{composed.recipe}.yaml")
@@ -59,12 +65,8 @@ def compose_config(conf: Path, params: Path, requirements: Path = paths.REQUIREM
         values = _without_null(values)
         origin = dict.fromkeys(_keys(values), str(params))
         composed.merge_with(values)
-        if "${oc.env" in OmegaConf.to_yaml(composed):
-            raise PipelineError(
-                f"{conf}/ or {params} uses ${{oc.env:…}}: {paths.COMPOSED} is committed, "
-                "so it must not depend on one machine's environment"
-            )
-        plain = OmegaConf.to_container(composed, resolve=True)
+        with without_environment():
+            plain = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError) as error:
         raise PipelineError(f"{conf}/ and {params} do not compose: {' '.join(str(error).split())}") from None
     assert isinstance(plain, dict)
@@ -76,6 +78,33 @@ def pinned_versions(requirements: Path) -> dict[str, str]:
     """The versions of the packages that compute, from a requirements.txt: none where there is no such file."""
     text = requirements.read_text(encoding="utf-8") if requirements.exists() else ""
     return dict(PIN.findall(text))
+
+
+def check_for_hydra(path: Path) -> None:
+    """Raise PipelineError if a file of conf/ sets something of Hydra itself, which could have it import a package."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = parse_yaml(text)
+    except (yaml.YAMLError, UnicodeError):
+        return  # Hydra says what is wrong with it
+    defaults = values.get("defaults") or [] if isinstance(values, dict) else []
+    named = [str(entry) for entry in defaults] + ([str(key) for key in values] if isinstance(values, dict) else [])
+    if HYDRA.search(text) or any("hydra" in name or "://" in name for name in named):
+        raise PipelineError(f"{path}: sets something of Hydra itself (hydra), which is not for configurations")
+
+
+@contextmanager
+def without_environment() -> Iterator[None]:
+    """Have `${oc.env:…}` be an error inside the block, however it is written: what is composed is committed."""
+
+    def refuse(*_: str) -> None:
+        raise ValueError(f"oc.env: {paths.COMPOSED} is committed, so it must not depend on one machine's environment")
+
+    OmegaConf.register_new_resolver("oc.env", refuse, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
 def own_record(recipe: Path) -> Any:

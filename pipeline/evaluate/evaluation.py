@@ -19,7 +19,7 @@ from pipeline import paths
 from pipeline.config import Config
 from pipeline.dataset import Split
 from pipeline.device import use_device
-from pipeline.errors import PipelineError, first_line
+from pipeline.errors import PipelineError, first_line, without_secrets
 from pipeline.evaluate.documents import Findings, model_card, report_page, run_markdown, title
 from pipeline.evaluate.drawing import History, draw_confusion, draw_curves, draw_mistakes, draw_reliability
 from pipeline.evaluate.scoring import Mistake, Reliability, mistakes, reliability, score
@@ -244,6 +244,6 @@ def address(store: Store, recorder: Recorder) -> str:
     """Where to look at the run."""
     experiment = recorder.run.experiment_id
     if experiment is None:
-        return f"{store.uri}, run {recorder.run_id}, once it answers"
+        return without_secrets(f"{store.uri}, run {recorder.run_id}, once it answers")
     where = page(store, f"experiments/{experiment}/runs/{recorder.run_id}")
     return where if store.remote else f"{where} once `make ui` serves it"

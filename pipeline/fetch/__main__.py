@@ -8,6 +8,7 @@ import shutil
 
 from pipeline import paths
 from pipeline.config import PackagedDataset, load_config
+from pipeline.errors import without_secrets
 from pipeline.fetch.packaged import packaged_files
 from pipeline.fetch.sources import fetch_file, places
 from pipeline.files import UNFINISHED, replacing
@@ -28,7 +29,7 @@ def run() -> None:
     sources = places(dataset, paths.project_root(), os.environ.get("DATASET_MIRROR"))
     for role, destination in paths.RAW_FILES.items():
         file = getattr(dataset.files, role)
-        print(f"fetched {file.name}: {fetch_file(file, destination, sources)}")
+        print(without_secrets(f"fetched {file.name}: {fetch_file(file, destination, sources)}"))
 
 
 if __name__ == "__main__":

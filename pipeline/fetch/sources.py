@@ -12,7 +12,7 @@ import requests
 from tqdm import tqdm
 
 from pipeline.config import IdxDataset, RemoteFile
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, without_secrets
 from pipeline.files import replacing, sha256
 
 ATTEMPTS = 4
@@ -57,14 +57,14 @@ def fetch_file(file: RemoteFile, destination: Path, sources: Iterable[str]) -> s
         try:
             with replacing(destination) as temporary:
                 if is_address(source):
-                    download(f"{source.rstrip('/')}/{file.name}", temporary)
+                    download(f"{source.rstrip('/')}/{file.name}", temporary, file.size)
                 else:
                     copy(Path(source), file.name, temporary)
                 check_intact(temporary, file.sha256)
             return source
         except SourceError as error:
             reasons.append(f"  {source}: {error}")
-            tqdm.write(f"fetch: {file.name}: {source}: {error}; trying the next source")
+            tqdm.write(without_secrets(f"fetch: {file.name}: {source}: {error}; trying the next source"))
     raise PipelineError(
         "\n".join(
             [
@@ -89,23 +89,24 @@ def copy(folder: Path, name: str, destination: Path) -> None:
         raise SourceError(f"{name} may not be read") from None
 
 
-def download(url: str, destination: Path) -> None:
+def download(url: str, destination: Path, size: int) -> None:
     """Download `url`, with a progress bar on a terminal; a cut download is resumed, or else started again.
 
-    Raises SourceError when the address answers with an error that will not pass, or after ATTEMPTS attempts.
+    Raises SourceError when the address answers with an error that will not pass, or with more than `size` bytes, or
+    after ATTEMPTS attempts.
     """
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(BACK_OFF * 2 ** (attempt - 1))
         try:
-            return download_rest(url, destination)
+            return download_rest(url, destination, size)
         except (InterruptedDownloadError, requests.RequestException) as error:
             reason = describe(error)
     raise SourceError(f"{reason} ({ATTEMPTS} attempts)")
 
 
-def download_rest(url: str, destination: Path) -> None:
-    """Ask for what `destination` lacks of `url`.
+def download_rest(url: str, destination: Path, size: int) -> None:
+    """Ask for what `destination` lacks of the `size` bytes of `url`.
 
     Raises InterruptedDownloadError if it is worth asking again, else SourceError.
     """
@@ -120,17 +121,20 @@ def download_rest(url: str, destination: Path) -> None:
         if not answer.ok:
             raise SourceError(f"answered {answer.status_code} {answer.reason}")
         resumed = answer.status_code == HTTPStatus.PARTIAL_CONTENT
-        length = answer.headers.get("Content-Length")
+        length, have = answer.headers.get("Content-Length", ""), have if resumed else 0
         progress = tqdm(
             desc=destination.name,
-            initial=have if resumed else 0,
-            total=int(length) + (have if resumed else 0) if length else None,
+            initial=have,
+            total=int(length) + have if length.isdecimal() else None,
             unit="B",
             unit_scale=True,
             disable=None,
         )
         with progress, destination.open("ab" if resumed else "wb") as file:
             for chunk in answer.iter_content(CHUNK):
+                have += len(chunk)
+                if have > size:
+                    raise SourceError(f"sends more than the file's {size:,} bytes")
                 progress.update(file.write(chunk))
 
 

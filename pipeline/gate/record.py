@@ -11,7 +11,7 @@ from pipeline import paths
 from pipeline.config import SeedNoise
 from pipeline.errors import PipelineError
 from pipeline.files import replacing
-from pipeline.gate.side import Side, with_other_seeds
+from pipeline.gate.side import Side, configuration_of, with_other_seeds
 from pipeline.gate.significance import Wrong
 from pipeline.gate.verdict import align
 from pipeline.repository import in_folder, read_yaml
@@ -59,6 +59,7 @@ def measure_noise(side: Side) -> SeedNoise:
     std, disagreement = spread(pair.candidate, test.images)
     return SeedNoise(
         seeds=len(side.reports),
+        configuration=configuration_of(side),
         accuracy_std=std,
         accuracy_disagreement=disagreement,
         recall_std=[std for std, _ in classes],

@@ -1,5 +1,6 @@
 """The two sides of the comparison: the model in the working tree, and the one that it would replace."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from pipeline import paths
 from pipeline.config import Gate, SeedNoise
 from pipeline.errors import PipelineError
+from pipeline.files import text_digest
 from pipeline.gate.report import Report, parse_report
 from pipeline.repository import (
     Reader,
@@ -25,6 +27,7 @@ from pipeline.repository import (
     seed_of,
 )
 
+DECIDING = ("model", "optimizer", "training")  # of composed.yaml
 COMMIT_ID = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # SHA-1 or SHA-256
 
 
@@ -187,8 +190,14 @@ def gate_of(side: Side) -> Gate | None:
         return None
 
 
+def configuration_of(side: Side) -> str:
+    """A digest of all settings but the seed that a model's figures come from, and of its test images."""
+    settings = {key: side.composed.get(key) for key in DECIDING}
+    return text_digest(json.dumps([settings, side.first.metrics.dataset.test_md5], sort_keys=True))
+
+
 def with_record(side: Side, read: Reader, place: str) -> Side:
-    """The side with what `read` finds on record of its recipe's seeds on its dataset, if it finds any.
+    """The side with what `read` finds on record of its recipe's seeds, measured with its settings on its test images.
 
     Both sides are looked up where the baseline lies, so that no change brings the record that it is judged by.
     """
@@ -197,6 +206,8 @@ def with_record(side: Side, read: Reader, place: str) -> Side:
     try:
         noise = SeedNoise.model_validate(recipe["gate"]["seed_noise"][metrics.dataset.name])
     except (KeyError, TypeError, ValidationError):
+        return side
+    if noise.configuration != configuration_of(side):
         return side
     fits = len(noise.recall_std) == len(noise.recall_disagreement) == len(metrics.test.per_class.images)
     return side._replace(noise=noise) if fits else side

@@ -79,11 +79,12 @@ def p_over_seeds_and_images(rise: NDArray[np.float64], images: int, sides: list[
     """
     mean = rise.sum() / images
     readings = sum(side.readings for side in sides)
-    with_images = max(readings, ((rise**2).sum() / images - mean**2) / images)
+    # As if the two were equally good: less the mean's square, nothing is left where every image of a few differs.
+    with_images = max(readings, (rise**2).sum() / images**2)
     parts = [(with_images, float(images)), *((side.seeds, side.freedom) for side in sides)]
     variance = sum(part for part, _ in parts)
     if not variance:
-        return 0.0 if mean > 0 else 1.0
+        return 1.0  # nothing differs
     freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts)
     return float(stdtr(freedom, -(mean - 1 / images) / math.sqrt(variance)))
 

@@ -146,8 +146,8 @@ def rests_on(candidate: Side, baseline: Side) -> list[str]:
         if len(side.reports) == 1 and side.noise is None:
             return [
                 f"{side.name} has one seed, and there is no record of what seeds change in recipe {side.recipe} on "
-                f"{dataset} where the baseline lies: McNemar's test alone decides, of the two models themselves "
-                "(`make seeds N=10`, then `python -m pipeline.gate --record`, makes a record)"
+                f"{dataset}, with its settings, where the baseline lies: McNemar's test alone decides, of the two "
+                "models themselves (`make seeds N=10`, then `python -m pipeline.gate --record`, makes a record)"
             ]
     lines = []
     for side in (candidate, baseline):

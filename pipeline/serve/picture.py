@@ -12,7 +12,7 @@ from pipeline.errors import PipelineError
 SIDE, BOX = 28, 20  # pixels of an image, and of the longest side of the digit in it
 CENTRE = 14  # where the digit's centre of mass is, in indices of rows and columns
 WHITE = 255
-LARGEST = 4096  # pixels of a picture's side
+LARGEST = 4096  # pixels of a picture's side: a page that was scanned
 FAINT = 24  # grey levels above the background that are not yet ink: what a scanner or a JPEG leaves
 
 
@@ -30,10 +30,14 @@ def open_picture(content: bytes) -> Image.Image:
         picture = Image.open(io.BytesIO(content), formats=["PNG"])
         if max(picture.size) > LARGEST:
             raise PipelineError(f"the picture has {picture.width}×{picture.height} pixels: at most {LARGEST} a side")
+        if not picture.has_transparency_data:
+            return picture.convert("L")
         coloured = picture.convert("RGBA")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise PipelineError("this is not a whole PNG picture") from None
-    return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("L")
+    picture = Image.new("L", coloured.size, "white")
+    picture.paste(coloured.convert("L"), mask=coloured.getchannel("A"))
+    return picture
 
 
 def light_on_dark(picture: Image.Image) -> Image.Image:
@@ -43,7 +47,7 @@ def light_on_dark(picture: Image.Image) -> Image.Image:
     background = float(np.median(edge))
     if background > WHITE / 2:
         return light_on_dark(ImageOps.invert(picture))
-    return Image.fromarray(np.clip(grey - background - FAINT, 0, None).astype(np.uint8))
+    return Image.fromarray(np.clip(grey.astype(np.int16) - round(background) - FAINT, 0, None).astype(np.uint8))
 
 
 def centre(drawing: Image.Image) -> NDArray[np.uint8]:

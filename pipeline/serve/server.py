@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pipeline.errors import PipelineError
+from pipeline.serve.limits import Limits, refusal
 from pipeline.serve.picture import SIDE, read_picture
 from pipeline.tracking.serving import Served, load_registered
 from pipeline.tracking.store import open_store
@@ -21,6 +22,7 @@ from pipeline.tracking.ui import HOST, free_port
 
 PAGE = Path(__file__).parent / "page.html"
 LARGEST = 1 << 20  # bytes of a picture
+PNG = "image/png"
 OWN_NAMES = [HOST, "localhost"]  # another name is a page elsewhere that was made to point here
 EXTRAS = ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")  # FastAPI's own pages load code from elsewhere
 # The page is one file: it loads nothing, talks to this server alone, and is shown in no other page.
@@ -52,8 +54,8 @@ def serve(root: Path, name: str, alias: str, port: int) -> None:
 def with_page(served: Served, name: str) -> FastAPI:
     """MLflow's application with the page, what it asks, and a check of the host name that is asked for."""
     app = served.app
+    app.add_middleware(Limits, own_names=OWN_NAMES)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=OWN_NAMES)
-
     app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") not in EXTRAS]
 
     @app.get("/", response_class=HTMLResponse)
@@ -68,15 +70,15 @@ def with_page(served: Served, name: str) -> FastAPI:
 
     @app.post("/read")
     async def read(request: Request) -> JSONResponse:
-        content = bytearray()
-        async for part in request.stream():
-            content += part
-            if len(content) > LARGEST:
-                return JSONResponse({"error": f"a picture has at most {LARGEST >> 20} MiB"}, 413)
+        content = await request.body()
+        if len(content) > LARGEST:
+            return refusal(f"a picture has at most {LARGEST >> 20} MiB", 413)
+        if request.headers.get("content-type", PNG) != PNG:
+            return refusal(f"a picture is sent as {PNG}", 415)
         try:
-            return JSONResponse(await run_in_threadpool(answer, served, bytes(content)))
+            return JSONResponse(await run_in_threadpool(answer, served, content))
         except PipelineError as error:
-            return JSONResponse({"error": str(error)}, 400)
+            return refusal(str(error), 400)
 
     return app
 

@@ -12,6 +12,7 @@ from typing import Any
 import mlflow.pyfunc
 import numpy as np
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
@@ -41,17 +42,28 @@ def describe_network(path: Path) -> tuple[list[int], int, str]:
 
 def log_model(client: MlflowClient, run_id: str, name: str, flavor: ModuleType, **options: Any) -> str:
     """Log a model that `flavor.save_model` writes from `options` to a run, and return MLflow's id of it."""
-    experiment = client.get_run(run_id).info.experiment_id
-    # Without a place of its own, a model that is logged outside an active run goes to the default experiment.
-    logged = client.create_logged_model(experiment, name=name, source_run_id=run_id)
+    run = client.get_run(run_id)
+    logged = unfinished_model(client, run, name)
+    linked = any(output.model_id == logged.model_id for output in run.outputs.model_outputs)
     current = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(client.tracking_uri)  # `Model.log` takes no address
     try:
         with redirect_stdout(io.StringIO()):  # MLflow may try the example, and Keras draws a progress bar for it
-            Model.log(None, flavor, run_id=run_id, model_id=logged.model_id, **options)
+            # A model that the run has already would be an error to give it again.
+            Model.log(None, flavor, run_id=None if linked else run_id, model_id=logged.model_id, **options)
     finally:
         mlflow.set_tracking_uri(current)
     return str(logged.model_id)
+
+
+def unfinished_model(client: MlflowClient, run: Run, name: str) -> LoggedModel:
+    """A new model of a run, or what is left of its own whose sending failed half-way: nobody else writes that."""
+    # Without a place of its own, a model that is logged outside an active run goes to the default experiment.
+    experiment, run_id = run.info.experiment_id, run.info.run_id
+    for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+        if model.name == name == NAME and model.status != LoggedModelStatus.READY:
+            return model
+    return client.create_logged_model(experiment, name=name, source_run_id=run_id)
 
 
 def save_model(

@@ -18,13 +18,17 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from pipeline.errors import first_line
+from pipeline.errors import first_line, without_secrets
 from pipeline.files import write_json, write_text
 
 OUTBOX = ".unsent"
 BATCH = 100  # params and tags that MLflow takes at once
 
 KEPT = f"What it misses is kept in {OUTBOX}/ and sent by the next training, or by `python -m pipeline.tracking send`"
+PRIVATE = 0o600  # for its owner alone
+REFUSED = "refused"  # the folder in the outbox for what a store would never take
+ASIDE = f"It is set aside in {OUTBOX}/{REFUSED}/; all else goes on"
+REFUSALS = {*range(400, 500)} - {401, 403, 407, 408, 425, 429}  # HTTP: no password, no permission, not now
 NUMBERED = re.compile(r"(?:event|file)-(\d+)")  # what waits in an outbox
 
 Event = dict[str, Any]
@@ -141,23 +145,46 @@ def write_event(run: RunAddress, event: Event, path: Path | None) -> None:
         try:
             send_event(client_of(run.uri), run.run_id, event, path)
         except Exception as error:  # whatever ails the store, it must not cost a training
-            keep_event(run, event, path)
-            say(f"{run.uri} does not take this run's {event['kind']} ({reason(error)}). {KEPT}")
+            refused = is_refused(error, run.uri, run.run_id)
+            keep_event(run, event, path, refused)
+            what = f"this run's {event['kind']} ({reason(error)})"
+            say(f"{run.uri} refuses {what}. {ASIDE}" if refused else f"{run.uri} does not take {what}. {KEPT}")
 
 
-def keep_event(run: RunAddress, event: Event, path: Path | None) -> None:
-    """Put an event, and a copy of its file, into the outbox, behind all that is there."""
-    run.outbox.mkdir(parents=True, exist_ok=True)
-    number = 1 + max(
-        (int(name[1]) for entry in run.outbox.iterdir() if (name := NUMBERED.match(entry.name))), default=-1
-    )
-    write_text(run.outbox / "uri", run.uri)
+def keep_event(run: RunAddress, event: Event, path: Path | None, refused: bool = False) -> None:
+    """Put an event, and a copy of its file, into the outbox, behind all that is there; or aside, if it was refused."""
+    outbox = run.outbox.parent / REFUSED / run.run_id if refused else run.outbox
+    outbox.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(name[1]) for entry in outbox.iterdir() if (name := NUMBERED.match(entry.name))), default=-1)
+    write_text(outbox / "uri", run.uri, PRIVATE)  # it may have a password
     if path is not None:  # the file may be replaced before it is sent
-        folder = run.outbox / f"file-{number}"
+        folder = outbox / f"file-{number}"
         folder.mkdir()
         shutil.copy(path, folder)
         event = event | {"file": f"{folder.name}/{path.name}"}
-    write_json(run.outbox / f"event-{number:06}.json", event)
+    write_json(outbox / f"event-{number:06}.json", event)
+
+
+def is_refused(error: Exception, uri: str, run_id: str) -> bool:
+    """Whether the store will not take what it was sent, ever: it answers, and what it says of this is no.
+
+    A store that cannot be reached, that wants a password or a pause, or that does not answer for the run itself, may
+    take the same thing later.
+    """
+    if status_of(error) not in REFUSALS:
+        return False
+    try:
+        client_of(uri).get_run(run_id)
+    except Exception as other:  # a run that is not there any more takes nothing
+        return getattr(other, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
+    return True
+
+
+def status_of(error: Exception) -> int | None:
+    """The HTTP status that an error stands for: MLflow gives its own one, for databases, too."""
+    ask = getattr(error, "get_http_status_code", None)
+    status = ask() if ask else getattr(getattr(error, "response", None), "status_code", None)
+    return int(status) if status is not None else None
 
 
 def _settle(written: Future[None], run: RunAddress, event: Event, path: Path | None, writing: Future[None]) -> None:
@@ -186,7 +213,7 @@ def keep_lost(run: RunAddress, event: Event, path: Path | None) -> None:
 def say(text: str) -> None:
     """Tell the user something that must not end what it is about: standard output may be closed, or a full disk."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"tracking: {text}", flush=True)
+        print(without_secrets(f"tracking: {text}"), flush=True)
 
 
 def tell_failure(future: Future[Any]) -> None:
@@ -262,22 +289,31 @@ def send_unsent(root: Path) -> tuple[int, list[str]]:
     An event that was sent just before a failure may be sent twice; MLflow keeps one of two equal figures.
     """
     sent, problems = 0, []
-    for outbox in sorted((root / OUTBOX).glob("*/")):
+    for outbox in sorted(folder for folder in (root / OUTBOX).glob("*/") if folder.name != REFUSED):
         with outbox_lock(outbox):
             try:
                 _send_outbox(outbox)
                 sent += 1
             except Exception as error:  # as above: reported, never in the way
-                problems.append(f"run {outbox.name} is still incomplete: {reason(error)}")
+                problems.append(without_secrets(f"run {outbox.name} is still incomplete: {reason(error)}"))
     return sent, problems
 
 
 def _send_outbox(outbox: Path) -> None:
     if not outbox.exists():  # another process was faster
         return
-    client = client_of((outbox / "uri").read_text(encoding="utf-8"))
+    uri = (outbox / "uri").read_text(encoding="utf-8")
+    client = client_of(uri)
     for path in sorted(outbox.glob("event-*.json")):
         event = json.loads(path.read_text(encoding="utf-8"))
-        send_event(client, outbox.name, event, outbox / event["file"] if "file" in event else None)
+        file = outbox / event.pop("file") if "file" in event else None
+        try:
+            send_event(client, outbox.name, event, file)
+        except Exception as error:
+            run = RunAddress(uri, outbox.name, None, outbox.parent.parent)
+            if not is_refused(error, run.uri, run.run_id):
+                raise
+            keep_event(run, event, file, refused=True)
+            say(f"{run.uri} refuses the {event['kind']} of run {run.run_id} ({reason(error)}). {ASIDE}")
         path.unlink()
     shutil.rmtree(outbox)

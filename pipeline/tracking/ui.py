@@ -34,11 +34,12 @@ def serve(root: Path, port: int) -> None:
         print(f"The runs are at {page(store, runs)}")
         return
     port = free_port(port)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--host", HOST]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST]
     command += ["--port", str(port), "--workers", "1", "--artifacts-destination", store.artifacts.as_uri()]
     command += ["--allowed-hosts", f"{HOST}:{port},localhost:{port}"]  # by default MLflow answers to 10.any.name, too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the server ends with this process
-    server = subprocess.Popen(command, env=os.environ | PATIENCE | LEAN)
+    place = {"MLFLOW_BACKEND_STORE_URI": store.uri}  # and no argument, which all users of a machine can read
+    server = subprocess.Popen(command, env=os.environ | PATIENCE | LEAN | place)
     try:
         wait_until_up(server, port)
         address = page(store, runs, port)

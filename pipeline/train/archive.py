@@ -6,9 +6,7 @@ from pathlib import Path
 
 import keras
 
-from pipeline.files import replacing
-
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip archive can hold
+from pipeline.files import replacing, zip_entry
 
 
 def save_network(path: Path, network: keras.Model) -> None:
@@ -27,7 +25,7 @@ def save_network(path: Path, network: keras.Model) -> None:
                 content = source.read(name)
                 if name.endswith(".json"):
                     content = normalise(content.decode()).encode()
-                target.writestr(zipfile.ZipInfo(name, EPOCH), content)
+                target.writestr(zip_entry(name), content)
 
 
 def forget_foreign(layer: keras.layers.Layer) -> None:

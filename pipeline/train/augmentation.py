@@ -12,13 +12,22 @@ BYTE, FLOAT = "uint8", "float32"
 WHITE = 255
 WITHOUT_CHANNEL = 3  # dimensions
 NOISE = "keras.src.layers.regularization."  # where Keras has its layers of noise
-MIXING = "it mixes images, and labels are not mixed here"
+# Of Keras's own layers those that change an image by itself.
+ALLOWED = {
+    *("RandomBrightness", "RandomContrast", "RandomElasticTransform", "RandomErasing", "RandomFlip", "RandomInvert"),
+    *("RandomGaussianBlur", "RandomPerspective", "RandomPosterization", "RandomRotation", "RandomSharpness"),
+    *("RandomShear", "RandomTranslation", "RandomZoom"),
+    *("AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "SpatialDropout2D"),
+    *("AutoContrast", "CenterCrop", "Cropping2D", "Equalization", "Identity", "Rescaling", "Resizing", "Solarization"),
+    "ZeroPadding2D",
+}
 COLOURED = "it changes colours, and the images are grey"
-REFUSED = {  # of Keras's own layers
-    **dict.fromkeys(("MixUp", "CutMix"), MIXING),
+REFUSED = {  # and why not, of those that one may ask for
+    **dict.fromkeys(("MixUp", "CutMix"), "it mixes images, and labels are not mixed here"),
     **dict.fromkeys(("RandomHue", "RandomSaturation", "RandomColorJitter", "RandomGrayscale"), COLOURED),
     **dict.fromkeys(("RandomColorDegeneration", "RandAugment", "AugMix"), COLOURED),
-    **dict.fromkeys(("Sequential", "Functional"), "list its layers one by one"),
+    "RandomCrop": "it cuts all images of a batch alike; RandomTranslation and RandomShift move each by itself",
+    **dict.fromkeys(("Sequential", "Functional", "Pipeline"), "list its layers one by one"),
 }
 
 
@@ -63,8 +72,9 @@ def check_augmentation(row: list[keras.layers.Layer], shape: tuple[int, ...]) ->
     size, images, made = "×".join(map(str, shape)), keras.KerasTensor((None, *shape), BYTE), list(shape)
     for index, layer in enumerate(row):
         key = f"training.augmentation.{index}: {type(layer).__name__}"
-        if is_keras(layer) and type(layer).__name__ in REFUSED:
-            raise PipelineError(f"{key} cannot be used: {REFUSED[type(layer).__name__]}")
+        if is_keras(layer) and type(layer).__name__ not in ALLOWED:
+            why = REFUSED.get(type(layer).__name__, "it is none of Keras's layers that change images one by one")
+            raise PipelineError(f"{key} cannot be used: {why}")
         try:
             images = apply(layer, images)
         except (ValueError, TypeError, AttributeError) as error:

@@ -1,5 +1,6 @@
 """Fitting a network, one epoch at a time."""
 
+import contextlib
 import math
 import sys
 import time
@@ -17,9 +18,11 @@ from pipeline.dataset import Split
 from pipeline.errors import PipelineError
 from pipeline.train.augmentation import Augmentation
 from pipeline.train.checkpoint import Checkpoint, Epoch, as_array
+from pipeline.train.components import explained
 from pipeline.train.feeding import ImagePool
 from pipeline.train.network import members_of, mix
 
+UNTRAINABLE = "what model, optimizer and training say cannot be trained together"
 REMEDY = "Lower optimizer.learning_rate (dvc exp run -S optimizer.learning_rate=…)"
 
 
@@ -102,7 +105,7 @@ def prepare(
     augment = Augmentation(augmentation) if augmentation else keras.layers.Identity()
     backend = load_backend()
     members = [backend.fuse_layers(member) for member in members_of(network)]
-    xla = backend.use_xla(training.xla, members)
+    xla = backend.use_xla(training.xla, members, augment.supports_jit)
     logits = []
     for member in members:
         changed = augment(chosen)
@@ -133,7 +136,8 @@ def compile_epochs(learner: Learner, train: Split, validation: Split, config: Co
     watched = np.arange(images, len(labels), dtype=np.int32)
     for size in sorted({epoch_size(images, training, number) for number in range(1, training.epochs + 1)}):
         order = np.arange(size, dtype=np.int32)
-        load_backend().compile(learner, Pass(order, watched, labels, training.batch_size))
+        with explained(UNTRAINABLE):
+            load_backend().compile(learner, Pass(order, watched, labels, training.batch_size))
 
 
 def one_hot(train: Split, validation: Split, config: Config) -> NDArray[np.float32]:
@@ -164,9 +168,11 @@ def fit(
         print(f"train: going on after epoch {len(epochs)} of {training.epochs}, which an earlier process finished")
     for finished in epochs:
         report(finished)
+    begun = len(epochs)
     while len(epochs) < training.epochs and not stops_early(epochs, training.early_stopping):
         number = len(epochs) + 1
-        epoch = fit_epoch(learner, labels, len(train.images), config, number)
+        with explained(UNTRAINABLE) if len(epochs) == begun else contextlib.nullcontext():
+            epoch = fit_epoch(learner, labels, len(train.images), config, number)
         if not on_terminal():
             print_epoch(epoch, training.epochs)
         for name in ("loss", "val_loss"):

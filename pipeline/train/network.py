@@ -5,13 +5,14 @@ from typing import Any
 import keras
 
 from pipeline.config import TARGET_KEY, Model, Optimizer, Training
-from pipeline.errors import PipelineError, first_line
+from pipeline.errors import PipelineError
 from pipeline.train.augmentation import check_augmentation
-from pipeline.train.components import build, check_layer
+from pipeline.train.components import build, check_layer, check_names, explained
 
 WHITE = 255
 LOGITS = "logits"
 MEMBER = "member_"
+RESERVED = {"images", "scale", "channel", LOGITS, "probabilities"}  # names of layers
 
 
 def build_network(model: Model, image_shape: tuple[int, ...], classes: int) -> keras.Model:
@@ -45,14 +46,13 @@ def connect(model: Model, images: keras.KerasTensor, classes: int) -> keras.Kera
     tensor = keras.layers.Rescaling(1 / WHITE, name="scale")(images)
     tensor = keras.layers.Reshape((*images.shape[1:], 1), name="channel")(tensor)
     for key, layer in build_layers(model):
-        try:
+        with explained(f"{key}: does not fit what comes before it"):
             tensor = layer(tensor)
-        except (ValueError, TypeError) as error:
-            raise PipelineError(f"{key}: does not fit what comes before it: {first_line(error)}") from None
     _, *features = tensor.shape
     if len(features) != 1:
         raise PipelineError(f"model.layers: end in shape {tuple(features)}; end with keras.layers.Flatten or a pooling")
-    return keras.layers.Dense(classes, dtype="float32", name=LOGITS)(tensor)
+    with explained("model: ends in what no dense layer takes"):
+        return keras.layers.Dense(classes, dtype="float32", name=LOGITS)(tensor)
 
 
 def shifted(images: Any, pixels: int) -> list[Any]:
@@ -88,6 +88,7 @@ def build_layers(model: Model) -> list[tuple[str, keras.Layer]]:
         built = [(key, build(spec, key)) for key, spec in keyed]
     for key, layer in built:
         check_layer(layer, key)
+    check_names(built, RESERVED, MEMBER)
     return built
 
 

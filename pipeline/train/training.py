@@ -29,7 +29,8 @@ from pipeline.tracking.runs import continue_run, epoch_metrics, look_up_packages
 from pipeline.tracking.store import Store
 from pipeline.train.archive import save_network
 from pipeline.train.checkpoint import Checkpoint, Epoch, fingerprint, open_checkpoint
-from pipeline.train.fitting import Learner, check_finite, compile_epochs, count_updates, fit, prepare
+from pipeline.train.components import explained
+from pipeline.train.fitting import UNTRAINABLE, Learner, check_finite, compile_epochs, count_updates, fit, prepare
 from pipeline.train.network import build_augmentation, build_network, build_optimizer
 from pipeline.train.recalibration import recalibrate
 
@@ -131,7 +132,8 @@ def set_up(config: Config, train: Split, validation: Split, device: str) -> tupl
     with other_backends_absent():  # it would import TensorFlow where that is installed, to seed it, too
         keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(FLOAT32)
-    network = trained = build_network(config.model, shape, classes)
+    with explained("model"):
+        network = trained = build_network(config.model, shape, classes)
     augmentation = build_augmentation(training, shape)
     precision = choose_precision(training.precision, device)
     if precision != FLOAT32:
@@ -140,7 +142,8 @@ def set_up(config: Config, train: Split, validation: Split, device: str) -> tupl
         trained.set_weights(network.get_weights())
     optimizer = build_optimizer(config.optimizer, training, count_updates(len(train.images), training))
     images = np.concatenate([train.images, validation.images])
-    return network, prepare(trained, optimizer, augmentation, training, images)
+    with explained(UNTRAINABLE):
+        return network, prepare(trained, optimizer, augmentation, training, images)
 
 
 def tell_other_versions(pinned: dict[str, str]) -> None:

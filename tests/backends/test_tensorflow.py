@@ -26,6 +26,8 @@ TRAIN, WATCHED = Split(IMAGES[:64], LABELS[:64]), Split(IMAGES[64:], LABELS[64:]
 SHORT = {"epochs": 1, "batch_size": 32, "steps_per_execution": 1, "precision": "float32"}
 SHORT |= {"validation_fraction": 0.3, "validate_on": "validation"}
 QUICKLY_COMPILED = {"baseline", "champion", "quick"}
+STILL = {"_target_": "pipeline.train.augmentation.RandomAffine"}  # XLA cannot have it, and it changes nothing
+FLATTEN = {"_target_": "keras.layers.Flatten"}
 NETWORK = {"name": "convnet", "convolutions": [4, 4], "kernels": [3, 3], "units": 8, "dropout": 0.0, "members": 2}
 
 
@@ -83,10 +85,8 @@ def test_a_gpu_that_is_there_and_not_used_is_none(tmp_path: Path) -> None:
 
 
 def test_what_is_augmented_outside_learns_the_same(tmp_path: Path) -> None:
-    """With an augmentation that XLA cannot have, and that changes nothing."""
-    still = [{"_target_": "pipeline.train.augmentation.RandomAffine"}]
     (one, expected), (other, learned) = (
-        train(tmp_path, model=NETWORK, training=SHORT | {"augmentation": still, "xla": xla}) for xla in (False, True)
+        train(tmp_path, model=NETWORK, training=SHORT | {"augmentation": [STILL], "xla": xla}) for xla in (False, True)
     )
     assert (compiled(one), compiled(other), bool(other.jit_compile)) == (False, True, False)
     for mine, theirs in zip(learned, expected, strict=True):
@@ -96,16 +96,22 @@ def test_what_is_augmented_outside_learns_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("params", "obstacle"),
     [
-        ({"model": {"name": "mlp", "layers": [{"_target_": "keras.layers.RandomRotation", "factor": 0.1}]}}, "layer"),
+        (
+            {"model": {"name": "mlp", "layers": [{"_target_": "keras.layers.RandomRotation", "factor": 0.1}, FLATTEN]}},
+            "keras.layers.RandomRotation",
+        ),
+        (
+            {
+                "model": {"name": "mlp", "layers": [FLATTEN, {"_target_": "keras.layers.ActivityRegularization"}]},
+                "training": {"augmentation": [STILL]},
+            },
+            "an activity_regularizer beside this augmentation",
+        ),
         ({"training": {"deterministic": True}}, "setting"),
     ],
 )
 def test_what_xla_cannot_have_is_said(tmp_path: Path, params: dict[str, Any], obstacle: str) -> None:
-    if obstacle == "layer":
-        params["model"]["layers"].append({"_target_": "keras.layers.Flatten"})
-        name = "keras.layers.RandomRotation"
-    else:
-        name = "training.deterministic"
+    name = "training.deterministic" if obstacle == "setting" else obstacle
     message = f"training.xla: true: TensorFlow has no XLA for {name}; set auto or false"
     training = SHORT | {"xla": True} | params.pop("training", {})
     with (

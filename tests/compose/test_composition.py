@@ -24,6 +24,23 @@ def typed(values: dict[str, Any]) -> Config:
     return parse_config(values, {}, "test")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hydra: {searchpath: [pkg://conf.package]}\n",
+        "# @package hydra\nsearchpath: [pkg://conf.package]\n",
+        "defaults: [override hydra/launcher: basic]\n",
+        "defaults: [pkg://conf.package/model]\n",
+    ],
+)
+def test_conf_sets_nothing_of_hydra_itself(tmp_path: Path, text: str) -> None:
+    """It could have a package imported, which may do anything."""
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "recipe" / "theirs.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(PipelineError, match=r"recipe/theirs\.yaml: sets something of Hydra itself"):
+        compose_text(tmp_path, "recipe: baseline", tmp_path / "conf")
+
+
 @pytest.mark.parametrize(("group", "option"), EVERY_OPTION)
 def test_every_option_file_composes(tmp_path: Path, group: str, option: str) -> None:
     composed = typed(compose_text(tmp_path, f"{group}: {option}"))
@@ -157,7 +174,11 @@ def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
         ("model: &model {name: cnn, more: *model}", "params.yaml refers to itself"),
         ("a: &a [*a]", "params.yaml refers to itself"),
         ("model: {name: , layers: []}", "model: a model needs either layers or a builder"),
-        ("seed: ${oc.env:HOME}", "uses ${oc.env:…}"),
+        ("seed: ${oc.env:HOME}", "oc.env: composed.yaml is committed, so it must not depend on one machine's"),
+        ("seed: '${ oc.env : HOME}'", "oc.env: composed.yaml is committed"),
+        ("seed: ${oc.decode:${oc.env:SEED,1}}", "oc.env: composed.yaml is committed"),
+        ("seed: '${oc.${oc.decode:env}:HOME}'", "oc.env: composed.yaml is committed"),
+        ("recipe: ${oc.env:HOME}", "is not one of conf/recipe/"),
         ("seed: ${nothing}", "do not compose"),
         ("[a", "params.yaml is not valid YAML"),
         ("- a", "params.yaml must be a mapping"),

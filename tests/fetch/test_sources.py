@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import hashlib
 import random
@@ -15,7 +16,7 @@ from pipeline.fetch.sources import fetch_file, places
 from tests.conftest import configured
 
 CONTENT = gzip.compress(random.Random(0).randbytes(300_000), 1, mtime=0)
-FILE = RemoteFile(name="images.gz", sha256=hashlib.sha256(CONTENT).hexdigest())
+FILE = RemoteFile(name="images.gz", sha256=hashlib.sha256(CONTENT).hexdigest(), size=len(CONTENT))
 HTML = b"<!DOCTYPE html><html><body>Sign in to the hotel's network</body></html>"
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -91,6 +92,46 @@ def test_a_file_is_downloaded(tmp_path: Path, mirror: Callable[..., Mirror]) -> 
     assert fetch_file(FILE, tmp_path / "raw" / "a.gz", [good.url]) == good.url
     assert [path.name for path in (tmp_path / "raw").iterdir()] == ["a.gz"]
     assert (tmp_path / "raw" / "a.gz").read_bytes() == CONTENT
+
+
+def endless(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.end_headers()
+    with contextlib.suppress(OSError):  # nobody listens any more
+        while True:
+            request.wfile.write(bytes(1 << 16))
+
+
+def boast(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.send_header("Content-Length", "many")
+    request.end_headers()
+    request.wfile.write(CONTENT)
+
+
+def test_a_body_without_an_end_fills_no_disk(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    bad, longer = mirror(endless), mirror(send(CONTENT + b"more"))
+    with pytest.raises(PipelineError, match=rf"(?s)sends more than the file's {len(CONTENT):,} bytes.*sends more than"):
+        fetch_file(FILE, tmp_path / "a.gz", [bad.url, longer.url])
+    assert len(bad.requests) == 1, "it is not asked again"
+    assert not (tmp_path / "a.gz").exists()
+
+
+def test_a_length_that_is_no_number_is_none(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    odd = mirror(boast)
+    assert fetch_file(FILE, tmp_path / "a.gz", [odd.url]) == odd.url
+    assert (tmp_path / "a.gz").read_bytes() == CONTENT
+
+
+def test_no_password_of_a_mirror_is_shown(
+    tmp_path: Path, mirror: Callable[..., Mirror], capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = mirror(send(b"", 404)).url.replace("://", "://me:hunter2@")
+    with pytest.raises(PipelineError) as error:
+        fetch_file(FILE, tmp_path / "a.gz", [f"{address}?token=hunter2"])
+    told = f"{error.value} {capsys.readouterr()}"
+    assert "hunter2" not in told
+    assert "answered 404" in told
 
 
 def test_what_is_there_intact_is_not_asked_for(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:

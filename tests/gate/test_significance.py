@@ -52,6 +52,34 @@ def test_no_part_of_the_variance_is_negative() -> None:
     assert found.p_worse == pytest.approx(normal(0.03 - 0.01, 2 * 0.9 / 2 / 100), rel=0.02)
 
 
+def test_one_image_of_a_class_of_one_proves_nothing() -> None:
+    none = (Spread(0.0, 0.0, 19),) * 2
+    assert compare(wrong("x"), wrong("."), 1, none).p_worse == pytest.approx(0.5), "as McNemar's test says"
+    assert compare(wrong("."), wrong("."), 1, none).p_worse == 1
+    assert compare(wrong("xx"), wrong(".."), 2, none).p_worse == pytest.approx(0.25, abs=0.05)
+
+
+@pytest.mark.parametrize("images", [1, 2, 5, 20])
+@pytest.mark.parametrize(("share", "uneven"), [(0.05, 0.0), (0.3, 0.0), (0.3, 0.1)])
+def test_equals_are_stopped_as_often_as_said_though_images_are_few(images: int, share: float, uneven: float) -> None:
+    """Pairs of runs of one recipe: each image is hard to some degree, and some seeds are worse throughout."""
+    random, trials, limit = np.random.default_rng(images), 3000, 0.025
+    hard = np.clip(random.normal(share, share / 2, images), 0, 1)
+
+    def run(count: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+        chances = np.clip(hard + random.normal(0, uneven, (count, 1)), 0, 1)
+        return np.asarray(random.random((count, images)) < chances)
+
+    stopped = 0
+    for _ in range(trials):
+        earlier = run(20)
+        std = float(np.std(earlier.sum(axis=1) / images, ddof=1))
+        disagreement = float(2 * earlier.var(axis=0, ddof=1).sum() / images)
+        spreads = (Spread(std, disagreement, 19),) * 2
+        stopped += compare(run(1), run(1), images, spreads).p_worse <= limit
+    assert stopped / trials <= limit + 3 * math.sqrt(limit * (1 - limit) / trials)
+
+
 def test_a_recipe_that_spreads_more_must_fall_further() -> None:
     candidate, baseline = wrong("x" * 14 + ".."), wrong("." * 14 + "xx")
     p_values = [
@@ -94,8 +122,10 @@ def test_one_known_side_and_several_runs_of_the_other_are_enough() -> None:
     assert found.p_worse == found.p_mcnemar, "nothing is known of the one run"
 
 
-def test_a_fall_of_everything_is_no_luck() -> None:
-    assert compare(wrong("xx", "xx"), wrong("..", ".."), 2, UNKNOWN).p_worse == 0
+def test_a_fall_of_everything_is_no_luck_where_there_is_enough() -> None:
+    all_wrong, none_wrong = wrong("x" * 200, "x" * 200), wrong("." * 200, "." * 200)
+    assert compare(all_wrong, none_wrong, 200, UNKNOWN).p_worse < 1e-9
+    assert compare(all_wrong[:, :2], none_wrong[:, :2], 2, UNKNOWN).p_worse > 0.2
 
 
 def test_equal_runs_are_not_worse() -> None:

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from pipeline.config import Gate, SeedNoise
 from pipeline.gate.report import Figures, Metrics, PerClass, Reading, Report, ScoredImages
-from pipeline.gate.side import Side, with_record
+from pipeline.gate.side import Side, configuration_of, with_record
 from pipeline.gate.verdict import Verdict, judge
 from pipeline.repository import in_folder
 
@@ -15,6 +16,7 @@ IMAGES = 1000  # of each of two classes; even indices are of class 0
 GATE = Gate(base="", alpha=0.05, floor={"tiny": 0.9}, loss_rise=0.1, calibration_rise=0.01, seed_noise={})
 QUIET: dict[str, Any] = {"seeds": 20, "accuracy_std": 0.001, "accuracy_disagreement": 0.002}
 QUIET |= {"recall_std": [0.001, 0.001], "recall_disagreement": [0.002, 0.002]}
+LEARNED = {"model": {"name": "mlp"}, "optimizer": {"name": "adam"}, "training": {"epochs": 20}}
 
 
 def report(wrong: set[int], loss: float = 0.1, calibration: float = 0.01) -> Report:
@@ -95,17 +97,44 @@ def test_the_record_is_the_one_that_lies_with_the_baseline(tmp_path: Path) -> No
     recipe = tmp_path / "conf" / "recipe" / "baseline.yaml"
     assert with_record(side(report({1})), in_folder(tmp_path), "there").noise is None
     recipe.parent.mkdir(parents=True)
-    recipe.write_text(yaml.safe_dump({"gate": {"seed_noise": {"tiny": QUIET}}}), encoding="utf-8")
-    assert with_record(side(report({1})), in_folder(tmp_path), "there").noise == SeedNoise.model_validate(QUIET)
-    other_classes = QUIET | {"recall_std": [0.1], "recall_disagreement": [0.1]}
-    for content in ({"tiny": other_classes}, {"other": QUIET}, {"tiny": {"seeds": 9}}, None):
+    record = QUIET | {"configuration": configuration_of(side(report({1})))}
+    recipe.write_text(yaml.safe_dump({"gate": {"seed_noise": {"tiny": record}}}), encoding="utf-8")
+    assert with_record(side(report({1})), in_folder(tmp_path), "there").noise == SeedNoise.model_validate(record)
+    other_classes = record | {"recall_std": [0.1], "recall_disagreement": [0.1]}
+    for content in ({"tiny": other_classes}, {"other": record}, {"tiny": {"seeds": 9}}, {"tiny": QUIET}, None):
         recipe.write_text(yaml.safe_dump({"gate": {"seed_noise": content}}), encoding="utf-8")
         assert with_record(side(report({1})), in_folder(tmp_path), "there").noise is None
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"training": {"epochs": 2}},
+        {"model": {"name": "mlp", "members": 2}},
+        {"optimizer": {"name": "adam", "learning_rate": 0.1}},
+        {"training": None},
+    ],
+)
+def test_a_record_is_of_the_settings_that_it_was_measured_with(tmp_path: Path, changed: dict[str, Any]) -> None:
+    learned = side(report({1}))._replace(composed={"recipe": "baseline", "seed": 1} | LEARNED)
+    recipe = tmp_path / "conf" / "recipe" / "baseline.yaml"
+    recipe.parent.mkdir(parents=True)
+    record = QUIET | {"configuration": configuration_of(learned)}
+    recipe.write_text(yaml.safe_dump({"gate": {"seed_noise": {"tiny": record}}}), encoding="utf-8")
+    another_seed = learned._replace(composed=learned.composed | {"seed": 2, "versions": {"keras": "4"}})
+    assert with_record(another_seed, in_folder(tmp_path), "there").noise is not None
+    otherwise = learned._replace(composed=learned.composed | changed)
+    assert with_record(otherwise, in_folder(tmp_path), "there").noise is None
+    first = learned.first
+    other_images = first._replace(
+        metrics=first.metrics.model_copy(update={"dataset": ScoredImages(name="tiny", test_md5="1")})
+    )
+    assert with_record(learned._replace(reports=[other_images]), in_folder(tmp_path), "there").noise is None
+
+
 def test_where_mcnemar_alone_decides_it_says_so() -> None:
     (note,) = verdict_on(side(report({1}), noise=QUIET), side(report({1}))).notes
-    assert "here has one seed, and there is no record of what seeds change in recipe baseline on tiny" in note
+    assert "here has one seed, and there is no record of what seeds change in recipe baseline on tiny, with its" in note
     assert "McNemar's test alone decides" in note
     notes = verdict_on(side(report({1}), report({2})), side(report({1}), noise=QUIET)).notes
     assert notes == [

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -85,6 +87,40 @@ def test_the_page_and_what_it_asks(registered: Registered, address: str) -> None
     ):
         refused = requests.post(f"{address}/read", data=content, timeout=60)
         assert (refused.status_code, refused.json()) == (status, {"error": message})
+
+
+def test_a_request_costs_no_more_than_it_may(registered: Registered, address: str) -> None:
+    """Also one that does not say how large it is; and many at once are answered one after another."""
+    large = b" " * ((16 << 20) + 1)
+
+    def in_parts() -> Iterator[bytes]:
+        for start in range(0, len(large), 1 << 16):
+            yield large[start : start + (1 << 16)]
+
+    for path in ("/invocations", "/read"):
+        for data in (large, in_parts()):
+            refused = requests.post(f"{address}{path}", data=data, timeout=60)
+            assert (refused.status_code, refused.json()) == (413, {"error": "a request has at most 16 MiB"})
+    wide = png(np.pad(canvas(50, 80, 150, 60), 884))
+    with ThreadPoolExecutor(12) as executor:
+        answers = [executor.submit(requests.post, f"{address}/read", data=wide, timeout=60) for _ in range(12)]
+        assert {answer.result().status_code for answer in answers} == {200}
+    check_answers(address, registered)
+
+
+def test_pages_of_other_sites_are_not_answered(address: str) -> None:
+    picture = png(canvas(50, 80, 150, 60))
+    for origin, status in (
+        (address, 200),
+        ("http://localhost:5001", 200),
+        ("https://digits.example", 403),
+        ("null", 403),
+    ):
+        for path in ("/read", "/invocations"):
+            answer = requests.post(f"{address}{path}", data=picture, headers={"Origin": origin}, timeout=60)
+            assert (answer.status_code == 403) == (status == 403), (origin, path)
+    text = {"Content-Type": "text/plain"}
+    assert requests.post(f"{address}/read", data=picture, headers=text, timeout=60).status_code == 415
 
 
 def test_ctrl_c_ends_it_without_a_word(registered: Registered, start: Start) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import keras
 import pytest
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 
-from pipeline.tracking.recorder import Recorder, RunAddress, keep_event, send_unsent
+from pipeline.tracking.recorder import Recorder, RunAddress, is_refused, keep_event, send_unsent
 from pipeline.worker import Worker
 from tests.conftest import Start, free_port, kill_all, serve_store
 
@@ -178,3 +179,86 @@ def test_a_card_lies_beside_the_run_s_own_model_and_not_beside_what_was_register
     Recorder(RunAddress(uri, run_id, place, tmp_path)).model_file(card)
     listed = [[file.path for file in client.list_logged_model_artifacts(model.model_id)] for model in models]
     assert listed == [["model_card.md"], []]
+
+
+def new_run(folder: Path) -> tuple[MlflowClient, RunAddress]:
+    """A run in a database of its own."""
+    uri = f"sqlite:///{folder}/mlflow.db"
+    client = MlflowClient(uri)
+    place = client.create_experiment("digits", (folder / "artifacts").as_uri())
+    return client, RunAddress(uri, client.create_run(place).info.run_id, place, folder)
+
+
+def aside(run: RunAddress) -> list[str]:
+    """The kinds of events that were set aside."""
+    paths = sorted((run.root / ".unsent" / "refused" / run.run_id).glob("event-*.json"))
+    return [json.loads(path.read_text(encoding="utf-8"))["kind"] for path in paths]
+
+
+def test_what_the_store_refuses_is_set_aside_and_the_rest_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, run = new_run(tmp_path)
+    recorder = Recorder(run)
+    recorder.metrics({"no*stars": 1.0}, 1)
+    recorder.tags({"device": "cpu"})
+    assert not recorder.is_incomplete()
+    assert client.get_run(run.run_id).data.tags["device"] == "cpu"
+    assert aside(run) == ["metrics"]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "refuses this run's metrics (" in line
+    assert "set aside in .unsent/refused/" in line
+    assert send_unsent(tmp_path) == (0, []), "told once"
+
+
+def test_what_is_refused_later_does_not_hold_up_what_waits_behind_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, run = new_run(tmp_path)
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"picture")
+    keep_event(run, {"kind": "metrics", "values": {"no*stars": 1.0}, "step": 1, "timestamp": 1}, None)
+    keep_event(run, {"kind": "artifact", "folder": "plots"}, picture)
+    keep_event(run, {"kind": "tags", "values": {"device": "cpu"}}, None)
+    assert send_unsent(tmp_path) == (1, [])
+    assert client.get_run(run.run_id).data.tags["device"] == "cpu"
+    assert [file.path for file in client.list_artifacts(run.run_id, "plots")] == ["plots/picture.png"]
+    assert aside(run) == ["metrics"]
+    assert f"refuses the metrics of run {run.run_id}" in capsys.readouterr().out
+    assert not run.outbox.exists()
+
+
+def test_what_is_sent_to_a_run_that_was_removed_is_set_aside(tmp_path: Path) -> None:
+    _, run = new_run(tmp_path)
+    gone = run._replace(run_id="0" * 32)
+    Recorder(gone).tags({"device": "cpu"})
+    assert aside(gone) == ["tags"]
+
+
+@pytest.mark.parametrize(
+    ("status", "refused"),
+    [(400, True), (404, True), (413, True), (401, False), (403, False), (429, False), (502, False)],
+)
+def test_what_was_not_reached_was_not_refused(tmp_path: Path, status: int, refused: bool) -> None:
+    _, run = new_run(tmp_path)
+    response = requests.Response()
+    response.status_code = status
+    assert is_refused(requests.HTTPError(response=response), run.uri, run.run_id) is refused
+    assert not is_refused(requests.HTTPError(response=response), f"sqlite:////dev/null/{status}.db", run.run_id)
+    assert not is_refused(requests.ConnectionError(), run.uri, run.run_id)
+
+
+def test_a_model_whose_sending_failed_half_way_is_sent_once(tmp_path: Path) -> None:
+    client, run = new_run(tmp_path)
+    network = tmp_path / "model.keras"
+    keras.Sequential([keras.Input((4, 4), dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(2)]).save(network)
+    place = tmp_path / "artifacts"
+    place.write_text("in the way", encoding="utf-8")
+    recorder = Recorder(run)
+    recorder.model(network, (4, 4), 2, "tensorflow")
+    assert recorder.is_incomplete()
+    place.unlink()
+    assert send_unsent(tmp_path) == (1, [])
+    (model,) = client.search_logged_models([str(run.experiment_id)])
+    assert model.status == "READY"
+    assert len(client.get_run(run.run_id).outputs.model_outputs) == 1

@@ -354,6 +354,7 @@ def test_parts_of_one_s_own_serve_and_the_network_can_be_read_without_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     for part in (Ours.Halving, Ours.Small, Ours.Pull):
+        monkeypatch.setattr(part, "__module__", "pipeline.train.network")
         monkeypatch.setattr(f"pipeline.train.network.{part.__name__}", part, raising=False)
     small, pull = ({"_target_": f"pipeline.train.network.{name}"} for name in ("Small", "Pull"))
     layers = [

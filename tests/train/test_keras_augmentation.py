@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import Split
 from pipeline.errors import PipelineError
-from pipeline.train.augmentation import REFUSED, Augmentation, RandomAffine, RandomShift
+from pipeline.train.augmentation import ALLOWED, REFUSED, Augmentation, RandomAffine, RandomShift
 from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.fitting import fit
 from pipeline.train.network import build_augmentation, members_of
@@ -25,7 +25,6 @@ IMAGES = RANDOM.integers(0, 256, (32, SIDE, SIDE)).astype(np.uint8)
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "RandomBrightness": {"factor": 0.3},
     "RandomContrast": {"factor": 0.5},
-    "RandomCrop": {"height": SIDE, "width": SIDE},
     "RandomElasticTransform": {"factor": 1.0, "scale": 0.8},
     "RandomErasing": {"factor": 1.0},
     "RandomFlip": {"mode": "vertical"},
@@ -75,8 +74,7 @@ def test_no_image_holds_what_is_of_another(tmp_path: Path, name: str) -> None:
     outcome = change(IMAGES)
     assert outcome.shape == IMAGES.shape
     assert np.isfinite(outcome).all()
-    if name != "RandomCrop":  # to the whole image
-        assert (outcome != IMAGES).any()
+    assert (outcome != IMAGES).any()
     for kept in (0, 13):
         others = 255 - np.roll(IMAGES, 5, axis=0)
         others[kept] = IMAGES[kept]
@@ -92,28 +90,56 @@ def test_a_flip_is_of_the_image_and_not_of_the_batch(tmp_path: Path) -> None:
     assert all(one != other for one, other in zip(flipped, same, strict=True))
 
 
-@pytest.mark.parametrize("name", sorted({*REFUSED} - {"Sequential", "Functional"}))
+def test_every_random_layer_of_keras_is_known() -> None:
+    assert {*KERAS, *ARGUMENTS} <= {*ALLOWED, *REFUSED}
+    assert not {*ALLOWED} & {*REFUSED}
+
+
+@pytest.mark.parametrize("name", sorted({*REFUSED} - {"Sequential", "Functional", "Pipeline"}))
 def test_what_cannot_be_done_is_refused_by_name(tmp_path: Path, name: str) -> None:
     message = f"training.augmentation.1: {name} cannot be used: {REFUSED[name]}"
-    arguments = {"factor": 0.5} if name.startswith("Random") and name != "RandomColorJitter" else {}
+    arguments = {"factor": 0.5} if name.startswith("Random") and name not in ("RandomColorJitter", "RandomCrop") else {}
+    arguments = {"height": SIDE, "width": SIDE} if name == "RandomCrop" else arguments
     with pytest.raises(PipelineError, match=re.escape(message)):
         row(tmp_path, spec("RandomFlip"), {"_target_": f"keras.layers.{name}", **arguments})
 
 
-def test_a_row_in_a_row_is_refused(tmp_path: Path) -> None:
-    inside = {"_target_": "keras.Sequential", "layers": [spec("RandomFlip"), {"_target_": "keras.layers.MixUp"}]}
-    with pytest.raises(PipelineError, match=r"training\.augmentation\.0: Sequential cannot be used: list its layers"):
-        row(tmp_path, inside)
+@pytest.mark.parametrize(
+    ("outer", "message"),
+    [
+        ({"_target_": "keras.Sequential"}, "Sequential cannot be used: list its layers one by one"),
+        ({"_target_": "keras.layers.Pipeline"}, "Pipeline cannot be used: list its layers one by one"),
+    ],
+)
+def test_a_row_in_a_row_is_refused(tmp_path: Path, outer: dict[str, str], message: str) -> None:
+    inside = {"layers": [spec("RandomFlip"), {"_target_": "keras.layers.MixUp"}]}
+    with pytest.raises(PipelineError, match=rf"training\.augmentation\.0: {message}"):
+        row(tmp_path, outer | inside)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"_target_": "keras.layers.TimeDistributed", "layer": spec("GaussianNoise")},
+        {"_target_": "keras.layers.Softmax", "axis": 0},
+        {"_target_": "keras.layers.UnitNormalization", "axis": 0},
+    ],
+)
+def test_what_is_no_augmentation_is_refused(tmp_path: Path, layer: dict[str, Any]) -> None:
+    with pytest.raises(PipelineError, match=r"cannot be used: it is none of Keras's layers that change images one by"):
+        row(tmp_path, layer)
 
 
 @pytest.mark.parametrize(
     ("specs", "message"),
     [
-        ([{"_target_": "keras.layers.Conv2D", "filters": 1, "kernel_size": 1}], "0: Conv2D has weights: it belongs to"),
-        ([{"_target_": "keras.layers.BatchNormalization"}], "0: BatchNormalization has weights: it belongs to"),
-        ([spec("RandomCrop") | {"height": 9, "width": 8}], "makes 9×8 of 12×12, which the network reads"),
-        ([{"_target_": "keras.layers.Flatten"}], "0: Flatten makes no grey images of grey images"),
-        ([{"_target_": "keras.layers.LSTM", "units": 3}], "0: LSTM does not take grey images of 12×12: "),
+        ([{"_target_": "keras.layers.Conv2D", "filters": 1, "kernel_size": 1}], "0: Conv2D cannot be used: it is none"),
+        ([{"_target_": "keras.layers.CenterCrop", "height": 9, "width": 8}], "makes 9×8 of 12×12, which the network"),
+        ([{"_target_": "keras.layers.Flatten"}], "0: Flatten cannot be used: it is none"),
+        (
+            [{"_target_": "keras.layers.Cropping2D", "cropping": 9}],
+            "0: Cropping2D does not take grey images of 12×12",
+        ),
     ],
 )
 def test_what_makes_no_images_of_images_is_refused(tmp_path: Path, specs: list[Any], message: str) -> None:
@@ -123,7 +149,8 @@ def test_what_makes_no_images_of_images_is_refused(tmp_path: Path, specs: list[A
 
 def test_a_size_may_change_on_the_way(tmp_path: Path) -> None:
     wider = {"_target_": "keras.layers.ZeroPadding2D", "padding": 2}
-    change = changed(row(tmp_path, wider, spec("RandomCrop")))
+    smaller = {"_target_": "keras.layers.CenterCrop", "height": SIDE, "width": SIDE}
+    change = changed(row(tmp_path, wider, spec("RandomTranslation"), smaller))
     outcome = change(IMAGES)
     assert outcome.shape == IMAGES.shape
     assert (outcome != IMAGES).any()

@@ -92,6 +92,7 @@ def test_a_builder_returns_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     def two_layers(units: int) -> list[keras.Layer]:
         return [keras.layers.Flatten(), keras.layers.Dense(units)]
 
+    two_layers.__module__ = "pipeline.train.network"
     monkeypatch.setattr("pipeline.train.network.two_layers", builder(two_layers), raising=False)
     built = model(builder={"_target_": "pipeline.train.network.two_layers", "units": 7})
     assert build_network(built, (28, 28), 10).layers[-3].units == 7
@@ -137,15 +138,65 @@ def test_what_is_no_part_of_a_network_is_not_called(target: str, depth: int, tmp
     spec: dict[str, Any] = {"_target_": target, "path": str(witness), "filepath": str(witness)}
     for _ in range(depth):
         spec = {"_target_": "keras.layers.Dense", "units": 3, "kernel_initializer": spec}
-    with pytest.raises(PipelineError, match=rf"model\.layers\.0: {re.escape(target)} is not allowed: it "):
+    with pytest.raises(
+        PipelineError, match=rf"model\.layers\.0: {re.escape(target)} (is not allowed: it |cannot be built: No mod)"
+    ):
         build_network(model(spec), (8, 8), 10)
     assert witness.exists()
+
+
+@pytest.mark.parametrize("key", ["_partial_", "_args_", "_recursive_", "_convert_", "class_name"])
+def test_nothing_but_a_target_and_arguments_says_what_to_build(key: str) -> None:
+    for spec in (
+        {"_target_": "keras.layers.Dense", "units": 3, key: True},
+        {"_target_": "keras.layers.Dense", "units": 3, "kernel_initializer": {key: "Zeros"}},
+    ):
+        with pytest.raises(PipelineError, match=rf"model\.layers\.0: {key} is not allowed: a _target_ and its"):
+            build_network(model(spec), (8, 8), 10)
+
+
+@pytest.mark.parametrize(
+    ("argument", "target", "kind"),
+    [
+        ("kernel_regularizer", "keras.layers.Flatten", "Regularizer"),
+        ("bias_constraint", "keras.regularizers.L2", "Constraint"),
+        ("kernel_initializer", "keras.optimizers.SGD", "Initializer"),
+        ("activation", "keras.regularizers.L2", "Layer"),
+    ],
+)
+def test_a_part_of_another_kind_is_named(argument: str, target: str, kind: str) -> None:
+    spec = {"_target_": "keras.layers.Dense", "units": 3, argument: {"_target_": target}}
+    with pytest.raises(PipelineError, match=rf"model\.layers\.0: {argument}: {re.escape(target)} is no {kind}"):
+        build_network(model(spec), (8, 8), 10)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["logits"], "model.layers.0: name: the pipeline itself calls a part of the network logits"),
+        (["a", "member_1"], "model.layers.1: name: the pipeline itself calls a part of the network member_1"),
+        (["a", "a"], "model.layers.1: name: another layer is called a, too"),
+    ],
+)
+def test_a_name_that_is_taken_is_said(names: list[str], message: str) -> None:
+    layers = [{"_target_": "keras.layers.Dense", "units": 3, "name": name} for name in names]
+    with pytest.raises(PipelineError, match=re.escape(message)):
+        build_network(model(*layers, {"_target_": "keras.layers.Flatten"}), (8, 8), 10)
+
+
+def test_an_interpolation_that_is_left_is_a_text(tmp_path: Path) -> None:
+    spec = {"_target_": "keras.layers.Dense", "units": 3, "kernel_initializer": "${oc.create:{_target_: os.abort}}"}
+    with pytest.raises(
+        PipelineError, match=r"model\.layers\.0: keras\.layers\.Dense cannot be built: Could not interpret"
+    ):
+        build_network(model(spec), (8, 8), 10)
 
 
 def test_a_layer_of_one_s_own_is_refused_since_it_could_not_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
     class Own(keras.layers.Layer):  # type: ignore[misc]
         pass
 
+    Own.__module__ = "pipeline.train.network"
     monkeypatch.setattr("pipeline.train.network.Own", Own, raising=False)
     with pytest.raises(PipelineError, match=r"model\.layers\.0: Own is no layer of Keras's own, and a saved network"):
         build_network(model({"_target_": "pipeline.train.network.Own"}), (8, 8), 10)

@@ -83,6 +83,9 @@ def plain(config: Config) -> tuple[list[NDArray[Any]], dict[str, list[float]]]:
 NORMALISED = [FLATTEN, DENSE | {"use_bias": False}, layer("BatchNormalization", momentum=0.8), layer("ReLU")]
 
 
+EMBEDDED = [FLATTEN, layer("Embedding", input_dim=2, output_dim=3), FLATTEN]
+
+
 @pytest.mark.parametrize(
     ("layers", "optimizer"),
     [
@@ -95,6 +98,8 @@ NORMALISED = [FLATTEN, DENSE | {"use_bias": False}, layer("BatchNormalization", 
         pytest.param(NORMALISED, ADAM, id="moving averages"),
         pytest.param([FLATTEN, layer("SpectralNormalization", layer=DENSE)], ADAM, id="updates of its own"),
         pytest.param([FLATTEN, DENSE | {"trainable": False}, DENSE], ADAM, id="frozen"),
+        pytest.param(EMBEDDED, ADAM, id="embedding"),
+        pytest.param(EMBEDDED, RMSPROP, id="embedding, RMSprop"),
         pytest.param(NORMALISED, ADAM | EMA, id="averaged weights"),
         pytest.param([FLATTEN, DENSE], RMSPROP | EMA | {"ema_overwrite_frequency": 5}, id="averages written back"),
         pytest.param([FLATTEN, DENSE], SGD | EMA | {"momentum": 0.9, "nesterov": True}, id="averages of SGD"),
@@ -116,6 +121,14 @@ def test_an_option_does_what_it_does_in_keras(
         assert [epoch[name] for epoch in epochs] == pytest.approx(history[name], rel=1e-5)
     for mine, theirs in zip(learned, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_fused_normalisation_keeps_its_regularizers(tmp_path: Path) -> None:
+    convolution = layer("Conv2D", filters=4, kernel_size=3, use_bias=False)
+    normalised = layer("BatchNormalization", activity_regularizer=L2, gamma_regularizer=L2, beta_regularizer=L2)
+    config = config_of(tmp_path, [convolution, normalised, FLATTEN], ADAM)
+    (_, epochs), (_, history) = ours(config, tmp_path / "c"), plain(config)
+    assert [epoch["loss"] for epoch in epochs] == pytest.approx(history["loss"], rel=1e-3)
 
 
 def test_each_member_of_an_ensemble_has_its_own_regularizer(tmp_path: Path) -> None:
@@ -144,6 +157,40 @@ def test_a_killed_training_with_averages_ends_as_another(tmp_path: Path) -> None
         continued, _ = ours(config, tmp_path / "parts")
         for mine, theirs in zip(continued, whole, strict=True):
             np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("layers", "optimizer", "training"),
+    [
+        ([FLATTEN, DENSE], ADAM | {"beta_1": "a"}, {}),
+        ([FLATTEN, DENSE], ADAM | {"beta_2": [1]}, {}),
+        ([FLATTEN, DENSE], ADAM | {"epsilon": None}, {}),
+        ([FLATTEN, DENSE], ADAM | {"clipnorm": "a"}, {}),
+        ([FLATTEN, DENSE], RMSPROP | {"loss_scale_factor": "a"}, {}),
+        ([FLATTEN, DENSE], ADAM | {"learning_rate": {"_target_": "keras.initializers.Zeros"}}, {}),
+        ([FLATTEN, DENSE], ADAM, {"augmentation": [layer("Rescaling", scale="x")]}),
+        ([FLATTEN, DENSE], ADAM, {"augmentation": [layer("Resizing", height=8, width=8, interpolation="x")]}),
+        ([FLATTEN, layer("Dense", units=10**12)], ADAM, {}),
+        ([FLATTEN, layer("Dense", units=3, dtype="nope")], ADAM, {}),
+        ([layer("Layer"), FLATTEN], ADAM, {}),
+        ([layer("Reshape", target_shape="x")], ADAM, {}),
+        ([layer("Conv2D", filters=2, kernel_size=3, data_format="channels_first"), FLATTEN], ADAM, {}),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_a_line(
+    tmp_path: Path, layers: list[Any], optimizer: dict[str, Any], training: dict[str, Any]
+) -> None:
+    with pytest.raises(PipelineError) as error:
+        ours(config_of(tmp_path, layers, optimizer, **training), tmp_path / "c")
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) > 40, "it says something"
+
+
+@pytest.mark.tensorflow
+def test_what_xla_cannot_compile_is_said_in_a_line(tmp_path: Path) -> None:
+    larger = layer("UpSampling2D", size=2, interpolation="bicubic")
+    with pytest.raises(PipelineError, match=r"cannot be trained together: "):
+        ours(config_of(tmp_path, [larger, FLATTEN, DENSE], ADAM, xla=True), tmp_path / "c")
 
 
 def test_averages_of_all_epochs_and_the_best_one_exclude_each_other(tmp_path: Path) -> None:
