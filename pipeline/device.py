@@ -22,7 +22,7 @@ def use_device(deterministic: bool = False) -> str:
     Must run before the backend computes anything.
     Raises PipelineError for an unknown name, and for `gpu` where the backend sees none.
     """
-    choice = os.environ.get(VARIABLE, "auto").lower()
+    choice = (os.environ.get(VARIABLE) or "auto").lower()
     if choice not in CHOICES:
         raise PipelineError(f"{VARIABLE}={choice}: must be one of {', '.join(CHOICES)}")
     backend = load_backend()

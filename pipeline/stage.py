@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import NoReturn
 
 from pipeline.errors import PipelineError
+from pipeline.surroundings import settle, use_own_keras_settings
 from pipeline.worker import exit_at_once
 
 BACKENDS = {"tensorflow", "jax", "torch"}
@@ -22,6 +23,7 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
     Exits with status 1 and the message on standard error when `run` raises PipelineError or an OSError
     (a full disk, a file without permission); any other exception is a bug and keeps its traceback.
     """
+    settle()
     # Without AVX-512 TensorFlow leaves oneDNN off by itself; on AVX2, too, convolutions are a fifth quicker with it.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     argparse.ArgumentParser(prog=f"python -m pipeline.{name}", description=description).parse_args()
@@ -47,6 +49,7 @@ def importing_keras() -> Iterator[None]:
     """
     with quietly(), absent("sklearn", "matplotlib", "pandas"), other_backends_absent():
         yield
+        use_own_keras_settings()
 
 
 def other_backends_absent() -> AbstractContextManager[None]:

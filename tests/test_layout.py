@@ -53,7 +53,7 @@ DECIDES_NOTHING = {  # what stages import that is no dependency of theirs, and w
     "pipeline/worker.py": "where recording happens",
 }
 CHECKED = {"pipeline/config.py": "composed.yaml is complete, and its keys are the parameters"}
-STARTED = {"pipeline/stage.py": "how it starts and ends"}
+STARTED = {"pipeline/stage.py": "how it starts and ends", "pipeline/surroundings.py": "likewise"}
 DECIDES_NOTHING_IN = {
     "compose": STARTED,
     "fetch": STARTED | CHECKED,

@@ -89,7 +89,7 @@ def test_the_model_is_served_over_http(trained_once: Project, start: Start) -> N
 
 def test_the_ui_opens_on_the_runs(trained_once: Project, start: Start) -> None:
     command = [sys.executable, "-m", "pipeline.tracking", "ui", "--port", str(free_port())]
-    process = start(command, trained_once.root)
+    process = start(command, trained_once.root, HTTP_PROXY="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9")
     assert process.stdout
     for line in process.stdout:
         if found := re.search(r"The runs are at (http://127\.0\.0\.1:\d+)/#/experiments/(\d+)/runs\?(.*)", line):

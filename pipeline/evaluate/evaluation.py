@@ -67,7 +67,7 @@ def evaluate_and_record(config: Config, test: Split, opening: Future[Store], exe
     write_json(paths.METRICS, report(findings, recorder, digest))
     record(recorder, findings, provenance, digest)
     recorder.flush()
-    Console().print(closing_table(findings, recorder))
+    Console(markup=False).print(closing_table(findings, recorder))
     print(f"The run is at {address(store, recorder)}")
 
 

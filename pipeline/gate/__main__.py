@@ -9,11 +9,14 @@ import sys
 import traceback
 from pathlib import Path
 
+from pipeline.surroundings import settle
+
 NO_COMPARISON = 2
 
 
 def main() -> int:
     """Parse the command line and act on it; whatever goes wrong here is no regression there, and so is status 2."""
+    settle()
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.gate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(for_machines(outcome), indent=2))
     else:
-        Console().print(for_terminal(outcome))
+        Console(markup=False).print(for_terminal(outcome))
     if arguments.markdown:
         write_report(outcome, arguments.markdown, arguments.picture_url)
     tag_run(outcome)

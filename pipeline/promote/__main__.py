@@ -11,12 +11,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.surroundings import settle
+
 if TYPE_CHECKING:
     from pipeline.promote.promotion import Standing
 
 
 def main() -> None:
     """Parse the command line and act on it. Exits with status 1 and one line if nothing is promoted."""
+    settle()
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.promote", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,7 +50,7 @@ def act(arguments: argparse.Namespace) -> None:
         table, lines = rollback()
     else:
         table, lines = promote(arguments.base)
-    Console().print(table)
+    Console(markup=False).print(table)
     print("\n".join(lines))
 
 

@@ -9,11 +9,13 @@ import sys
 from pipeline import paths
 from pipeline.config import load_config
 from pipeline.errors import PipelineError
+from pipeline.surroundings import settle
 from pipeline.tracking.ui import port_number
 
 
 def main() -> None:
     """Parse the command line and act on it."""
+    settle()
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -35,9 +35,9 @@ def open_picture(content: bytes) -> Image.Image:
         coloured = picture.convert("RGBA")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise PipelineError("this is not a whole PNG picture") from None
-    picture = Image.new("L", coloured.size, "white")
-    picture.paste(coloured.convert("L"), mask=coloured.getchannel("A"))
-    return picture
+    grey = Image.new("L", coloured.size, "white")
+    grey.paste(coloured.convert("L"), mask=coloured.getchannel("A"))
+    return grey
 
 
 def light_on_dark(picture: Image.Image) -> Image.Image:

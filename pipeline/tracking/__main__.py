@@ -6,6 +6,7 @@ import sys
 
 from pipeline import paths
 from pipeline.errors import PipelineError
+from pipeline.surroundings import settle
 from pipeline.tracking.store import open_store
 from pipeline.tracking.ui import port_number, serve
 
@@ -44,7 +45,7 @@ def check() -> None:
     table = Table("experiment", "run", "run id", "state", "")
     for row in rows:
         table.add_row(row.result, row.run_name, row.run_id, row.state, row.reason)
-    Console().print(table)
+    Console(markup=False).print(table)
     lost = [row for row in rows if row.state != "joined"]
     print(f"tracking: {len(rows) - len(lost)} joined, {len(lost)} on one side only")
     if lost:
@@ -53,6 +54,7 @@ def check() -> None:
 
 def main() -> None:
     """Parse the command line and act on it."""
+    settle()
     parser = argparse.ArgumentParser(prog="python -m pipeline.tracking", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("send", help="send to MLflow what earlier runs could not")

@@ -1,6 +1,7 @@
 """From which code and configuration a run comes, and how to get the same run again."""
 
 import os
+import re
 import shlex
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ REUSED_FROM = "reused.from"  # of a run: the one whose model it has
 BASELINE = "DVC_EXP_BASELINE_REV"
 
 SOURCES = ("pipeline", "conf", "params.yaml", "dvc.yaml", "requirements.txt")  # what decides a result; all else follows
+SECRET = re.compile(r"(?i)secret|passw|credential|token|\.env|\.pem$|\.key$|\.p12$|(^|/)id_[a-z0-9]+$")  # a file's name
 PATCH = "code/uncommitted.patch"  # the artifact that has what was not committed
 
 
@@ -34,11 +36,23 @@ def find_provenance() -> Provenance:
     """The provenance of what runs now in the current folder."""
     commit = os.environ.get(BASELINE) or git("rev-parse", "--verify", "--quiet", "HEAD").decode().strip()
     if not commit:
+        tell_refusal()
         return Provenance("", "", None)
     patch = uncommitted(commit)
     alone = patch.count("diff --git ") == 1 and patch.partition("\n")[0].endswith(f"/{paths.PARAMS}")
     before = git("show", f"{commit}:./{paths.PARAMS}") if alone else b""
     return Provenance(commit, patch, to_overrides(before, paths.PARAMS.read_bytes()) if alone else None)
+
+
+def tell_refusal() -> None:
+    """Say so where git does not read the folder since it is another user's, as in containers: the run has no commit."""
+    try:
+        told = subprocess.run(["git", "rev-parse"], capture_output=True, text=True, check=False).stderr
+    except OSError:  # no git
+        return
+    if "dubious ownership" in told:
+        remedy = f"git config --global --add safe.directory {shlex.quote(str(Path.cwd()))}"
+        print(f"tracking: git does not read {Path.cwd()}, which is another user's, so the run has no commit: {remedy}")
 
 
 def uncommitted(commit: str) -> str:
@@ -47,7 +61,8 @@ def uncommitted(commit: str) -> str:
         index = {"GIT_INDEX_FILE": str(Path(folder) / "index"), "GIT_DIFF_OPTS": ""}
         existing = [name for name in SOURCES if Path(name).exists()]
         git("read-tree", commit, **index)
-        git("-c", "core.safecrlf=false", "add", "--all", "--", *existing, **index)  # else it may refuse a CRLF
+        shared = [*existing, *(f":(exclude,literal){name}" for name in secrets(existing))]
+        git("-c", "core.safecrlf=false", "add", "--all", "--", *shared, **index)  # else it may refuse a CRLF
         patch = difference(commit, existing, **index)
         try:
             return patch.decode()
@@ -56,6 +71,15 @@ def uncommitted(commit: str) -> str:
             attributes.write_text("* -diff\n", encoding="utf-8")
             patch = difference(commit, existing, f"core.attributesFile={attributes}", **index)
             return patch.decode(errors="replace")  # where a .gitattributes says of such a file that it is text
+
+
+def secrets(names: list[str]) -> list[str]:
+    """The files that git does not know yet and that look like secrets; each is told of: a run is seen by others."""
+    unknown = git("ls-files", "-z", "--others", "--exclude-standard", "--", *names).decode(errors="replace").split("\0")
+    found = [name for name in unknown if SECRET.search(name)]
+    for name in found:
+        print(f"tracking: {name} looks like a secret, so what is recorded of this run's code is without it")
+    return found
 
 
 def difference(commit: str, names: list[str], setting: str = "core.quotePath=true", **environment: str) -> bytes:

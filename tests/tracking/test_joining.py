@@ -98,11 +98,11 @@ def test_an_experiment_from_elsewhere_gets_a_run(committed: Project) -> None:
 def test_runs_that_nothing_in_git_names(committed: Project) -> None:
     client = MlflowClient(f"sqlite:///{committed.root}/mlflow.db")
     client.create_run("1", run_name="killed", tags={"dvc.experiment": ""})
-    client.set_terminated(client.create_run("1", run_name="replaced", tags={"dvc.experiment": ""}).info.run_id)
+    client.set_terminated(client.create_run("1", run_name="replaced [/again]", tags={"dvc.experiment": ""}).info.run_id)
     client.create_run(client.create_experiment("somebody else's"), run_name="elsewhere")
     found = rows(check(committed, 1))
     replaced = "a `dvc repro` whose results were replaced before they were committed"
-    assert found["", "replaced"] == ("only in MLflow", replaced)
+    assert found["", "replaced [/again]"] == ("only in MLflow", replaced)
     killed = "not finished (RUNNING): it still runs, or its training failed or was killed"
     assert found["", "killed"] == ("only in MLflow", killed)
     assert len(found) == 3, "another project's run is no matter of this one"

@@ -50,6 +50,26 @@ def committed(root: Path) -> Project:
     return project
 
 
+def test_what_looks_like_a_secret_is_recorded_of_no_run(sources: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("conf/.env", "conf/my_token.yaml", "conf/id_ed25519", "conf/harmless.yaml"):
+        (sources.root / name).write_text("hunter2\n" if name != "conf/harmless.yaml" else "seed: 3\n", encoding="utf-8")
+    patch = find_provenance().patch
+    assert "hunter2" not in patch
+    assert "conf/harmless.yaml" in patch
+    assert capsys.readouterr().out.count("looks like a secret") == 3
+    sources.commit()
+    (sources.root / "conf" / "my_token.yaml").write_text("it is committed\n", encoding="utf-8")
+    assert "it is committed" in find_provenance().patch
+
+
+def test_a_folder_of_another_user_is_told_of(
+    sources: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert find_provenance() == Provenance("", "", None)
+    assert f"git config --global --add safe.directory {sources.root}" in capsys.readouterr().out
+
+
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     folder = tmp_path / "sources"
