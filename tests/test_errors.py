@@ -1,3 +1,5 @@
+from urllib.parse import unquote
+
 import pytest
 
 from pipeline.errors import PipelineError, without_secrets
@@ -13,6 +15,7 @@ from pipeline.errors import PipelineError, without_secrets
         ("https://host/x?X-Amz-Signature=s3cret", "https://host/x?X-Amz-Signature=***"),
         ("a 'http://me:s3cret@one' and http://you:s3cret@two", "a 'http://***@one' and http://***@two"),
         ("http://host/a@b", "http://host/a@b"),
+        ("mysql://h/db?user=u&pass=s3cret&auth=s3cret", "mysql://h/db?user=u&pass=***&auth=***"),
         ("postgresql://me:s3/c?r#e@t@host/db", "postgresql://***@host/db"),
         ("sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
         ("write to me@host", "write to me@host"),
@@ -21,3 +24,21 @@ from pipeline.errors import PipelineError, without_secrets
 def test_addresses_are_shown_without_passwords(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
     assert str(PipelineError(text)) == shown
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://u:it's-s3cret@h/db",
+        "postgresql://u:it%27s-s3cret@h/db",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3Ds3cret",
+        "HTTPS://bob:s3cret@host/m",
+    ],
+)
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "DATASET_MIRROR"])
+def test_what_this_process_was_told_is_never_shown(
+    monkeypatch: pytest.MonkeyPatch, address: str, variable: str
+) -> None:
+    monkeypatch.setenv(variable, address)
+    for told in (address, unquote(address), address.replace("//", "/")):
+        assert "s3cret" not in without_secrets(f"cannot reach {told}: no such host")

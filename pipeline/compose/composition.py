@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -52,22 +53,23 @@ def compose_config(conf: Path, params: Path, requirements: Path = paths.REQUIREM
 
     Raises PipelineError naming the file, the key, what it holds and what is allowed.
     """
-    choices, values = split_choices(read_params(params), options(conf), params)
+    groups = options(conf)
+    choices, values = split_choices(read_params(params), groups, params)
     for path in sorted(conf.rglob("*.yaml")):
         check_for_hydra(path)
     try:
         with without_environment(), initialize_config_dir(str(conf.resolve()), version_base="1.3"):
             composed = compose("config", [f"{group}={option}" for group, option in choices.items()])
-        if isinstance(composed.gate, DictConfig):  # if not, the check below says so
-            composed.gate.seed_noise = own_record(conf / "recipe" / f"{composed.recipe}.yaml")
-        for key in _keys(values):
-            check_key(composed, key, params)
-        values = _without_null(values)
-        origin = dict.fromkeys(_keys(values), str(params))
-        composed.merge_with(values)
         with without_environment():
+            if isinstance(composed.gate, DictConfig):  # if not, the check below says so
+                composed.gate.seed_noise = own_record(conf, str(composed.recipe), groups["recipe"])
+            for key in _keys(values):
+                check_key(composed, key, params)
+            values = _without_null(values)
+            origin = dict.fromkeys(_keys(values), str(params))
+            composed.merge_with(values)
             plain = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise PipelineError(f"{conf}/ and {params} do not compose: {' '.join(str(error).split())}") from None
     assert isinstance(plain, dict)
     found = {str(key): value for key, value in plain.items()} | {"versions": pinned_versions(requirements)}
@@ -81,35 +83,46 @@ def pinned_versions(requirements: Path) -> dict[str, str]:
 
 
 def check_for_hydra(path: Path) -> None:
-    """Raise PipelineError if a file of conf/ sets something of Hydra itself, which could have it import a package."""
+    """Raise PipelineError if a file of conf/ sets something of Hydra itself, which could have it import a package.
+
+    What is no plain YAML is refused, too: Hydra's own reading of YAML takes more.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         values = parse_yaml(text)
-    except (yaml.YAMLError, UnicodeError):
-        return  # Hydra says what is wrong with it
-    defaults = values.get("defaults") or [] if isinstance(values, dict) else []
-    named = [str(entry) for entry in defaults] + ([str(key) for key in values] if isinstance(values, dict) else [])
-    if HYDRA.search(text) or any("hydra" in name or "://" in name for name in named):
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise PipelineError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    held = values if isinstance(values, dict) else {}
+    defaults = held.get("defaults") or []
+    if not isinstance(defaults, list):
+        raise PipelineError(f"{path}: defaults: must be a list")
+    if HYDRA.search(text) or any("hydra" in str(name) or "://" in str(name) for name in [*held, *defaults]):
         raise PipelineError(f"{path}: sets something of Hydra itself (hydra), which is not for configurations")
 
 
 @contextmanager
 def without_environment() -> Iterator[None]:
-    """Have `${oc.env:…}` be an error inside the block, however it is written: what is composed is committed."""
+    """Have interpolations that depend on machine or time be errors inside the block: what is composed is committed."""
 
     def refuse(*_: str) -> None:
-        raise ValueError(f"oc.env: {paths.COMPOSED} is committed, so it must not depend on one machine's environment")
+        raise ValueError(f"{paths.COMPOSED} is committed, so it must not depend on one machine's environment (oc.env)")
 
-    OmegaConf.register_new_resolver("oc.env", refuse, replace=True)
+    for name in ("oc.env", "now", "python_version"):
+        OmegaConf.register_new_resolver(name, refuse, replace=True)
     try:
         yield
     finally:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+        setup_globals()  # Hydra's own
 
 
-def own_record(recipe: Path) -> Any:
+def own_record(conf: Path, recipe: str, recipes: list[str]) -> Any:
     """What a recipe's file says its seeds change: a recipe that builds on another one does not have that one's."""
-    return (OmegaConf.select(OmegaConf.load(recipe), "gate.seed_noise") if recipe.exists() else None) or {}
+    if recipe not in recipes:
+        return {}
+    values = parse_yaml((conf / "recipe" / f"{recipe}.yaml").read_text(encoding="utf-8"))
+    gate = values.get("gate") if isinstance(values, dict) else None
+    return (gate.get("seed_noise") if isinstance(gate, dict) else None) or {}
 
 
 def split_choices(

@@ -1,6 +1,7 @@
 """Where a dataset's files may come from, and getting one file from one place, intact."""
 
 import gzip
+import re
 import shutil
 import time
 import zlib
@@ -9,16 +10,19 @@ from http import HTTPStatus
 from pathlib import Path
 
 import requests
+import urllib3
 from tqdm import tqdm
 
 from pipeline.config import IdxDataset, RemoteFile
 from pipeline.errors import PipelineError, without_secrets
 from pipeline.files import replacing, sha256
 
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 ATTEMPTS = 4
 TIMEOUT = (5.0, 20.0)  # seconds to connect, and between two pieces of an answer
 BACK_OFF = 0.5  # seconds before the second attempt; doubles with each further one
 CHUNK = 1 << 16
+DIGITS = 16  # that the length of a file has at most
 SERVER_ERROR = 500  # and above: may pass
 
 
@@ -41,7 +45,7 @@ def places(dataset: IdxDataset, root: Path, mirror: str | None) -> list[str]:
 
 def is_address(source: str) -> bool:
     """Whether a source is on the web, and not a folder."""
-    return source.startswith(("http://", "https://"))
+    return ADDRESS.match(source) is not None
 
 
 def fetch_file(file: RemoteFile, destination: Path, sources: Iterable[str]) -> str:
@@ -100,7 +104,7 @@ def download(url: str, destination: Path, size: int) -> None:
             time.sleep(BACK_OFF * 2 ** (attempt - 1))
         try:
             return download_rest(url, destination, size)
-        except (InterruptedDownloadError, requests.RequestException) as error:
+        except (InterruptedDownloadError, requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
             reason = describe(error)
     raise SourceError(f"{reason} ({ATTEMPTS} attempts)")
 
@@ -114,7 +118,7 @@ def download_rest(url: str, destination: Path, size: int) -> None:
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
         if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            destination.unlink()  # it is longer than the source's file: start again
+            destination.unlink(missing_ok=True)  # it is longer than the source's file: start again
             raise InterruptedDownloadError("answered 416 to a request to resume")
         if answer.status_code == HTTPStatus.TOO_MANY_REQUESTS or answer.status_code >= SERVER_ERROR:
             raise InterruptedDownloadError(f"answered {answer.status_code} {answer.reason}")
@@ -125,7 +129,7 @@ def download_rest(url: str, destination: Path, size: int) -> None:
         progress = tqdm(
             desc=destination.name,
             initial=have,
-            total=int(length) + have if length.isdecimal() else None,
+            total=int(length) + have if length.isdecimal() and len(length) < DIGITS else None,
             unit="B",
             unit_scale=True,
             disable=None,

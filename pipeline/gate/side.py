@@ -1,6 +1,5 @@
 """The two sides of the comparison: the model in the working tree, and the one that it would replace."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from pipeline import paths
-from pipeline.config import Gate, SeedNoise
+from pipeline.config import Gate, SeedNoise, flatten
 from pipeline.errors import PipelineError
 from pipeline.files import text_digest
 from pipeline.gate.report import Report, parse_report
@@ -192,8 +191,8 @@ def gate_of(side: Side) -> Gate | None:
 
 def configuration_of(side: Side) -> str:
     """A digest of all settings but the seed that a model's figures come from, and of its test images."""
-    settings = {key: side.composed.get(key) for key in DECIDING}
-    return text_digest(json.dumps([settings, side.first.metrics.dataset.test_md5], sort_keys=True))
+    settings = flatten({key: side.composed.get(key) for key in DECIDING})
+    return text_digest(repr([*sorted(map(str, settings)), side.first.metrics.dataset.test_md5]))
 
 
 def with_record(side: Side, read: Reader, place: str) -> Side:

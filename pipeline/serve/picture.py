@@ -1,6 +1,7 @@
 """From a picture that somebody drew or scanned to an image as MNIST's are."""
 
 import io
+import struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ SIDE, BOX = 28, 20  # pixels of an image, and of the longest side of the digit i
 CENTRE = 14  # where the digit's centre of mass is, in indices of rows and columns
 WHITE = 255
 LARGEST = 4096  # pixels of a picture's side: a page that was scanned
+# What damaged bytes make Pillow raise.
+BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, LookupError, TypeError, OverflowError, struct.error)
 FAINT = 24  # grey levels above the background that are not yet ink: what a scanner or a JPEG leaves
 
 
@@ -30,10 +33,12 @@ def open_picture(content: bytes) -> Image.Image:
         picture = Image.open(io.BytesIO(content), formats=["PNG"])
         if max(picture.size) > LARGEST:
             raise PipelineError(f"the picture has {picture.width}×{picture.height} pixels: at most {LARGEST} a side")
+        if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
+            return Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
         if not picture.has_transparency_data:
             return picture.convert("L")
         coloured = picture.convert("RGBA")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (*BROKEN, Image.DecompressionBombError):
         raise PipelineError("this is not a whole PNG picture") from None
     grey = Image.new("L", coloured.size, "white")
     grey.paste(coloured.convert("L"), mask=coloured.getchannel("A"))

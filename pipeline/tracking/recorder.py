@@ -29,6 +29,7 @@ PRIVATE = 0o600  # for its owner alone
 REFUSED = "refused"  # the folder in the outbox for what a store would never take
 ASIDE = f"It is set aside in {OUTBOX}/{REFUSED}/; all else goes on"
 REFUSALS = {*range(400, 500)} - {401, 403, 407, 408, 425, 429}  # HTTP: no password, no permission, not now
+FAILED = re.compile(r"failed with error code (\d{3})")  # MLflow's words of an answer that is no JSON
 NUMBERED = re.compile(r"(?:event|file)-(\d+)")  # what waits in an outbox
 
 Event = dict[str, Any]
@@ -182,6 +183,10 @@ def is_refused(error: Exception, uri: str, run_id: str) -> bool:
 
 def status_of(error: Exception) -> int | None:
     """The HTTP status that an error stands for: MLflow gives its own one, for databases, too."""
+    if getattr(error, "error_code", "") == "BAD_REQUEST":  # MLflow's word for whatever ails a database, also in passing
+        return None
+    if told := FAILED.search(str(error)):
+        return int(told[1])
     ask = getattr(error, "get_http_status_code", None)
     status = ask() if ask else getattr(getattr(error, "response", None), "status_code", None)
     return int(status) if status is not None else None
@@ -239,7 +244,7 @@ def outbox_lock(outbox: Path) -> FileLock:
 
 def reason(error: Exception) -> str:
     """Why something was not sent, in a line."""
-    return first_line(error)[:200]
+    return without_secrets(first_line(error))[:200]
 
 
 def send_event(client: Any, run_id: str, event: Event, path: Path | None) -> None:  # noqa: PLR0912 (one case a kind)
@@ -301,6 +306,9 @@ def send_unsent(root: Path) -> tuple[int, list[str]]:
 
 def _send_outbox(outbox: Path) -> None:
     if not outbox.exists():  # another process was faster
+        return
+    if not (outbox / "uri").exists() and not [*outbox.glob("event-*.json")]:  # a kill came before the first event
+        shutil.rmtree(outbox)
         return
     uri = (outbox / "uri").read_text(encoding="utf-8")
     client = client_of(uri)

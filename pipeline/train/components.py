@@ -10,7 +10,7 @@ import keras
 
 from pipeline.backends import load_backend
 from pipeline.config import TARGET_KEY, targets
-from pipeline.errors import PipelineError, first_line
+from pipeline.errors import PipelineError, first_line, without_secrets
 from pipeline.train.archive import is_keras
 
 PARTS: dict[str, type] = {  # what may stand under a key that ends like this; under any other a layer
@@ -86,7 +86,9 @@ def find_target(target: str, key: str) -> Any:
 def check_nodes(node: Any, key: str, found: dict[str, Any], name: str = "") -> None:
     """Raise PipelineError if something is named where something of another kind belongs, or in another way."""
     if isinstance(node, dict):
-        foreign = [inner for inner in node if inner == "class_name" or (inner[:1] == "_" and inner != TARGET_KEY)]
+        foreign = [
+            inner for inner in node if inner == "class_name" or (str(inner).startswith("_") and inner != TARGET_KEY)
+        ]
         if foreign:
             raise PipelineError(
                 f"{key}: {foreign[0]} is not allowed: a {TARGET_KEY} and its arguments say what to build"
@@ -105,7 +107,7 @@ def check_nodes(node: Any, key: str, found: dict[str, Any], name: str = "") -> N
 @contextmanager
 def explained(what: str) -> Iterator[None]:
     """Say in a line what Keras, or its backend, makes of a configuration inside the block that it cannot work with."""
-    builtin = (ValueError, TypeError, AttributeError, NotImplementedError, ImportError)
+    builtin = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, ImportError, re.error)
     errors: tuple[type[Exception], ...] = (*builtin, *load_backend().errors)
     try:
         yield
@@ -116,7 +118,9 @@ def explained(what: str) -> Iterator[None]:
 def cause(error: Exception) -> str:
     """The line of an error of Keras or a backend that says something, without colours."""
     lines = [COLOUR.sub("", line).strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line and not line.startswith(EMPTY)), first_line(error))[:300]
+    return without_secrets(next((line for line in lines if line and not line.startswith(EMPTY)), first_line(error)))[
+        :300
+    ]
 
 
 def check_layer(layer: Any, key: str) -> None:

@@ -123,6 +123,36 @@ def test_a_length_that_is_no_number_is_none(tmp_path: Path, mirror: Callable[...
     assert (tmp_path / "a.gz").read_bytes() == CONTENT
 
 
+def refuse_ranges(request: BaseHTTPRequestHandler) -> None:
+    send(b"", 416)(request)
+
+
+def boast_without_end(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.send_header("Content-Length", "9" * 5000)
+    request.end_headers()
+
+
+def point_to(place: str) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(302)
+        request.send_header("Location", place)
+        request.end_headers()
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [refuse_ranges, boast_without_end, point_to("http://a..b/"), point_to("http://[::1/"), point_to("ftp://x/")],
+)
+def test_after_any_odd_answer_the_next_source_is_asked(
+    tmp_path: Path, mirror: Callable[..., Mirror], answer: Answer
+) -> None:
+    bad, good = mirror(answer), mirror(send(CONTENT))
+    assert fetch_file(FILE, tmp_path / "a.gz", ["s3://bucket/x", bad.url, good.url]) == good.url
+
+
 def test_no_password_of_a_mirror_is_shown(
     tmp_path: Path, mirror: Callable[..., Mirror], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,9 @@
 """Real servers of a registered model, and requests as clients send them."""
 
+import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from tests.conftest import ROOT, Start, environment, free_port, serve
 from tests.serve.conftest import Registered
 from tests.serve.test_picture import canvas, png
 
+JSON = {"Content-Type": "application/json"}
 WRONG = {
     "shape": ([[[0] * 28] * 27], "images of shape (N, 28, 28) are read here, and this has shape (1, 27, 28)"),
     "dtype": ([[[0.5] * 28] * 28], "grey levels are whole numbers from 0 to 255, and these are float64"),
@@ -99,13 +102,30 @@ def test_a_request_costs_no_more_than_it_may(registered: Registered, address: st
 
     for path in ("/invocations", "/read"):
         for data in (large, in_parts()):
-            refused = requests.post(f"{address}{path}", data=data, timeout=60)
+            refused = requests.post(f"{address}{path}", data=data, headers=JSON, timeout=60)
             assert (refused.status_code, refused.json()) == (413, {"error": "a request has at most 16 MiB"})
     wide = png(np.pad(canvas(50, 80, 150, 60), 884))
     with ThreadPoolExecutor(12) as executor:
         answers = [executor.submit(requests.post, f"{address}/read", data=wide, timeout=60) for _ in range(12)]
         assert {answer.result().status_code for answer in answers} == {200}
     check_answers(address, registered)
+    deep = requests.post(f"{address}/invocations", data="[" * 100_000, headers=JSON, timeout=60)
+    assert (deep.status_code, deep.json()) == (400, {"error": "what was sent is nested too deeply"})
+    assert requests.post(f"{address}/invocations", data=b"[]", timeout=60).status_code == 415
+
+
+def test_who_reads_slowly_keeps_nobody_waiting(registered: Registered, address: str) -> None:
+    """Two that send as much as they may, and read nothing of the answer."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    images = json.dumps({"inputs": np.zeros((4000, 28, 28), int).tolist()}).encode()
+    slow = []
+    for _ in range(2):
+        slow.append(socket.create_connection((host, int(port))))
+        head = "POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        slow[-1].sendall(f"{head}Content-Length: {len(images)}\r\n\r\n".encode() + images)
+    check_answers(address, registered)
+    for one in slow:
+        one.close()
 
 
 def test_pages_of_other_sites_are_not_answered(address: str) -> None:
@@ -119,6 +139,9 @@ def test_pages_of_other_sites_are_not_answered(address: str) -> None:
         for path in ("/read", "/invocations"):
             answer = requests.post(f"{address}{path}", data=picture, headers={"Origin": origin}, timeout=60)
             assert (answer.status_code == 403) == (status == 403), (origin, path)
+    assert (
+        requests.post(f"{address}/read", data=picture, headers={"Origin": "http://[::1"}, timeout=60).status_code == 403
+    )
     text = {"Content-Type": "text/plain"}
     assert requests.post(f"{address}/read", data=picture, headers=text, timeout=60).status_code == 415
 

@@ -25,6 +25,16 @@ def canvas(row: int, column: int, height: int, width: int) -> Grey:
     return grey
 
 
+def test_sixteen_bits_are_read_as_eight() -> None:
+    deep = np.full((280, 280), 60_000, np.uint16)
+    deep[50:200, 120:160] = 20_000
+    plain = np.full((280, 280), 234, np.uint8)
+    plain[50:200, 120:160] = 78
+    content = io.BytesIO()
+    Image.fromarray(deep).save(content, "PNG")
+    np.testing.assert_array_equal(read_picture(content.getvalue()), read_picture(png(plain)))
+
+
 def specks() -> Grey:
     """Two pixels so far apart that they vanish when what is between them is made small."""
     grey = np.zeros((600, 600), np.uint8)

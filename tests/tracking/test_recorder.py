@@ -13,6 +13,8 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 
 from pipeline.tracking.recorder import Recorder, RunAddress, is_refused, keep_event, send_unsent
 from pipeline.worker import Worker
@@ -246,6 +248,22 @@ def test_what_was_not_reached_was_not_refused(tmp_path: Path, status: int, refus
     assert is_refused(requests.HTTPError(response=response), run.uri, run.run_id) is refused
     assert not is_refused(requests.HTTPError(response=response), f"sqlite:////dev/null/{status}.db", run.run_id)
     assert not is_refused(requests.ConnectionError(), run.uri, run.run_id)
+
+
+def test_what_ails_a_database_in_passing_is_no_refusal(tmp_path: Path) -> None:
+    """MLflow has one code for all of it."""
+    _, run = new_run(tmp_path)
+    for error in (MlflowException("connection already closed", BAD_REQUEST), MlflowException("what?")):
+        assert not is_refused(error, run.uri, run.run_id)
+    large = "API request to endpoint /x failed with error code 413 != 200. Response body: ''"
+    assert is_refused(MlflowException(large), run.uri, run.run_id)
+    assert is_refused(MlflowException("no", INVALID_PARAMETER_VALUE), run.uri, run.run_id)
+
+
+def test_an_outbox_without_anything_is_none(tmp_path: Path) -> None:
+    (tmp_path / ".unsent" / "0").mkdir(parents=True)
+    assert send_unsent(tmp_path)[1] == []
+    assert not (tmp_path / ".unsent" / "0").exists()
 
 
 def test_a_model_whose_sending_failed_half_way_is_sent_once(tmp_path: Path) -> None:

@@ -107,6 +107,9 @@ def test_a_builder_returns_layers(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"_target_": "keras.layers.LSTM", "units": 3}, "model.layers.0: does not fit what comes before it: "),
         ({"_target_": "keras.layers.Conv2D", "filters": 2, "kernel_size": 3}, "model.layers: end in shape (26, 26, 2)"),
         ({"_target_": "keras.optimizers.SGD"}, "model.layers.0: SGD is no Keras layer"),
+        ({"_target_": "keras.layers.BatchNormalization", "axis": 9}, "model.layers.0: "),
+        ({"_target_": "keras.layers.Dense", "units": 3, "x": {1: 2}}, "model.layers.0: "),
+        ({"_target_": "keras.layers.Dense", "units": 3, "kernel_initializer": "Constant"}, "model.layers.0: "),
         ({"_target_": "pipeline.train.feeding.ImagePool", "images": 1}, "model.layers.0: "),
     ],
 )
