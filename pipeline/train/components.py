@@ -26,13 +26,9 @@ OUTSIDE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
 OUTSIDE |= {"TextVectorization", "StringLookup", "IntegerLookup"}
 
 COLOUR = re.compile(r"\x1b\[\d*m")
-EMPTY = (
-    "Exception encountered",
-    "Graph execution error",
-    "Detected at node",
-    "File ",
-    "<stack traces",
-)  # how lines begin
+# How lines of errors begin that say nothing.
+EMPTY = ("Exception encountered", "Graph execution error", "Detected at node", "File ", "<stack traces")
+LONGEST = 300  # characters of an error that are shown
 
 Layers = Callable[..., list[keras.Layer]]
 
@@ -78,30 +74,26 @@ def find_target(target: str, key: str) -> Any:
             f"{key}: {target} is not allowed: it is no layer, optimizer, schedule, initializer, regularizer or "
             "constraint, and no function that is marked as a builder (@builder of pipeline.train.components)"
         )
-    if home.startswith("keras.") and name in OUTSIDE:
+    if home.startswith("keras.") and found.__name__ in OUTSIDE:
         raise PipelineError(f"{key}: {target} is not allowed: it runs code, or reads files, from elsewhere")
     return found
 
 
-def check_nodes(node: Any, key: str, found: dict[str, Any], name: str = "") -> None:
+def check_nodes(node: Any, place: str, found: dict[str, Any], name: str = "") -> None:
     """Raise PipelineError if something is named where something of another kind belongs, or in another way."""
     if isinstance(node, dict):
-        foreign = [
-            inner for inner in node if inner == "class_name" or (str(inner).startswith("_") and inner != TARGET_KEY)
-        ]
+        foreign = [key for key in map(str, node) if key != TARGET_KEY and (key == "class_name" or key.startswith("_"))]
         if foreign:
-            raise PipelineError(
-                f"{key}: {foreign[0]} is not allowed: a {TARGET_KEY} and its arguments say what to build"
-            )
+            raise PipelineError(f"{place}: {foreign[0]} is not allowed: {TARGET_KEY} and arguments say what to build")
         target = node.get(TARGET_KEY)
         expected = next((kind for ending, kind in PARTS.items() if name.endswith(ending)), keras.Layer)
         if name and target and not (isinstance(found[target], type) and issubclass(found[target], expected)):
-            raise PipelineError(f"{key}: {name}: {target} is no {expected.__name__}")
+            raise PipelineError(f"{place}: {name}: {target} is no {expected.__name__}")
         for inner, child in node.items():
-            check_nodes(child, key, found, str(inner))
+            check_nodes(child, place, found, str(inner))
     elif isinstance(node, list):
         for child in node:
-            check_nodes(child, key, found, name)
+            check_nodes(child, place, found, name)
 
 
 @contextmanager
@@ -118,9 +110,8 @@ def explained(what: str) -> Iterator[None]:
 def cause(error: Exception) -> str:
     """The line of an error of Keras or a backend that says something, without colours."""
     lines = [COLOUR.sub("", line).strip() for line in str(error).splitlines()]
-    return without_secrets(next((line for line in lines if line and not line.startswith(EMPTY)), first_line(error)))[
-        :300
-    ]
+    said = next((line for line in lines if line and not line.startswith(EMPTY)), first_line(error))
+    return without_secrets(said)[:LONGEST]
 
 
 def check_layer(layer: Any, key: str) -> None:
