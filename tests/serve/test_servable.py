@@ -116,9 +116,7 @@ def test_a_model_that_is_not_there_is_one_line(registered: Registered) -> None:
 
 def test_nothing_that_is_logged_is_a_pickle(registered: Registered) -> None:
     files = [file for file in registered.files.rglob("*") if file.is_file()]
-    files = [
-        file for file in files if file.parent.name != "__pycache__"
-    ]  # another test loaded it
+    files = [file for file in files if file.parent.name != "__pycache__"]  # another test loaded it
     assert {file.suffix for file in files} <= {"", ".json", ".txt", ".yaml", ".py", ".onnx", ".keras"}
     assert not [file for file in files if file.read_bytes().startswith(b"\x80")]
 
