@@ -174,6 +174,9 @@ class Optimizer(Section):
         return check_targets(values)
 
 
+Xla = Literal["auto", True, False]  # whether XLA compiles the training
+
+
 class Training(Section):
     """How the network learns, and what is watched while it does."""
 
@@ -191,7 +194,7 @@ class Training(Section):
     keep_best_epoch: bool
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
     recalibrate: bool
-    xla: Literal["auto", True, False]
+    xla: Xla
     steps_per_execution: PositiveInt
     deterministic: bool
 

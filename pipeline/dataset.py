@@ -1,6 +1,5 @@
 """The form in which images and labels pass from preprocess to train and evaluate."""
 
-import io
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -26,9 +25,8 @@ def save_split(path: Path, split: Split) -> None:
     """
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, array in split._asdict().items():
-            content = io.BytesIO()
-            np.save(content, array, allow_pickle=False)
-            archive.writestr(zip_entry(f"{name}.npy"), content.getvalue())
+            with archive.open(zip_entry(f"{name}.npy"), "w") as file:
+                np.save(file, array, allow_pickle=False)
 
 
 def load_split(path: Path) -> Split:

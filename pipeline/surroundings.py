@@ -13,7 +13,8 @@ def settle() -> None:
     """
     os.environ.pop("MPLBACKEND", None)  # a notebook's is a module that need not be here; pictures are only saved
     for name in ("NO_PROXY", "no_proxy"):
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), *LOOPBACK]))
+        listed = filter(None, os.environ.get(name, "").split(","))
+        os.environ[name] = ",".join(dict.fromkeys([*listed, *LOOPBACK]))
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # a terminal that knows ASCII alone gets a question mark for what it cannot show
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -4,11 +4,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.config import Xla
 
 VALIDATION_BATCH = 1000
 
@@ -41,7 +43,7 @@ class Backend(ABC):
         """Have the same operations give the same bits every time, at some cost in speed."""
 
     @abstractmethod
-    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model], whole: bool) -> bool:
+    def use_xla(self, setting: Xla, networks: list[keras.Model], whole: bool) -> bool:
         """Whether XLA compiles the training of these networks, as `training.xla` says; alone, or the `whole` update.
 
         Raises PipelineError if it must and cannot, or must not and does.

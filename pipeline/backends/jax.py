@@ -4,7 +4,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import keras
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline import paths
 from pipeline.backends.base import VALIDATION_BATCH, Backend, Pass
+from pipeline.config import Xla
 from pipeline.errors import PipelineError, first_line
 from pipeline.files import text_digest
 from pipeline.machine import describe_machine
@@ -50,7 +51,7 @@ class Jax(Backend):
         """As XLA offers it; a CPU's results are the same every time."""
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
 
-    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model], whole: bool) -> bool:
+    def use_xla(self, setting: Xla, networks: list[keras.Model], whole: bool) -> bool:
         """JAX computes with nothing else."""
         if setting is False:
             raise PipelineError("training.xla: false: JAX computes with XLA alone; set auto or true")

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.backends.base import Backend
 from pipeline.backends.fused import fuse_layers, fuse_optimizer
+from pipeline.config import Xla
 from pipeline.errors import PipelineError
 
 
@@ -36,7 +37,7 @@ class TensorFlow(Backend):
         tf.config.experimental.enable_op_determinism()
         self._deterministic = True
 
-    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model], whole: bool) -> bool:
+    def use_xla(self, setting: Xla, networks: list[keras.Model], whole: bool) -> bool:
         """On a GPU where nothing is in the way: Keras's `auto` would also take a GPU that is not used for one."""
         layers = [layer for network in networks for layer in network._flatten_layers()]
         obstacles = [f"keras.layers.{type(layer).__name__}" for layer in layers if not layer.supports_jit]

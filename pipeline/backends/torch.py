@@ -1,11 +1,10 @@
 """PyTorch, as Keras uses it."""
 
-from typing import Literal
-
 import keras
 import torch
 
 from pipeline.backends.base import Backend
+from pipeline.config import Xla
 from pipeline.errors import PipelineError
 
 
@@ -23,7 +22,7 @@ class Torch(Backend):
             return False
         return bool(torch.cuda.is_available())
 
-    def use_xla(self, setting: Literal["auto", True, False], networks: list[keras.Model], whole: bool) -> bool:
+    def use_xla(self, setting: Xla, networks: list[keras.Model], whole: bool) -> bool:
         """Keras has no XLA for PyTorch."""
         if setting is True:
             raise PipelineError("training.xla: true: there is no XLA for PyTorch; set auto or false")

@@ -146,10 +146,9 @@ def write_event(run: RunAddress, event: Event, path: Path | None) -> None:
         try:
             send_event(client_of(run.uri), run.run_id, event, path)
         except Exception as error:  # whatever ails the store, it must not cost a training
-            refused = is_refused(error, run.uri, run.run_id)
-            keep_event(run, event, path, refused)
-            what = f"this run's {event['kind']} ({reason(error)})"
-            say(f"{run.uri} refuses {what}. {ASIDE}" if refused else f"{run.uri} does not take {what}. {KEPT}")
+            if not set_aside(run, event, path, error):
+                keep_event(run, event, path)
+                say(f"{run.uri} does not take this run's {event['kind']} ({reason(error)}). {KEPT}")
 
 
 def keep_event(run: RunAddress, event: Event, path: Path | None, refused: bool = False) -> None:
@@ -164,6 +163,15 @@ def keep_event(run: RunAddress, event: Event, path: Path | None, refused: bool =
         shutil.copy(path, folder)
         event = event | {"file": f"{folder.name}/{path.name}"}
     write_json(outbox / f"event-{number:06}.json", event)
+
+
+def set_aside(run: RunAddress, event: Event, path: Path | None, error: Exception) -> bool:
+    """Put an event that the store refused out of the way of all others, and say so. Returns whether it was refused."""
+    refused = is_refused(error, run.uri, run.run_id)
+    if refused:
+        keep_event(run, event, path, refused=True)
+        say(f"{run.uri} refuses the {event['kind']} of run {run.run_id} ({reason(error)}). {ASIDE}")
+    return refused
 
 
 def is_refused(error: Exception, uri: str, run_id: str) -> bool:
@@ -300,7 +308,7 @@ def send_unsent(root: Path) -> tuple[int, list[str]]:
                 _send_outbox(outbox)
                 sent += 1
             except Exception as error:  # as above: reported, never in the way
-                problems.append(without_secrets(f"run {outbox.name} is still incomplete: {reason(error)}"))
+                problems.append(f"run {outbox.name} is still incomplete: {reason(error)}")
     return sent, problems
 
 
@@ -311,17 +319,14 @@ def _send_outbox(outbox: Path) -> None:
         shutil.rmtree(outbox)
         return
     uri = (outbox / "uri").read_text(encoding="utf-8")
-    client = client_of(uri)
+    client, run = client_of(uri), RunAddress(uri, outbox.name, None, outbox.parent.parent)
     for path in sorted(outbox.glob("event-*.json")):
         event = json.loads(path.read_text(encoding="utf-8"))
         file = outbox / event.pop("file") if "file" in event else None
         try:
             send_event(client, outbox.name, event, file)
         except Exception as error:
-            run = RunAddress(uri, outbox.name, None, outbox.parent.parent)
-            if not is_refused(error, run.uri, run.run_id):
+            if not set_aside(run, event, file, error):
                 raise
-            keep_event(run, event, file, refused=True)
-            say(f"{run.uri} refuses the {event['kind']} of run {run.run_id} ({reason(error)}). {ASIDE}")
         path.unlink()
     shutil.rmtree(outbox)

@@ -5,8 +5,9 @@ from typing import Any
 
 import keras
 
-from pipeline.errors import PipelineError, first_line
+from pipeline.errors import PipelineError
 from pipeline.train.archive import is_keras
+from pipeline.train.components import explained
 
 BYTE, FLOAT = "uint8", "float32"
 WHITE = 255
@@ -69,23 +70,19 @@ class Augmentation(keras.layers.Layer):
 
 def check_augmentation(row: list[keras.layers.Layer], shape: tuple[int, ...]) -> None:
     """Raise PipelineError, naming its key, for a layer that cannot be used on grey images of this size."""
-    size, images, made = "×".join(map(str, shape)), keras.KerasTensor((None, *shape), BYTE), list(shape)
+    size, images = "×".join(map(str, shape)), keras.KerasTensor((None, *shape), BYTE)
     for index, layer in enumerate(row):
         key = f"training.augmentation.{index}: {type(layer).__name__}"
         if is_keras(layer) and type(layer).__name__ not in ALLOWED:
             why = REFUSED.get(type(layer).__name__, "it is none of Keras's layers that change images one by one")
             raise PipelineError(f"{key} cannot be used: {why}")
-        try:
+        with explained(f"{key} does not take grey images of {size}"):
             images = apply(layer, images)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise PipelineError(f"{key} does not take grey images of {size}: {first_line(error)}") from None
         if layer.weights:
             raise PipelineError(f"{key} has weights: it belongs to the network, in model.layers")
-        _, *made = images.shape
-        if made[2:] not in ([], [1]) or len(made) < len(shape):
-            raise PipelineError(f"{key} makes no grey images of grey images")
-    if tuple(made[:2]) != shape:
-        raise PipelineError(f"training.augmentation: makes {made[0]}×{made[1]} of {size}, which the network reads")
+    made = "×".join(map(str, without_channel(images).shape[1:]))
+    if made != size:
+        raise PipelineError(f"training.augmentation: makes {made} of {size}, which the network reads")
 
 
 def apply(layer: keras.layers.Layer, images: Any) -> Any:

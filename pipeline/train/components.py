@@ -68,7 +68,7 @@ def find_target(target: str, key: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise PipelineError(f"{key}: {target} cannot be built: {first_line(error)}") from None
     home = getattr(found, "__module__", "")
-    known = isinstance(found, type) and issubclass(found, KINDS) and home.startswith(("keras.", f"{module}"))
+    known = isinstance(found, type) and issubclass(found, KINDS) and home.startswith(("keras.", module))
     if not known and not (getattr(found, "builds_layers", False) and home == module):
         raise PipelineError(
             f"{key}: {target} is not allowed: it is no layer, optimizer, schedule, initializer, regularizer or "

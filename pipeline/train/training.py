@@ -76,29 +76,17 @@ def train_and_record(
             learner.give_weights_to(network)
             if config.training.recalibrate:
                 recalibrate(network, train.images)
-            check_finite([network])
+                check_finite([network])
             save_network(paths.MODEL, network)
             write_text(paths.HISTORY, history_csv(epochs))
             watch.lap("save")
             digest = md5(paths.MODEL)
             recorder.tags({"dvc.model": digest})
             recorder.model(paths.MODEL, network.input_shape[1:], config.dataset.classes, keras.backend.backend())
-            facts = {
-                "run_id": recorder.run_id,
-                "model_md5": digest,
-                "device": device,
-                "backend": keras.backend.backend(),
-                "precision": keras.config.dtype_policy().name,
-                "parameters": network.count_params(),
-                "epochs": len(epochs),
-                "fit_seconds": round(sum(epoch["seconds"] for epoch in epochs), 2),
-                "peak_memory_mib": peak_memory_mib(),
-                "machine": describe_machine(),
-                "versions": describe_versions(),
-                "provenance": provenance._asdict(),
-            }
             recorder.flush()
             watch.lap("log")
+            facts = {"run_id": recorder.run_id, "model_md5": digest, "device": device} | outcome(network, epochs)
+            facts["provenance"] = provenance._asdict()
             facts["seconds"] = {name: round(seconds, 2) for name, seconds in watch.seconds.items()}
             write_json(paths.RUN, facts)
             recorder.metrics(costs(facts), len(epochs))
@@ -202,6 +190,20 @@ def fit_recorded(
 
     with system_metrics(recorder):
         return fit(learner, train, validation, config, checkpoint, report)
+
+
+def outcome(network: keras.Model, epochs: list[Epoch]) -> dict[str, Any]:
+    """What models/run.json says of a training that has ended, and of what computed it."""
+    return {
+        "backend": keras.backend.backend(),
+        "precision": keras.config.dtype_policy().name,
+        "parameters": network.count_params(),
+        "epochs": len(epochs),
+        "fit_seconds": round(sum(epoch["seconds"] for epoch in epochs), 2),
+        "peak_memory_mib": peak_memory_mib(),
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+    }
 
 
 def summary(network: keras.Model) -> str:

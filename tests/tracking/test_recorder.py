@@ -208,7 +208,7 @@ def test_what_the_store_refuses_is_set_aside_and_the_rest_goes_on(
     assert client.get_run(run.run_id).data.tags["device"] == "cpu"
     assert aside(run) == ["metrics"]
     (line,) = capsys.readouterr().out.splitlines()
-    assert "refuses this run's metrics (" in line
+    assert f"refuses the metrics of run {run.run_id} (" in line
     assert "set aside in .unsent/refused/" in line
     assert send_unsent(tmp_path) == (0, []), "told once"
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import Split
 from pipeline.errors import PipelineError
-from pipeline.train.augmentation import ALLOWED, REFUSED, Augmentation, RandomAffine, RandomShift
+from pipeline.train.augmentation import ALLOWED, REFUSED, Augmentation, RandomAffine, RandomShift, check_augmentation
 from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.fitting import fit
 from pipeline.train.network import build_augmentation, members_of
@@ -145,6 +145,18 @@ def test_what_is_no_augmentation_is_refused(tmp_path: Path, layer: dict[str, Any
 def test_what_makes_no_images_of_images_is_refused(tmp_path: Path, specs: list[Any], message: str) -> None:
     with pytest.raises(PipelineError, match=re.escape(message)):
         row(tmp_path, *specs)
+
+
+def test_a_layer_of_ours_with_weights_is_refused() -> None:
+    class Own(keras.layers.Layer):  # type: ignore[misc]
+        def build(self, shape: Any) -> None:
+            self.add_weight(shape=shape[1:], name="mask")
+
+        def call(self, images: Any) -> Any:
+            return images
+
+    with pytest.raises(PipelineError, match=r"training\.augmentation\.0: Own has weights: it belongs to the network"):
+        check_augmentation([Own()], (SIDE, SIDE))
 
 
 def test_a_size_may_change_on_the_way(tmp_path: Path) -> None:
