@@ -4,23 +4,23 @@ import os
 import re
 from urllib.parse import unquote
 
-# What stands before the @ of an address: a user's name, which may be a token, and a password of any characters.
+# The user name, which may be a token, and the password before the @ of an address.
 PASSWORD = re.compile(r"(?<=://)(?:[^\s/?#'\"@:]*:[^\s'\"]*|[^\s/?#'\"]*)(?=@)")
 NAMES = "password|passwd|pass|pwd|token|key|keyid|secret|sig|signature|credential|auth|odbc_connect"
 PARAMETER = re.compile(rf"(?i)([?&][\w-]*(?:{NAMES})=)[^&\s'\"]+")
-ADDRESSES = ("MLFLOW_TRACKING_URI", "DATASET_MIRROR")  # variables that may hold a password
-SHORT = 3  # characters: what is no longer may be a part of any word
+ADDRESSES = ("MLFLOW_TRACKING_URI", "DATASET_MIRROR")  # environment variables that may hold a password
+SHORT = 3  # characters: replacing such a short password would mask parts of ordinary words
 
 
 def without_secrets(text: str) -> str:
-    """A text in which no address has a password, a token, or a user's name, which may be one."""
+    """Mask user names, passwords and tokens in the addresses of a text."""
     for secret in known_secrets():
         text = text.replace(secret, "***")
     return PARAMETER.sub(r"\1***", PASSWORD.sub("***", text))
 
 
 def known_secrets() -> list[str]:
-    """The passwords and parameters in the addresses that this process was told, as they stand there and decoded."""
+    """Passwords and query strings of the addresses in the environment, raw and URL-decoded, longest first."""
     found = set()
     for address in filter(None, map(os.environ.get, ADDRESSES)):
         _, _, rest = address.partition("://")

@@ -45,14 +45,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def zip_entry(name: str) -> zipfile.ZipInfo:
-    """A file for a zip archive that has the same bytes everywhere: of the earliest date there is, and as on Unix."""
+    """A zip entry with fixed metadata, so that archives have the same bytes on every platform."""
     entry = zipfile.ZipInfo(name)
     entry.create_system = 3
     return entry
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """The value of a YAML text, as `yaml.safe_load` gives it, in a seventh of the time where PyYAML has libyaml.
+    """Like `yaml.safe_load`, but with libyaml where PyYAML has it, which takes a seventh of the time.
 
     Raises yaml.YAMLError.
     """

@@ -1,27 +1,27 @@
-"""What a process heeds of where it was started: all that is not named in docs/surroundings.md is set here."""
+"""Make commands independent of the environment they are started in; docs/surroundings.md lists what they heed."""
 
 import os
 import sys
 
-LOOPBACK = ("127.0.0.1", "localhost")  # where this pipeline's own servers listen: no proxy is asked for them
+LOOPBACK = ("127.0.0.1", "localhost")  # this pipeline's own servers, reached without a proxy
 
 
 def settle() -> None:
-    """Make this process, and what it starts, independent of whose shell, notebook or container it was started in.
+    """Override environment settings that could change a result or end this process or its children.
 
-    Must run before matplotlib, Keras or MLflow are imported.
+    Must run before matplotlib, Keras or MLflow is imported.
     """
-    os.environ.pop("MPLBACKEND", None)  # a notebook's is a module that need not be here; pictures are only saved
+    os.environ.pop("MPLBACKEND", None)  # Jupyter names a module that may not be installed
     for name in ("NO_PROXY", "no_proxy"):
         listed = filter(None, os.environ.get(name, "").split(","))
         os.environ[name] = ",".join(dict.fromkeys([*listed, *LOOPBACK]))
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # a terminal that knows ASCII alone gets a question mark for what it cannot show
+        if stream is not None:  # None where it was closed; characters that it cannot encode become "?"
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 
 def use_own_keras_settings() -> None:
-    """Have Keras, once it is imported, forget what the user's own ~/.keras/keras.json says of images and numbers."""
+    """Undo the settings that Keras read from ~/.keras/keras.json when it was imported."""
     keras = sys.modules.get("keras")
     if keras is not None:
         keras.config.set_image_data_format("channels_last")

@@ -27,7 +27,7 @@ class Pass(NamedTuple):
 class Backend(ABC):
     """Keras's own ways, which a backend replaces where it knows a quicker one."""
 
-    errors: ClassVar[tuple[type[Exception], ...]] = ()  # that it raises of what it cannot compute
+    errors: ClassVar[tuple[type[Exception], ...]] = ()  # raised by the backend for operations that it cannot run
     missing_gpu: ClassVar[str]  # what to do about libraries that a GPU needs and that are not there
     joins_updates: ClassVar[bool] = True  # whether `fit` can make several updates in one call, to the same result
 
@@ -44,13 +44,13 @@ class Backend(ABC):
 
     @abstractmethod
     def use_xla(self, setting: Xla, networks: list[keras.Model], whole: bool) -> bool:
-        """Whether XLA compiles the training of these networks, as `training.xla` says; alone, or the `whole` update.
+        """Whether to compile these networks with XLA, given `training.xla`: the `whole` update, or the networks alone.
 
-        Raises PipelineError if it must and cannot, or must not and does.
+        Raises PipelineError if the setting cannot be honoured.
         """
 
     def compile_network(self, network: keras.Model) -> Callable[[Any], Any]:
-        """The same network, compiled by XLA on its own, where that cannot compile all of an update."""
+        """The network, compiled by XLA separately because XLA cannot compile the whole update."""
         return network
 
     def fuse_layers(self, network: keras.Model) -> keras.Model:
@@ -88,9 +88,9 @@ class Backend(ABC):
 
 @contextmanager
 def unfinished(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """Have `fit` inside the block leave the weights alone at its end, where `use_ema` puts averages in their place.
+    """Keep `fit` from overwriting the weights with their moving averages (`use_ema`) inside the block.
 
-    That is for the end of all epochs.
+    Keras does so at the end of each `fit`; here that is only wanted after the last epoch.
     """
     vars(optimizer)["finalize_variable_values"] = lambda _: None
     try:

@@ -14,13 +14,13 @@ def fuse_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Op
     fused = {keras.optimizers.Adam: FusedAdam, keras.optimizers.RMSprop: FusedRMSprop}
     has_more = any(getattr(optimizer, name, False) for name in ("amsgrad", "centered", "momentum"))
     if not has_more and type(optimizer) in fused:
-        # In place: a copy by its configuration would lose a learning rate's schedule that Keras does not know.
+        # In place: from_config could not restore a custom learning rate schedule.
         optimizer.__class__ = fused[type(optimizer)]
     return optimizer
 
 
 def fuse_layers(network: keras.Model) -> keras.Model:
-    """The same network, or one of the same layers in which copies normalise convolutions in one operation each."""
+    """The network, or one that shares its layers except for fused copies of its batch normalisations."""
     if not any(is_fusible(layer) for layer in network.layers):
         return network
     copy = keras.models.clone_model(network, clone_function=fuse_layer)
@@ -29,7 +29,7 @@ def fuse_layers(network: keras.Model) -> keras.Model:
 
 
 def fuse_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """The same layer, or a new one that computes the same: not by its configuration, from which Keras makes its own."""
+    """The layer itself, or its fused copy. Not built by `from_config`, which cannot restore custom objects."""
     if not is_fusible(layer):
         return layer
     parts = ("beta_regularizer", "gamma_regularizer", "beta_constraint", "gamma_constraint", "activity_regularizer")
@@ -79,7 +79,7 @@ class FusedAdam(keras.optimizers.Adam):
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Change the variable and its two moments."""
-        if isinstance(gradient, IndexedSlices):  # of an embedding: some rows alone
+        if isinstance(gradient, IndexedSlices):  # sparse: the gradient of an embedding
             super().update_step(gradient, variable, learning_rate)
             return
         index, step = self._get_variable_index(variable), keras.ops.cast(self.iterations + 1, variable.dtype)

@@ -52,9 +52,9 @@ class Jax(Backend):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
 
     def use_xla(self, setting: Xla, networks: list[keras.Model], whole: bool) -> bool:
-        """JAX computes with nothing else."""
+        """Always: JAX has no other compiler."""
         if setting is False:
-            raise PipelineError("training.xla: false: JAX computes with XLA alone; set auto or true")
+            raise PipelineError("training.xla: false: JAX always uses XLA; set auto or true")
         return True
 
     def compile(self, learner: keras.Model, data: Pass) -> None:

@@ -38,20 +38,22 @@ class TensorFlow(Backend):
         self._deterministic = True
 
     def use_xla(self, setting: Xla, networks: list[keras.Model], whole: bool) -> bool:
-        """On a GPU where nothing is in the way: Keras's `auto` would also take a GPU that is not used for one."""
+        """For `auto`, whether a GPU is in use and every layer supports XLA. Keras also counts GPUs that are hidden."""
         layers = [layer for network in networks for layer in network._flatten_layers()]
         obstacles = [f"keras.layers.{type(layer).__name__}" for layer in layers if not layer.supports_jit]
-        if not whole and any(layer.activity_regularizer for layer in layers):  # what it adds to the loss stays inside
-            obstacles.append("an activity_regularizer beside this augmentation")
+        if not whole and any(layer.activity_regularizer for layer in layers):  # its loss could not leave the function
+            obstacles.append("activity regularizers together with this augmentation")
         if self._deterministic:
             obstacles.append("training.deterministic")
         if setting is True and obstacles:
-            raise PipelineError(f"training.xla: true: TensorFlow has no XLA for {obstacles[0]}; set auto or false")
+            raise PipelineError(
+                f"training.xla: true: XLA on TensorFlow does not support {obstacles[0]}; set auto or false"
+            )
         used = bool(tf.config.get_visible_devices("GPU")) and sys.platform != "darwin"  # Metal has no XLA
         return setting is True or (setting == "auto" and used and not obstacles)
 
     def compile_network(self, network: keras.Model) -> Callable[[Any], Any]:
-        """The same weights in a function of its own: what augments the images stays outside."""
+        """The network in an XLA function of its own; augmentation stays outside."""
         return Compiled(network)
 
     def fuse_layers(self, network: keras.Model) -> keras.Model:
@@ -74,7 +76,7 @@ class TensorFlow(Backend):
 
 
 class Compiled(keras.layers.Layer):
-    """A network that XLA compiles, inside of a function that it does not."""
+    """A network compiled with XLA inside a function that is not."""
 
     def __init__(self, network: keras.Model) -> None:
         super().__init__(name=f"compiled_{network.name}")
@@ -82,7 +84,7 @@ class Compiled(keras.layers.Layer):
         self._function = tf.function(network, jit_compile=True)
 
     def call(self, images: Any, training: bool = False) -> Any:
-        """What the network makes of images."""
+        """The output of the network."""
         return self._function(images, training=training)
 
 

@@ -23,9 +23,9 @@ class Torch(Backend):
         return bool(torch.cuda.is_available())
 
     def use_xla(self, setting: Xla, networks: list[keras.Model], whole: bool) -> bool:
-        """Keras has no XLA for PyTorch."""
+        """Never: Keras does not support XLA on PyTorch."""
         if setting is True:
-            raise PipelineError("training.xla: true: there is no XLA for PyTorch; set auto or false")
+            raise PipelineError("training.xla: true: Keras does not support XLA on PyTorch; set auto or false")
         return False
 
     def make_deterministic(self) -> None:

@@ -40,9 +40,7 @@ def read_params(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeError) as error:
         raise PipelineError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise PipelineError(
-            f"{path} refers to itself: no alias (*) may be inside of what its anchor (&) names"
-        ) from None
+        raise PipelineError(f"{path} refers to itself: an alias (*) lies inside its own anchor (&)") from None
     if not isinstance(values, dict):
         raise PipelineError(f"{path} must be a mapping of keys to values, such as `recipe: baseline`")
     return {str(key): value for key, value in values.items()}
@@ -77,15 +75,15 @@ def compose_config(conf: Path, params: Path, requirements: Path = paths.REQUIREM
 
 
 def pinned_versions(requirements: Path) -> dict[str, str]:
-    """The versions of the packages that compute, from a requirements.txt: none where there is no such file."""
+    """The pinned versions of Keras and TensorFlow in a requirements.txt; empty if there is no such file."""
     text = requirements.read_text(encoding="utf-8") if requirements.exists() else ""
     return dict(PIN.findall(text))
 
 
 def check_for_hydra(path: Path) -> None:
-    """Raise PipelineError if a file of conf/ sets something of Hydra itself, which could have it import a package.
+    """Raise PipelineError if a file of conf/ configures Hydra itself, which could make it import a package.
 
-    What is no plain YAML is refused, too: Hydra's own reading of YAML takes more.
+    Anything but plain YAML is an error, too: Hydra's own loader accepts more.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -97,12 +95,12 @@ def check_for_hydra(path: Path) -> None:
     if not isinstance(defaults, list):
         raise PipelineError(f"{path}: defaults: must be a list")
     if HYDRA.search(text) or any("hydra" in str(name) or "://" in str(name) for name in [*held, *defaults]):
-        raise PipelineError(f"{path}: sets something of Hydra itself (hydra), which is not for configurations")
+        raise PipelineError(f"{path}: configures Hydra itself, which is not allowed")
 
 
 @contextmanager
 def without_environment() -> Iterator[None]:
-    """Have interpolations that depend on machine or time be errors inside the block: what is composed is committed."""
+    """Make interpolations that depend on the machine or the time errors: the composed file is committed."""
 
     def refuse(*_: str) -> None:
         raise ValueError(f"{paths.COMPOSED} is committed, so it must not depend on one machine's environment (oc.env)")

@@ -97,7 +97,7 @@ def predict(network: keras.Model, test: Split) -> tuple[NDArray[np.float32], NDA
     logits, probabilities = both.predict(test.images, batch_size=BATCH, verbose=0)
     if count := int((~np.isfinite(logits)).any(axis=1).sum()):
         raise PipelineError(
-            f"{paths.MODEL} answers {count} of {len(logits)} test images with what is no number: lower "
+            f"{paths.MODEL} predicts NaN or infinity for {count} of {len(logits)} test images: lower "
             "optimizer.learning_rate and run `dvc repro`"
         )
     return logits, probabilities

@@ -190,13 +190,13 @@ def gate_of(side: Side) -> Gate | None:
 
 
 def configuration_of(side: Side) -> str:
-    """A digest of all settings but the seed that a model's figures come from, and of its test images."""
+    """A digest of the model, optimizer and training settings and of the test images."""
     settings = flatten({key: side.composed.get(key) for key in DECIDING})
     return text_digest(repr([*sorted(map(str, settings)), side.first.metrics.dataset.test_md5]))
 
 
 def with_record(side: Side, read: Reader, place: str) -> Side:
-    """The side with what `read` finds on record of its recipe's seeds, measured with its settings on its test images.
+    """The side with the recorded seed noise of its recipe, if it was measured with the same settings and test images.
 
     Both sides are looked up where the baseline lies, so that no change brings the record that it is judged by.
     """

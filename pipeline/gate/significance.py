@@ -79,7 +79,7 @@ def p_over_seeds_and_images(rise: NDArray[np.float64], images: int, sides: list[
     """
     mean = rise.sum() / images
     readings = sum(side.readings for side in sides)
-    # As if the two were equally good: less the mean's square, nothing is left where every image of a few differs.
+    # The null hypothesis has mean 0. Subtracting the square of this mean would leave no variance for tiny classes.
     with_images = max(readings, (rise**2).sum() / images**2)
     parts = [(with_images, float(images)), *((side.seeds, side.freedom) for side in sides)]
     variance = sum(part for part, _ in parts)

@@ -1,4 +1,4 @@
-"""What a request may cost, and from where it may come, before anybody reads it."""
+"""Limits on the size, number and origin of requests."""
 
 import asyncio
 from urllib.parse import urlsplit
@@ -8,21 +8,21 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST = 16 << 20  # bytes: JSON of 4,000 images
-AT_ONCE = 2  # reading JSON takes thirty times its size
-WAITING = 16  # requests whose bodies are held
+AT_ONCE = 2  # requests processed concurrently: parsing JSON takes thirty times its size in memory
+WAITING = 16  # requests held in memory
 SCORING = "/invocations"
-PATIENCE = 30.0  # seconds to send a body
+PATIENCE = 30.0  # seconds for a body to arrive
 
 
 class Limits:
-    """Refuses requests that are too large or that another site's page sends, and has few answered at once."""
+    """ASGI middleware that rejects oversized and cross-site requests and limits concurrency."""
 
     def __init__(self, app: ASGIApp, own_names: list[str]) -> None:
         self._app, self._own_names = app, own_names
         self._room, self._held = asyncio.Semaphore(AT_ONCE), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
@@ -31,11 +31,11 @@ class Limits:
             messages = await self._answer(scope, receive)
         finally:
             self._held -= 1
-        for message in messages:  # when others may go on: whoever asks may be slow to read it
+        for message in messages:  # after the next request may start: a client may read its answer slowly
             await send(message)
 
     async def _answer(self, scope: Scope, receive: Receive) -> list[Message]:
-        """What is to be sent."""
+        """The messages to send."""
         try:
             self._check(Headers(scope=scope), scope["path"])
             body = await asyncio.wait_for(read_body(receive), PATIENCE)
@@ -44,23 +44,23 @@ class Limits:
         except RefusedError as error:
             answer = refusal(str(error), error.status)
         except TimeoutError:
-            answer = refusal(f"a request is sent within {PATIENCE:.0f} seconds", 408)
+            answer = refusal(f"the request body did not arrive within {PATIENCE:.0f} seconds", 408)
         except RecursionError:
-            answer = refusal("what was sent is nested too deeply", 400)
+            answer = refusal("the request body is nested too deeply", 400)
         return await collected(answer, scope, receive)
 
     def _check(self, headers: Headers, path: str) -> None:
-        """Raise RefusedError for what is refused unread."""
+        """Raise RefusedError for requests that are rejected without reading their body."""
         if not is_own(headers.get("origin"), self._own_names):
-            raise RefusedError("pages of other sites are not answered", 403)
+            raise RefusedError("requests from other sites are refused", 403)
         if self._held > WAITING:
-            raise RefusedError("too many at once: ask again", 503)
-        if path == SCORING and "content-type" not in headers:  # on which MLflow would fail
-            raise RefusedError("say with Content-Type what is sent", 415)
+            raise RefusedError("too many requests: try again later", 503)
+        if path == SCORING and "content-type" not in headers:  # MLflow fails without it
+            raise RefusedError("the Content-Type header is missing", 415)
 
 
 class RefusedError(Exception):
-    """Why a request gets no other answer, and the HTTP status that says so."""
+    """A rejected request: the reason and the HTTP status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -68,7 +68,7 @@ class RefusedError(Exception):
 
 
 def is_own(origin: str | None, names: list[str]) -> bool:
-    """Whether a request comes from a page of this server, or from no page: browsers tell it for whatever one sends."""
+    """Whether an Origin header, which browsers add to what a page sends, is absent or names this server."""
     try:
         return origin is None or urlsplit(origin).hostname in names
     except ValueError:
@@ -76,7 +76,7 @@ def is_own(origin: str | None, names: list[str]) -> bool:
 
 
 async def collected(app: ASGIApp, scope: Scope, receive: Receive) -> list[Message]:
-    """All that an application sends."""
+    """The messages that an application sends."""
     messages: list[Message] = []
 
     async def keep(message: Message) -> None:
@@ -94,12 +94,12 @@ async def read_body(receive: Receive) -> bytes:
         content += message.get("body", b"")
         more = message.get("more_body", False)
         if len(content) > LARGEST:
-            raise RefusedError(f"a request has at most {LARGEST >> 20} MiB", 413)
+            raise RefusedError(f"a request body can be at most {LARGEST >> 20} MiB", 413)
     return bytes(content)
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """What gives a body that was read already, and then what else comes."""
+    """A `receive` that returns a body that was already read, then whatever follows."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def next_message() -> Message:
@@ -109,5 +109,5 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 
 def refusal(message: str, status: int) -> JSONResponse:
-    """An answer that says why there is no other."""
+    """A JSON response with an error message."""
     return JSONResponse({"error": message}, status)

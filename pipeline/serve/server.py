@@ -74,7 +74,7 @@ def with_page(served: Served, name: str) -> FastAPI:
         if len(content) > LARGEST:
             return refusal(f"a picture has at most {LARGEST >> 20} MiB", 413)
         if request.headers.get("content-type", PNG) != PNG:
-            return refusal(f"a picture is sent as {PNG}", 415)
+            return refusal(f"send the picture as {PNG}", 415)
         try:
             return JSONResponse(await run_in_threadpool(answer, served, content))
         except PipelineError as error:

@@ -49,7 +49,7 @@ def log_model(client: MlflowClient, run_id: str, name: str, flavor: ModuleType, 
     mlflow.set_tracking_uri(client.tracking_uri)  # `Model.log` takes no address
     try:
         with redirect_stdout(io.StringIO()):  # MLflow may try the example, and Keras draws a progress bar for it
-            # A model that the run has already would be an error to give it again.
+            # Linking a model to its run twice is an error.
             Model.log(None, flavor, run_id=None if linked else run_id, model_id=logged.model_id, **options)
     finally:
         mlflow.set_tracking_uri(current)
@@ -57,7 +57,7 @@ def log_model(client: MlflowClient, run_id: str, name: str, flavor: ModuleType, 
 
 
 def unfinished_model(client: MlflowClient, run: Run, name: str) -> LoggedModel:
-    """A new model of a run, or what is left of its own whose sending failed half-way: nobody else writes that."""
+    """A new logged model of a run, or its own unfinished one after a failed upload, which nobody else writes."""
     # Without a place of its own, a model that is logged outside an active run goes to the default experiment.
     experiment, run_id = run.info.experiment_id, run.info.run_id
     for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):

@@ -45,14 +45,14 @@ def find_provenance() -> Provenance:
 
 
 def tell_refusal() -> None:
-    """Say so where git does not read the folder since it is another user's, as in containers: the run has no commit."""
+    """Explain why the run has no commit if git refuses the folder of another user, as in containers."""
     try:
         told = subprocess.run(["git", "rev-parse"], capture_output=True, text=True, check=False).stderr
     except OSError:  # no git
         return
     if "dubious ownership" in told:
         remedy = f"git config --global --add safe.directory {shlex.quote(str(Path.cwd()))}"
-        print(f"tracking: git does not read {Path.cwd()}, which is another user's, so the run has no commit: {remedy}")
+        print(f"tracking: another user owns {Path.cwd()}, so git refuses it and the run has no commit: {remedy}")
 
 
 def uncommitted(commit: str) -> str:
@@ -74,11 +74,11 @@ def uncommitted(commit: str) -> str:
 
 
 def secrets(names: list[str]) -> list[str]:
-    """The files that git does not know yet and that look like secrets; each is told of: a run is seen by others."""
+    """Untracked files whose names look like secrets, each reported: others can see what a run records."""
     unknown = git("ls-files", "-z", "--others", "--exclude-standard", "--", *names).decode(errors="replace").split("\0")
     found = [name for name in unknown if SECRET.search(name)]
     for name in found:
-        print(f"tracking: {name} looks like a secret, so what is recorded of this run's code is without it")
+        print(f"tracking: {name} looks like a secret and is left out of the patch that the run records")
     return found
 
 

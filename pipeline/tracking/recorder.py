@@ -26,10 +26,10 @@ BATCH = 100  # params and tags that MLflow takes at once
 
 KEPT = f"What it misses is kept in {OUTBOX}/ and sent by the next training, or by `python -m pipeline.tracking send`"
 PRIVATE = 0o600  # for its owner alone
-REFUSED = "refused"  # the folder in the outbox for what a store would never take
-ASIDE = f"It is set aside in {OUTBOX}/{REFUSED}/; all else goes on"
-REFUSALS = {*range(400, 500)} - {401, 403, 407, 408, 425, 429}  # HTTP: no password, no permission, not now
-FAILED = re.compile(r"failed with error code (\d{3})")  # MLflow's words of an answer that is no JSON
+REFUSED = "refused"  # the folder in the outbox for events that the store rejected
+ASIDE = f"The event is set aside in {OUTBOX}/{REFUSED}/; everything else is recorded"
+REFUSALS = {*range(400, 500)} - {401, 403, 407, 408, 425, 429}  # without authentication errors and rate limits
+FAILED = re.compile(r"failed with error code (\d{3})")  # MLflow's message if a response is not JSON
 NUMBERED = re.compile(r"(?:event|file)-(\d+)")  # what waits in an outbox
 
 Event = dict[str, Any]
@@ -152,7 +152,7 @@ def write_event(run: RunAddress, event: Event, path: Path | None) -> None:
 
 
 def keep_event(run: RunAddress, event: Event, path: Path | None, refused: bool = False) -> None:
-    """Put an event, and a copy of its file, into the outbox, behind all that is there; or aside, if it was refused."""
+    """Append an event, with a copy of its file, to the outbox, or to the refused events."""
     outbox = run.outbox.parent / REFUSED / run.run_id if refused else run.outbox
     outbox.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(name[1]) for entry in outbox.iterdir() if (name := NUMBERED.match(entry.name))), default=-1)
@@ -166,7 +166,7 @@ def keep_event(run: RunAddress, event: Event, path: Path | None, refused: bool =
 
 
 def set_aside(run: RunAddress, event: Event, path: Path | None, error: Exception) -> bool:
-    """Put an event that the store refused out of the way of all others, and say so. Returns whether it was refused."""
+    """If the store refused an event, set it aside so that later events are not blocked. Return whether it did."""
     refused = is_refused(error, run.uri, run.run_id)
     if refused:
         keep_event(run, event, path, refused=True)
@@ -175,10 +175,9 @@ def set_aside(run: RunAddress, event: Event, path: Path | None, error: Exception
 
 
 def is_refused(error: Exception, uri: str, run_id: str) -> bool:
-    """Whether the store will not take what it was sent, ever: it answers, and what it says of this is no.
+    """Whether the store rejected an event for good, rather than being unreachable or busy.
 
-    A store that cannot be reached, that wants a password or a pause, or that does not answer for the run itself, may
-    take the same thing later.
+    Authentication errors, rate limits and stores that cannot return the run itself count as temporary.
     """
     if status_of(error) not in REFUSALS:
         return False
@@ -190,8 +189,10 @@ def is_refused(error: Exception, uri: str, run_id: str) -> bool:
 
 
 def status_of(error: Exception) -> int | None:
-    """The HTTP status that an error stands for: MLflow gives its own one, for databases, too."""
-    if getattr(error, "error_code", "") == "BAD_REQUEST":  # MLflow's word for whatever ails a database, also in passing
+    """The HTTP status of an error; MLflow has one for database errors, too. None if it does not say."""
+    if (
+        getattr(error, "error_code", "") == "BAD_REQUEST"
+    ):  # MLflow uses it for any database error, temporary ones included
         return None
     if told := FAILED.search(str(error)):
         return int(told[1])

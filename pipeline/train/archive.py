@@ -12,8 +12,8 @@ from pipeline.files import replacing, zip_entry
 def save_network(path: Path, network: keras.Model) -> None:
     """Write a `.keras` archive without what differs from one saving to the next: dates, and addresses in memory.
 
-    DVC then sees that a training with the same outcome changed nothing. Initializers, regularizers and constraints that
-    are not Keras's own are left out: reading images takes none, and Keras would not find them.
+    DVC then sees that a training with the same outcome changed nothing. Custom initializers,
+    regularizers and constraints are left out: inference does not need them, and Keras could not load them.
     """
     for layer in network._flatten_layers():
         forget_foreign(layer)
@@ -29,7 +29,7 @@ def save_network(path: Path, network: keras.Model) -> None:
 
 
 def forget_foreign(layer: keras.layers.Layer) -> None:
-    """Have a layer that has learned forget what is not Keras's own and serves for learning alone."""
+    """Remove custom initializers, regularizers and constraints, which only training needs, from a trained layer."""
     blanks = {
         keras.initializers.Initializer: keras.initializers.Zeros(),
         keras.regularizers.Regularizer: None,
@@ -42,7 +42,7 @@ def forget_foreign(layer: keras.layers.Layer) -> None:
 
 
 def is_keras(part: object) -> bool:
-    """Whether this is one of Keras's own objects: only those can be read from a saved network."""
+    """Whether this is a built-in Keras object: only those can be loaded from a saved network."""
     return type(part).__module__.partition(".")[0] == "keras"
 
 

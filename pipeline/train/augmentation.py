@@ -13,7 +13,7 @@ BYTE, FLOAT = "uint8", "float32"
 WHITE = 255
 WITHOUT_CHANNEL = 3  # dimensions
 NOISE = "keras.src.layers.regularization."  # where Keras has its layers of noise
-# Of Keras's own layers those that change an image by itself.
+# Keras layers that change each image independently of the others in its batch.
 ALLOWED = {
     *("RandomBrightness", "RandomContrast", "RandomElasticTransform", "RandomErasing", "RandomFlip", "RandomInvert"),
     *("RandomGaussianBlur", "RandomPerspective", "RandomPosterization", "RandomRotation", "RandomSharpness"),
@@ -22,22 +22,22 @@ ALLOWED = {
     *("AutoContrast", "CenterCrop", "Cropping2D", "Equalization", "Identity", "Rescaling", "Resizing", "Solarization"),
     "ZeroPadding2D",
 }
-COLOURED = "it changes colours, and the images are grey"
-REFUSED = {  # and why not, of those that one may ask for
-    **dict.fromkeys(("MixUp", "CutMix"), "it mixes images, and labels are not mixed here"),
+COLOURED = "it needs colour images, and these are grayscale"
+REFUSED = {  # with the reason
+    **dict.fromkeys(("MixUp", "CutMix"), "it mixes images, but labels are not mixed"),
     **dict.fromkeys(("RandomHue", "RandomSaturation", "RandomColorJitter", "RandomGrayscale"), COLOURED),
     **dict.fromkeys(("RandomColorDegeneration", "RandAugment", "AugMix"), COLOURED),
-    "RandomCrop": "it cuts all images of a batch alike; RandomTranslation and RandomShift move each by itself",
+    "RandomCrop": "it crops every image of a batch at the same place; use RandomTranslation or RandomShift",
     **dict.fromkeys(("Sequential", "Functional", "Pipeline"), "list its layers one by one"),
 }
 
 
 class Augmentation(keras.layers.Layer):
-    """Passes training images (N, height, width) of bytes through layers in a row, and leaves all others as they are.
+    """Applies layers one after another to training images (N, height, width) of bytes; other images pass unchanged.
 
-    Keras's layers get what they are made for: floats of (N, height, width, 1), from 0 to 255, or from 0 to 1 for those
-    that add noise, in float32 whatever the network computes in. What the last of them makes reaches the network as it
-    is. A layer of this pipeline gets bytes (N, height, width), and what it makes is rounded to bytes.
+    Keras layers receive float32 images (N, height, width, 1) in 0…255, noise layers in 0…1, whatever the precision of
+    the network. Their output reaches the network without rounding. This pipeline's own layers receive bytes
+    (N, height, width), and their output is rounded to bytes.
     """
 
     def __init__(self, row: list[keras.layers.Layer]) -> None:
@@ -46,13 +46,13 @@ class Augmentation(keras.layers.Layer):
         self.supports_jit = all(part.supports_jit for layer in row for part in layer._flatten_layers())
 
     def build(self, shape: tuple[int | None, ...]) -> None:
-        """Build the layers, each for what the one before it makes."""
+        """Build each layer for the output of the one before it."""
         images = keras.KerasTensor(shape, BYTE)
         for layer in self.row:
             images = apply(layer, images)
 
     def call(self, images: Any, training: bool = False) -> Any:
-        """The images as they are, or changed ones while training."""
+        """Augment the images while training; return them unchanged otherwise."""
         if not training:
             return keras.ops.cast(images, self._dtype())
         changed = images
@@ -61,7 +61,7 @@ class Augmentation(keras.layers.Layer):
         return without_channel(changed)
 
     def compute_output_spec(self, images: Any, training: bool = False) -> keras.KerasTensor:
-        """Images of the same size."""
+        """The same shape as the input."""
         return keras.KerasTensor(images.shape, self._dtype())
 
     def _dtype(self) -> str:
@@ -69,24 +69,26 @@ class Augmentation(keras.layers.Layer):
 
 
 def check_augmentation(row: list[keras.layers.Layer], shape: tuple[int, ...]) -> None:
-    """Raise PipelineError, naming its key, for a layer that cannot be used on grey images of this size."""
+    """Raise PipelineError, naming the key, if a layer cannot augment grayscale images of this shape."""
     size, images = "×".join(map(str, shape)), keras.KerasTensor((None, *shape), BYTE)
     for index, layer in enumerate(row):
         key = f"training.augmentation.{index}: {type(layer).__name__}"
         if is_keras(layer) and type(layer).__name__ not in ALLOWED:
-            why = REFUSED.get(type(layer).__name__, "it is none of Keras's layers that change images one by one")
+            why = REFUSED.get(type(layer).__name__, "it is not one of Keras's augmentation layers")
             raise PipelineError(f"{key} cannot be used: {why}")
-        with explained(f"{key} does not take grey images of {size}"):
+        with explained(f"{key} does not accept grayscale images of {size}"):
             images = apply(layer, images)
         if layer.weights:
-            raise PipelineError(f"{key} has weights: it belongs to the network, in model.layers")
+            raise PipelineError(f"{key} has weights: move it to model.layers")
     made = "×".join(map(str, without_channel(images).shape[1:]))
     if made != size:
-        raise PipelineError(f"training.augmentation: makes {made} of {size}, which the network reads")
+        raise PipelineError(
+            f"training.augmentation: turns images of {size} into {made}, but the network expects {size}"
+        )
 
 
 def apply(layer: keras.layers.Layer, images: Any) -> Any:
-    """What a layer makes of what the one before it made of training images."""
+    """Apply one layer to training images, in the layer's own format."""
     if not is_keras(layer):
         return as_bytes(layer(as_bytes(images), training=True))
     unit = WHITE if type(layer).__module__.startswith(NOISE) else 1
@@ -94,13 +96,13 @@ def apply(layer: keras.layers.Layer, images: Any) -> Any:
 
 
 def as_floats(images: Any) -> Any:
-    """Images as Keras's layers take them: floats (N, height, width, 1)."""
+    """Images as Keras layers expect them: float32 (N, height, width, 1)."""
     with_channel = keras.ops.expand_dims(images, -1) if len(images.shape) == WITHOUT_CHANNEL else images
     return keras.ops.cast(with_channel, FLOAT)
 
 
 def as_bytes(images: Any) -> Any:
-    """Images (N, height, width) of bytes: the nearest."""
+    """Images (N, height, width), clipped and rounded to bytes."""
     plain = without_channel(images)
     if keras.backend.standardize_dtype(plain.dtype) == BYTE:
         return plain
@@ -108,7 +110,7 @@ def as_bytes(images: Any) -> Any:
 
 
 def without_channel(images: Any) -> Any:
-    """Images (N, height, width), whether they have a channel or not."""
+    """Images (N, height, width), without the channel axis if there is one."""
     return images if len(images.shape) == WITHOUT_CHANNEL else keras.ops.squeeze(images, -1)
 
 

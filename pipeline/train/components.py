@@ -1,4 +1,4 @@
-"""Building what the configuration names, and nothing else: it may come from somebody else, and must not run code."""
+"""Build the objects that a configuration names. The configuration is untrusted: it must not run code or read files."""
 
 import importlib
 import re
@@ -13,7 +13,7 @@ from pipeline.config import TARGET_KEY, targets
 from pipeline.errors import PipelineError, first_line, without_secrets
 from pipeline.train.archive import is_keras
 
-PARTS: dict[str, type] = {  # what may stand under a key that ends like this; under any other a layer
+PARTS: dict[str, type] = {  # the type of a nested object, by the end of its key; any other key holds a layer
     "_regularizer": keras.regularizers.Regularizer,
     "_initializer": keras.initializers.Initializer,
     "_constraint": keras.constraints.Constraint,
@@ -21,29 +21,29 @@ PARTS: dict[str, type] = {  # what may stand under a key that ends like this; un
     "inner_optimizer": keras.optimizers.Optimizer,
 }
 KINDS = (keras.Layer, keras.optimizers.Optimizer, *PARTS.values())
-# These call a function or run a model that they are given, or read a file that they are told of.
+# Layers that call a given function, run a given model, or read a given file.
 OUTSIDE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
 OUTSIDE |= {"TextVectorization", "StringLookup", "IntegerLookup"}
 
 COLOUR = re.compile(r"\x1b\[\d*m")
-# How lines of errors begin that say nothing.
+# Beginnings of lines that say nothing about the cause of an error.
 EMPTY = ("Exception encountered", "Graph execution error", "Detected at node", "File ", "<stack traces")
-LONGEST = 300  # characters of an error that are shown
+LONGEST = 300  # characters of an error message
 
 Layers = Callable[..., list[keras.Layer]]
 
 
 def builder(function: Layers) -> Layers:
-    """Mark a function as one that a `builder` of the configuration may name: it returns layers."""
+    """Allow a configuration's `builder` to name this function, which returns layers."""
     function.builds_layers = True  # type: ignore[attr-defined]
     return function
 
 
 def build(spec: dict[str, Any], key: str) -> Any:
-    """Call what `_target_` names with the other entries as arguments.
+    """Call the class or builder that `_target_` names, with the other entries as arguments.
 
-    Raises PipelineError, naming `key`, if there is no such thing, if it is not for configurations, or if it refuses its
-    arguments. Nothing is called before all that the entries name, at any depth, was looked at.
+    Every target, at any depth, is checked before the first one is called.
+    Raises PipelineError, naming `key`, if a target does not exist, is not allowed, or rejects its arguments.
     """
     found = {target: find_target(target, key) for target in targets(spec)}
     check_nodes(spec, key, found)
@@ -53,7 +53,7 @@ def build(spec: dict[str, Any], key: str) -> Any:
 
 
 def construct(node: Any, found: dict[str, Any]) -> Any:
-    """A configuration with everything in it that has a `_target_` made, from the inside out."""
+    """Return `node` with every mapping that has a `_target_` replaced by the object it describes, innermost first."""
     if isinstance(node, dict):
         values = {name: construct(value, found) for name, value in node.items() if name != TARGET_KEY}
         return found[node[TARGET_KEY]](**values) if TARGET_KEY in node else values
@@ -61,7 +61,7 @@ def construct(node: Any, found: dict[str, Any]) -> Any:
 
 
 def find_target(target: str, key: str) -> Any:
-    """What a `_target_` names. Raises PipelineError unless it is for configurations."""
+    """Import the class or builder that a `_target_` names. Raises PipelineError if it is not allowed."""
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -71,24 +71,24 @@ def find_target(target: str, key: str) -> Any:
     known = isinstance(found, type) and issubclass(found, KINDS) and home.startswith(("keras.", module))
     if not known and not (getattr(found, "builds_layers", False) and home == module):
         raise PipelineError(
-            f"{key}: {target} is not allowed: it is no layer, optimizer, schedule, initializer, regularizer or "
-            "constraint, and no function that is marked as a builder (@builder of pipeline.train.components)"
+            f"{key}: {target} is not allowed: it must be a layer, optimizer, schedule, initializer, regularizer or "
+            "constraint, or a function marked with @builder (pipeline.train.components)"
         )
     if home.startswith("keras.") and found.__name__ in OUTSIDE:
-        raise PipelineError(f"{key}: {target} is not allowed: it runs code, or reads files, from elsewhere")
+        raise PipelineError(f"{key}: {target} is not allowed: it can run code or read files")
     return found
 
 
 def check_nodes(node: Any, place: str, found: dict[str, Any], name: str = "") -> None:
-    """Raise PipelineError if something is named where something of another kind belongs, or in another way."""
+    """Raise PipelineError if a nested object has the wrong type, or a mapping has special keys besides `_target_`."""
     if isinstance(node, dict):
         foreign = [key for key in map(str, node) if key != TARGET_KEY and (key == "class_name" or key.startswith("_"))]
         if foreign:
-            raise PipelineError(f"{place}: {foreign[0]} is not allowed: {TARGET_KEY} and arguments say what to build")
+            raise PipelineError(f"{place}: {foreign[0]} is not allowed: give only {TARGET_KEY} and its arguments")
         target = node.get(TARGET_KEY)
         expected = next((kind for ending, kind in PARTS.items() if name.endswith(ending)), keras.Layer)
         if name and target and not (isinstance(found[target], type) and issubclass(found[target], expected)):
-            raise PipelineError(f"{place}: {name}: {target} is no {expected.__name__}")
+            raise PipelineError(f"{place}: {name}: must be of type {expected.__name__}, not {target}")
         for inner, child in node.items():
             check_nodes(child, place, found, str(inner))
     elif isinstance(node, list):
@@ -98,7 +98,7 @@ def check_nodes(node: Any, place: str, found: dict[str, Any], name: str = "") ->
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Say in a line what Keras, or its backend, makes of a configuration inside the block that it cannot work with."""
+    """Turn errors of Keras or its backend into a PipelineError that starts with `what`."""
     builtin = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, ImportError, re.error)
     errors: tuple[type[Exception], ...] = (*builtin, *load_backend().errors)
     try:
@@ -108,27 +108,29 @@ def explained(what: str) -> Iterator[None]:
 
 
 def cause(error: Exception) -> str:
-    """The line of an error of Keras or a backend that says something, without colours."""
+    """The first informative line of an error message, without terminal colours."""
     lines = [COLOUR.sub("", line).strip() for line in str(error).splitlines()]
     said = next((line for line in lines if line and not line.startswith(EMPTY)), first_line(error))
     return without_secrets(said)[:LONGEST]
 
 
 def check_layer(layer: Any, key: str) -> None:
-    """Raise PipelineError if this is no layer, or one that cannot be read from a saved network."""
+    """Raise PipelineError if `layer` is not a layer, or could not be loaded from a saved network."""
     if not isinstance(layer, keras.Layer):
-        raise PipelineError(f"{key}: {type(layer).__name__} is no Keras layer")
+        raise PipelineError(f"{key}: {type(layer).__name__} is not a Keras layer")
     foreign = [type(part).__name__ for part in layer._flatten_layers() if not is_keras(part)]
     if foreign:
-        raise PipelineError(f"{key}: {foreign[0]} is no layer of Keras's own, and a saved network can hold no others")
+        raise PipelineError(
+            f"{key}: {foreign[0]} is not a built-in Keras layer, and a saved network can contain no others"
+        )
 
 
 def check_names(layers: list[tuple[str, keras.Layer]], reserved: set[str], prefix: str) -> None:
-    """Raise PipelineError if two layers have one name, or one has a name that the pipeline gives itself."""
+    """Raise PipelineError if two layers share a name, or a name is reserved."""
     seen: set[str] = set()
     for key, layer in layers:
         if layer.name in reserved or layer.name.startswith(prefix):
-            raise PipelineError(f"{key}: name: the pipeline itself calls a part of the network {layer.name}")
+            raise PipelineError(f"{key}: name: {layer.name} is reserved")
         if layer.name in seen:
-            raise PipelineError(f"{key}: name: another layer is called {layer.name}, too")
+            raise PipelineError(f"{key}: name: two layers are called {layer.name}")
         seen.add(layer.name)

@@ -22,7 +22,7 @@ from pipeline.train.components import explained
 from pipeline.train.feeding import ImagePool
 from pipeline.train.network import members_of, mix
 
-UNTRAINABLE = "what model, optimizer and training say cannot be trained together"
+UNTRAINABLE = "the model, optimizer and training settings do not work together"
 REMEDY = "Lower optimizer.learning_rate (dvc exp run -S optimizer.learning_rate=…)"
 
 
@@ -99,7 +99,7 @@ def prepare(
     augmentation.
     """
     if optimizer.use_ema and training.keep_best_epoch:
-        raise PipelineError("optimizer.use_ema: averages all epochs, and training.keep_best_epoch keeps one: set one")
+        raise PipelineError("optimizer.use_ema and training.keep_best_epoch cannot be combined: set one of them")
     numbers = keras.Input((), dtype="int32", name="numbers")
     chosen = ImagePool(images)(numbers)
     augment = Augmentation(augmentation) if augmentation else keras.layers.Identity()
@@ -122,7 +122,7 @@ def prepare(
 
 
 def reading(network: keras.Model, dtype: str) -> keras.Model:
-    """A network of the same layers that takes images of another type: its own would round what it gets to bytes."""
+    """A network with the same layers that accepts images of another dtype instead of casting them to bytes."""
     if dtype == network.input.dtype:
         return network
     images = keras.Input(network.input_shape[1:], dtype=dtype, name="images")
@@ -191,10 +191,10 @@ def fit(
 
 
 def check_finite(networks: list[keras.Model]) -> None:
-    """Raise PipelineError if a weight is no number: an epoch's loss tells nothing of what its last update did."""
+    """Raise PipelineError if a weight is NaN or infinite. The loss does not show it: it precedes the last update."""
     for variable in (variable for network in networks for variable in network.weights):
         if not np.isfinite(as_array(variable)).all():
-            raise PipelineError(f"{variable.path} has weights that are no numbers: the training diverged. {REMEDY}")
+            raise PipelineError(f"{variable.path} has NaN or infinite weights: the training diverged. {REMEDY}")
 
 
 def fit_epoch(learner: Learner, labels: NDArray[np.float32], images: int, config: Config, number: int) -> Epoch:

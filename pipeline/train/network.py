@@ -51,7 +51,7 @@ def connect(model: Model, images: keras.KerasTensor, classes: int) -> keras.Kera
     _, *features = tensor.shape
     if len(features) != 1:
         raise PipelineError(f"model.layers: end in shape {tuple(features)}; end with keras.layers.Flatten or a pooling")
-    with explained("model: ends in what no dense layer takes"):
+    with explained("model: its output does not fit the final Dense layer"):
         return keras.layers.Dense(classes, dtype="float32", name=LOGITS)(tensor)
 
 
@@ -101,7 +101,7 @@ def build_augmentation(training: Training, image_shape: tuple[int, ...]) -> list
     for index, layer in enumerate(built):
         if not isinstance(layer, keras.Layer):
             target = training.augmentation[index][TARGET_KEY]
-            raise PipelineError(f"training.augmentation.{index}: {target} is no Keras layer")
+            raise PipelineError(f"training.augmentation.{index}: {target} is not a Keras layer")
     check_augmentation(built, image_shape)
     return built
 

@@ -97,7 +97,7 @@ def train_and_record(
 
 @contextmanager
 def ended_early(recorder: Recorder, checkpoint: Checkpoint) -> Iterator[None]:
-    """Mark the run, as far as the store can be reached, when the block ends before its time."""
+    """Mark the run as failed or killed if the block raises."""
     try:
         yield
     except BaseException as error:
@@ -135,7 +135,7 @@ def set_up(config: Config, train: Split, validation: Split, device: str) -> tupl
 
 
 def tell_other_versions(pinned: dict[str, str]) -> None:
-    """Say where what is installed is not what requirements.txt pins: results may differ, and DVC does not see it."""
+    """Warn about installed versions that differ from the pinned ones: DVC does not see the difference."""
     for package, version in pinned.items():
         installed = find_version(package)
         if installed not in (None, version):
@@ -143,7 +143,7 @@ def tell_other_versions(pinned: dict[str, str]) -> None:
 
 
 def training_name(config: Config, device: str) -> str:
-    """A name for exactly this training: its configuration, its data, all code there is, and what computes it."""
+    """A name for exactly this training: its configuration, data, code, device, backend and versions."""
     relevant = config.model_dump(mode="json", include={"seed", "model", "optimizer", "training"}, by_alias=True)
     backend = keras.backend.backend()
     relevant["computed_by"] = [keras.__version__, backend, find_version(backend), device]
@@ -193,7 +193,7 @@ def fit_recorded(
 
 
 def outcome(network: keras.Model, epochs: list[Epoch]) -> dict[str, Any]:
-    """What models/run.json says of a training that has ended, and of what computed it."""
+    """The facts of a finished training for models/run.json."""
     return {
         "backend": keras.backend.backend(),
         "precision": keras.config.dtype_policy().name,

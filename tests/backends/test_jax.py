@@ -91,7 +91,7 @@ def test_what_is_compiled_ahead_changes_nothing_and_is_all_that_is_compiled(tmp_
 
 @pytest.mark.jax
 def test_it_has_nothing_but_xla(tmp_path: Path) -> None:
-    message = "training.xla: false: JAX computes with XLA alone; set auto or true"
+    message = "training.xla: false: JAX always uses XLA; set auto or true"
     with pytest.raises(PipelineError, match=re.escape(message)):
         set_up(configured(tmp_path, training={"xla": False}), TRAIN, WATCHED, "cpu")
 

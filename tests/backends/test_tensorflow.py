@@ -105,14 +105,14 @@ def test_what_is_augmented_outside_learns_the_same(tmp_path: Path) -> None:
                 "model": {"name": "mlp", "layers": [FLATTEN, {"_target_": "keras.layers.ActivityRegularization"}]},
                 "training": {"augmentation": [STILL]},
             },
-            "an activity_regularizer beside this augmentation",
+            "activity regularizers together with this augmentation",
         ),
         ({"training": {"deterministic": True}}, "setting"),
     ],
 )
 def test_what_xla_cannot_have_is_said(tmp_path: Path, params: dict[str, Any], obstacle: str) -> None:
     name = "training.deterministic" if obstacle == "setting" else obstacle
-    message = f"training.xla: true: TensorFlow has no XLA for {name}; set auto or false"
+    message = f"training.xla: true: XLA on TensorFlow does not support {name}; set auto or false"
     training = SHORT | {"xla": True} | params.pop("training", {})
     with (
         mock.patch.object(load_backend(), "_deterministic", obstacle == "setting"),

@@ -38,7 +38,7 @@ def test_conf_sets_nothing_of_hydra_itself(tmp_path: Path, text: str) -> None:
     """It could have a package imported, which may do anything."""
     shutil.copytree(CONF, tmp_path / "conf")
     (tmp_path / "conf" / "recipe" / "theirs.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(PipelineError, match=r"recipe/theirs\.yaml(: sets something of Hydra| is not valid)"):
+    with pytest.raises(PipelineError, match=r"recipe/theirs\.yaml(: configures Hydra itself| is not valid)"):
         compose_text(tmp_path, "recipe: baseline", tmp_path / "conf")
 
 

@@ -103,14 +103,14 @@ def test_a_request_costs_no_more_than_it_may(registered: Registered, address: st
     for path in ("/invocations", "/read"):
         for data in (large, in_parts()):
             refused = requests.post(f"{address}{path}", data=data, headers=JSON, timeout=60)
-            assert (refused.status_code, refused.json()) == (413, {"error": "a request has at most 16 MiB"})
+            assert (refused.status_code, refused.json()) == (413, {"error": "a request body can be at most 16 MiB"})
     wide = png(np.pad(canvas(50, 80, 150, 60), 884))
     with ThreadPoolExecutor(12) as executor:
         answers = [executor.submit(requests.post, f"{address}/read", data=wide, timeout=60) for _ in range(12)]
         assert {answer.result().status_code for answer in answers} == {200}
     check_answers(address, registered)
     deep = requests.post(f"{address}/invocations", data="[" * 100_000, headers=JSON, timeout=60)
-    assert (deep.status_code, deep.json()) == (400, {"error": "what was sent is nested too deeply"})
+    assert (deep.status_code, deep.json()) == (400, {"error": "the request body is nested too deeply"})
     assert requests.post(f"{address}/invocations", data=b"[]", timeout=60).status_code == 415
 
 

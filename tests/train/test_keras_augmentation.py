@@ -126,19 +126,25 @@ def test_a_row_in_a_row_is_refused(tmp_path: Path, outer: dict[str, str], messag
     ],
 )
 def test_what_is_no_augmentation_is_refused(tmp_path: Path, layer: dict[str, Any]) -> None:
-    with pytest.raises(PipelineError, match=r"cannot be used: it is none of Keras's layers that change images one by"):
+    with pytest.raises(PipelineError, match=r"cannot be used: it is not one of Keras's augmentation layers"):
         row(tmp_path, layer)
 
 
 @pytest.mark.parametrize(
     ("specs", "message"),
     [
-        ([{"_target_": "keras.layers.Conv2D", "filters": 1, "kernel_size": 1}], "0: Conv2D cannot be used: it is none"),
-        ([{"_target_": "keras.layers.CenterCrop", "height": 9, "width": 8}], "makes 9×8 of 12×12, which the network"),
-        ([{"_target_": "keras.layers.Flatten"}], "0: Flatten cannot be used: it is none"),
+        (
+            [{"_target_": "keras.layers.Conv2D", "filters": 1, "kernel_size": 1}],
+            "0: Conv2D cannot be used: it is not one of Keras's",
+        ),
+        (
+            [{"_target_": "keras.layers.CenterCrop", "height": 9, "width": 8}],
+            "turns images of 12×12 into 9×8, but the network expects 12×12",
+        ),
+        ([{"_target_": "keras.layers.Flatten"}], "0: Flatten cannot be used: it is not one of Keras's"),
         (
             [{"_target_": "keras.layers.Cropping2D", "cropping": 9}],
-            "0: Cropping2D does not take grey images of 12×12",
+            "0: Cropping2D does not accept grayscale images of 12×12",
         ),
     ],
 )
@@ -155,7 +161,7 @@ def test_a_layer_of_ours_with_weights_is_refused() -> None:
         def call(self, images: Any) -> Any:
             return images
 
-    with pytest.raises(PipelineError, match=r"training\.augmentation\.0: Own has weights: it belongs to the network"):
+    with pytest.raises(PipelineError, match=r"training\.augmentation\.0: Own has weights: move it to model"):
         check_augmentation([Own()], (SIDE, SIDE))
 
 

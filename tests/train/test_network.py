@@ -106,7 +106,7 @@ def test_a_builder_returns_layers(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"_target_": "keras.layers.Dense", "units": -3}, "model.layers.0: keras.layers.Dense cannot be built: "),
         ({"_target_": "keras.layers.LSTM", "units": 3}, "model.layers.0: does not fit what comes before it: "),
         ({"_target_": "keras.layers.Conv2D", "filters": 2, "kernel_size": 3}, "model.layers: end in shape (26, 26, 2)"),
-        ({"_target_": "keras.optimizers.SGD"}, "model.layers.0: SGD is no Keras layer"),
+        ({"_target_": "keras.optimizers.SGD"}, "model.layers.0: SGD is not a Keras layer"),
         ({"_target_": "keras.layers.BatchNormalization", "axis": 9}, "model.layers.0: "),
         ({"_target_": "keras.layers.Dense", "units": 3, "x": {1: 2}}, "model.layers.0: "),
         ({"_target_": "keras.layers.Dense", "units": 3, "kernel_initializer": "Constant"}, "model.layers.0: "),
@@ -154,7 +154,7 @@ def test_nothing_but_a_target_and_arguments_says_what_to_build(key: str) -> None
         {"_target_": "keras.layers.Dense", "units": 3, key: True},
         {"_target_": "keras.layers.Dense", "units": 3, "kernel_initializer": {key: "Zeros"}},
     ):
-        with pytest.raises(PipelineError, match=rf"model\.layers\.0: {key} is not allowed: _target_ and arg"):
+        with pytest.raises(PipelineError, match=rf"model\.layers\.0: {key} is not allowed: give only _target_ and its"):
             build_network(model(spec), (8, 8), 10)
 
 
@@ -169,16 +169,18 @@ def test_nothing_but_a_target_and_arguments_says_what_to_build(key: str) -> None
 )
 def test_a_part_of_another_kind_is_named(argument: str, target: str, kind: str) -> None:
     spec = {"_target_": "keras.layers.Dense", "units": 3, argument: {"_target_": target}}
-    with pytest.raises(PipelineError, match=rf"model\.layers\.0: {argument}: {re.escape(target)} is no {kind}"):
+    with pytest.raises(
+        PipelineError, match=rf"model\.layers\.0: {argument}: must be of type {kind}, not {re.escape(target)}"
+    ):
         build_network(model(spec), (8, 8), 10)
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["logits"], "model.layers.0: name: the pipeline itself calls a part of the network logits"),
-        (["a", "member_1"], "model.layers.1: name: the pipeline itself calls a part of the network member_1"),
-        (["a", "a"], "model.layers.1: name: another layer is called a, too"),
+        (["logits"], "model.layers.0: name: logits is reserved"),
+        (["a", "member_1"], "model.layers.1: name: member_1 is reserved"),
+        (["a", "a"], "model.layers.1: name: two layers are called a"),
     ],
 )
 def test_a_name_that_is_taken_is_said(names: list[str], message: str) -> None:
@@ -201,7 +203,9 @@ def test_a_layer_of_one_s_own_is_refused_since_it_could_not_be_read_back(monkeyp
 
     Own.__module__ = "pipeline.train.network"
     monkeypatch.setattr("pipeline.train.network.Own", Own, raising=False)
-    with pytest.raises(PipelineError, match=r"model\.layers\.0: Own is no layer of Keras's own, and a saved network"):
+    with pytest.raises(
+        PipelineError, match=r"model\.layers\.0: Own is not a built-in Keras layer, and a saved network"
+    ):
         build_network(model({"_target_": "pipeline.train.network.Own"}), (8, 8), 10)
 
 
