@@ -20,7 +20,7 @@ from benchmarks.comparison import draw
 from benchmarks.figures import Figures, add, report
 from benchmarks.idea import measure_idea, measure_tests
 from benchmarks.recipes import measure_recipes
-from benchmarks.serving import measure_engines, measure_http
+from benchmarks.serving import measure_engines, measure_http, measure_memory
 from pipeline.machine import describe_machine, describe_versions
 
 BENCH = ROOT / "docs" / "bench.json"
@@ -94,7 +94,8 @@ def measure_champion(project: Path, data: Path, rounds: int) -> Figures:
     run(["git", *identity, "commit", "-qam", "a champion"], project)
     promoted = run([sys.executable, "-m", "pipeline.promote", "--base", "HEAD"], project)
     metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))
-    figures = measure_http(project, metrics["mlflow"]["run_id"], metrics["dataset"]["name"], rounds)
+    name = metrics["dataset"]["name"]
+    figures = measure_http(project, metrics["mlflow"]["run_id"], name, rounds) | measure_memory(project, name)
     add(figures, "promote_seconds", promoted.seconds, "s")
     return figures
 

@@ -1,6 +1,9 @@
 """What answers cost: a network in three engines inside one process, and the served champion over HTTP."""
 
+import functools
+import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,20 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import requests
 from numpy.typing import NDArray
+from PIL import Image
 
 from benchmarks.figures import Figures, add
+from pipeline.serve.limits import LARGEST as LARGEST_BODY
+from pipeline.serve.picture import LARGEST
 from pipeline.tracking.ui import free_port, wait_until_up
 
 Images = NDArray[np.uint8]
 Engine = Callable[[Images], Any]
+Process = subprocess.Popen[bytes]
 
 SHAPE = (28, 28)
+PIXELS = math.prod(SHAPE)
 NETWORKS = ("mlp", "cnn")
 BATCHES = {1: 300, 100: 100, 10_000: 1}  # images at once -> calls that are timed together
 CLIENTS = (1, 8, 32)
 REQUESTS = 640  # of one image each, by all clients together
+AT_ONCE = 12  # of the largest requests
+MIB = 1 << 20
 POSTS = {1: 200, 100: 40, 10_000: 2}  # images in a request -> requests, one after the other
 
 
@@ -119,8 +130,8 @@ def measure_http(project: Path, run_id: str, name: str, rounds: int) -> Figures:
     keras_model = ["-m", "mlflow", "models", "serve", "-m", f"runs:/{run_id}/model", "--env-manager", "local"]
     settings = {"MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db"}
     with (
-        server(project, ["-m", "pipeline.serve", "--name", name], settings) as (champion, start),
-        server(project, keras_model, settings) as (other, other_start),
+        server(project, ["-m", "pipeline.serve", "--name", name], settings) as (champion, start, _),
+        server(project, keras_model, settings) as (other, other_start, _),
     ):
         add(figures, "serve_start_seconds", start, "s")
         add(figures, "serve_keras_start_seconds", other_start, "s")
@@ -141,9 +152,52 @@ def measure_http(project: Path, run_id: str, name: str, rounds: int) -> Figures:
     return figures
 
 
+def measure_memory(project: Path, name: str) -> Figures:
+    """The most memory that `make serve` holds: at the start, then while it gets the largest requests, many at once."""
+    figures: Figures = {}
+    settings = {"MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db"}
+    noise = np.random.default_rng(1).integers(0, 256, (LARGEST, LARGEST), dtype=np.uint8)
+    body = json.dumps({"inputs": noise[:1000, : 4 * PIXELS].reshape(-1, *SHAPE).tolist()}).encode()
+    loads = {
+        "images": ("/invocations", "application/json", body),
+        "cut_off": ("/invocations", "application/json", (body * 2)[:LARGEST_BODY]),  # which is no JSON
+        "pictures": ("/read", "image/png", png(np.pad(noise[:8, :8], (0, LARGEST - 8)))),
+        "noisy_pictures": ("/read", "image/png", png(noise[: LARGEST * 15 // 16])),  # not smaller as a PNG
+    }
+    with server(project, ["-m", "pipeline.serve", "--name", name], settings) as (address, _, process):
+        latencies(address, 1, 20)
+        add(figures, "serve_memory_mib", memory(process.pid), "MiB")
+        for load, (path, kind, body) in loads.items():
+            post = functools.partial(
+                requests.post, f"{address}{path}", body, headers={"Content-Type": kind}, timeout=300
+            )
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                posted = [pool.submit(post) for _ in range(2 * AT_ONCE)]
+                peak = 0.0
+                while not all(each.done() for each in posted):
+                    peak = max(peak, memory(process.pid))
+                    time.sleep(0.01)
+            statuses = {each.result().status_code for each in posted}
+            print(f"{load}: {len(body) / MIB:.1f} MiB, answers {statuses}")
+            add(figures, f"serve_memory_{load}_mib", peak, "MiB")
+    return figures
+
+
+def memory(pid: int) -> float:
+    """MiB of memory that a process holds now."""
+    return float(psutil.Process(pid).memory_info().rss) / MIB
+
+
+def png(pixels: Images) -> bytes:
+    """A picture as a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
 @contextmanager
-def server(folder: Path, arguments: list[str], settings: dict[str, str]) -> Iterator[tuple[str, float]]:
-    """A server on a free port: its address, and the seconds until it answered."""
+def server(folder: Path, arguments: list[str], settings: dict[str, str]) -> Iterator[tuple[str, float, Process]]:
+    """A server on a free port: its address, the seconds until it answered, and its process."""
     port, started = free_port(5100), time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *arguments, "--port", str(port)],
@@ -154,7 +208,7 @@ def server(folder: Path, arguments: list[str], settings: dict[str, str]) -> Iter
     )
     try:
         wait_until_up(process, port)
-        yield f"http://127.0.0.1:{port}", time.perf_counter() - started
+        yield f"http://127.0.0.1:{port}", time.perf_counter() - started, process
     finally:
         process.terminate()
         process.wait()

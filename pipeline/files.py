@@ -1,7 +1,9 @@
 """Writing files whole or not at all."""
 
+import errno
 import hashlib
 import json
+import os
 import re
 import tempfile
 import zipfile
@@ -19,13 +21,27 @@ UNFINISHED = ".writing-"  # what the temporary folders' names start with; git an
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` with the same ending, and move it there if the block succeeds.
 
-    Whoever reads `path` sees the old file or the new one; a full disk or a kill leaves the old one.
+    Whoever reads `path` sees the old file or the new one; a full disk, a kill or a power failure leaves the old one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as folder:
         temporary = Path(folder) / path.name
         yield temporary
+        sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the entries of a folder, written to the disk. What cannot be synchronized is left alone."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # as on some network drives
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str, mode: int = 0o666) -> None:

@@ -1,6 +1,5 @@
 """Every path that passes between stages, relative to the folder of dvc.yaml, and the real root of the project."""
 
-import os
 from pathlib import Path
 
 CONF = Path("conf")
@@ -45,6 +44,8 @@ COMPILED = Path(".compiled")  # likewise below the real root: what JAX compiled,
 def project_root() -> Path:
     """The folder that the user cloned, also inside the temporary folders of `dvc exp run --temp` and `--queue`.
 
-    DVC sets DVC_ROOT for the commands that it runs.
+    DVC makes these below .dvc/tmp. Its variable DVC_ROOT is no help: it may be inherited from another project.
     """
-    return Path(os.environ.get("DVC_ROOT") or Path(__file__).parent.parent).resolve()
+    here = Path(__file__).parent.parent.resolve()
+    temporary = next((folder for folder in here.parents if folder.parts[-2:] == (".dvc", "tmp")), None)
+    return temporary.parent.parent if temporary else here

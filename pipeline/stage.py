@@ -1,19 +1,25 @@
 """How every stage starts and ends: `--help`, and one clear line instead of a traceback for what the user can mend."""
 
 import argparse
+import faulthandler
 import importlib.util
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from pipeline.errors import PipelineError
 from pipeline.surroundings import settle, use_own_keras_settings
 from pipeline.worker import exit_at_once
 
 BACKENDS = {"tensorflow", "jax", "torch"}
+CRASH = "Fatal Python error"  # how faulthandler begins
+WATCH = (
+    f'read -r ended || {{ grep -qs "^{CRASH}" "$1" && cat "$1" >&2; rm -f "$1"; }}'  # `read` fails at the end of file
+)
 
 
 def run_stage(name: str, description: str | None, run: Callable[[], None], cleared: bool = False) -> NoReturn:
@@ -90,6 +96,7 @@ def absent(*packages: str) -> Iterator[None]:
 def quietly() -> Iterator[None]:
     """Hold back what is written to standard error, also by libraries in C++, and show it only if the block fails.
 
+    It is shown, too, if C++ code aborts inside the block: nothing else says why.
     TensorFlow greets every process with a dozen lines that no setting silences.
     """
     if sys.stderr is None:  # closed from the start
@@ -97,7 +104,7 @@ def quietly() -> Iterator[None]:
         return
     sys.stderr.flush()
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as held:
+    with tempfile.NamedTemporaryFile() as held, shown_after_crash(held):
         os.dup2(held.fileno(), 2)
         try:
             yield
@@ -108,3 +115,21 @@ def quietly() -> Iterator[None]:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+
+
+@contextmanager
+def shown_after_crash(file: IO[bytes]) -> Iterator[None]:
+    """Have a shell show a file, with Python's traceback added, if this process crashes inside the block.
+
+    If the process is killed instead, the shell only removes the file.
+    """
+    before = faulthandler.is_enabled()
+    with subprocess.Popen(["sh", "-c", WATCH, "sh", file.name], stdin=subprocess.PIPE) as shell:
+        faulthandler.enable(file)
+        try:
+            yield
+        finally:
+            faulthandler.disable()
+            if before:
+                faulthandler.enable()
+            shell.communicate(b"\n")

@@ -1,8 +1,14 @@
 """Make commands independent of the environment they are started in; docs/surroundings.md lists what they heed."""
 
 import os
+import shlex
 import sys
 
+COMPUTING = (  # settings of libraries that may change the bits of a result, its time, or the device
+    *("DEVICE", "KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS"),
+    *("JAX_PLATFORMS", "XLA_FLAGS", "TF_XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS"),
+    *("TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS"),
+)
 LOOPBACK = ("127.0.0.1", "localhost")  # this pipeline's own servers, reached without a proxy
 
 
@@ -18,6 +24,11 @@ def settle() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # None where it was closed; characters that it cannot encode become "?"
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def computing_settings() -> str:
+    """The settings of `COMPUTING` that are set, such as `DEVICE=cpu OMP_NUM_THREADS=1`."""
+    return shlex.join(f"{name}={os.environ[name]}" for name in COMPUTING if os.environ.get(name))
 
 
 def use_own_keras_settings() -> None:

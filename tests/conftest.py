@@ -25,6 +25,7 @@ from pipeline.compose import composition
 from pipeline.compose.composition import compose_config
 from pipeline.config import Config, parse_config
 from pipeline.errors import PipelineError
+from pipeline.tracking.relocation import relocate
 from pipeline.tracking.ui import wait_until_up
 from tests.forkserver import fork_server
 
@@ -203,6 +204,8 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None
 def copy(project: Project, folder: Path) -> Project:
     """A copy of a clone, for a test that changes something."""
     shutil.copytree(project.root, folder, symlinks=True)
+    if (folder / "mlflow.db").exists():
+        relocate(f"sqlite:///{folder}/mlflow.db", (folder / "mlartifacts").as_uri())
     return Project(folder)
 
 
@@ -233,16 +236,23 @@ def trained(trained_once: Project, tmp_path: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def another_seed(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A clone in which the default recipe was trained on MNIST, with another seed than the committed reports have."""
-    return once(tmp_path_factory, "another-seed", train_another_seed)
+def mnist_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A clone in which recipe=fast was trained on MNIST and committed."""
+    return once(tmp_path_factory, "mnist", train_mnist)
 
 
-def train_another_seed(folder: Path) -> None:
-    """Train the default recipe in a clone."""
+def train_mnist(folder: Path) -> None:
+    """Train recipe=fast in a clone, and commit it."""
     project = clone(folder)
-    project.params(recipe="baseline", seed=2)
+    project.params(recipe="fast")
     project.succeed("dvc", "repro", **MIRROR)
+    project.commit()
+
+
+@pytest.fixture
+def mnist(mnist_once: Project, tmp_path: Path) -> Project:
+    """A copy of `mnist_once`, for tests that change something."""
+    return copy(mnist_once, tmp_path / "project")
 
 
 def kill_all(process: "subprocess.Popen[str]") -> None:

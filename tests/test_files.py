@@ -1,6 +1,12 @@
+import contextlib
+import errno
 import json
 import os
+import stat
 from pathlib import Path
+from unittest import mock
+
+import pytest
 
 from pipeline.files import replacing, write_json
 
@@ -24,3 +30,28 @@ def test_a_file_that_is_replaced_is_another_file_and_the_old_one_stays_whole(tmp
         assert reader.read() == "old"
     assert (path.read_text(encoding="utf-8"), path.stat().st_ino == before) == ("new", False)
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(tmp_path: Path) -> None:
+    path, done = tmp_path / "a", []
+    real_sync, real_replace = os.fsync, Path.replace
+
+    def sync(descriptor: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        real_sync(descriptor)
+
+    def replace(old: Path, new: Path) -> Path:
+        done.append("replaced")
+        return real_replace(old, new)
+
+    with mock.patch("os.fsync", sync), mock.patch.object(Path, "replace", replace), replacing(path) as temporary:
+        temporary.write_text("new", encoding="utf-8")
+    assert done == ["file", "replaced", "folder"]
+
+
+@pytest.mark.parametrize(("error", "fatal"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_a_drive_that_cannot_synchronize_is_no_reason_to_stop(tmp_path: Path, error: int, fatal: bool) -> None:
+    failing = mock.patch("os.fsync", side_effect=OSError(error, "x"))
+    with failing, contextlib.suppress(OSError), replacing(tmp_path / "a") as temporary:
+        temporary.write_text("new", encoding="utf-8")
+    assert (tmp_path / "a").exists() != fatal

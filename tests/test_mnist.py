@@ -15,13 +15,14 @@ from tests.conftest import MIRROR, Project, Start, free_port, kill_all, serve, s
 pytestmark = pytest.mark.slow
 
 
-def test_the_default_recipe_reads_mnist(another_seed: Project) -> None:
-    found = another_seed.report("metrics.json")
-    assert found["test"]["accuracy"] >= 0.98
+def test_a_recipe_reads_mnist(mnist_once: Project) -> None:
+    """The default one is trained, and compared with what is committed, by `make repro` and `make gate`."""
+    found = mnist_once.report("metrics.json")
+    assert found["test"]["accuracy"] >= 0.984
     assert found["test"]["images"] == 10_000
-    assert found["training"] | {"epochs": 20, "parameters": 669_706} == found["training"]
-    data = another_seed.report("data.json")
-    assert [data[part]["images"] for part in ("train", "validation", "test")] == [55_000, 5_000, 10_000]
+    assert found["training"] | {"epochs": 6, "parameters": 669_706} == found["training"]
+    data = mnist_once.report("data.json")
+    assert [data[part]["images"] for part in ("train", "validation", "test")] == [60_000, 0, 10_000]
     assert data["duplicates"] == {"within_train": 0, "within_test": 0, "test_in_train": 0}
 
 

@@ -20,7 +20,7 @@ def test_a_password_is_in_no_output_and_in_no_file_that_others_may_read(trained:
     trained.params(recipe="baseline")
     told += [
         trained.succeed("python", "-m", "pipeline.compose"),
-        trained.run("python", "-m", "pipeline.fetch", **mirror, DVC_ROOT=str(trained.root)).stdout,
+        trained.run("python", "-m", "pipeline.fetch", **mirror).stdout,
     ]
     assert not [text for text in told if MARKER in text]
     held = [path for path in trained.root.rglob("*") if path.is_file() and MARKER.encode() in path.read_bytes()]

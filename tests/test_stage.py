@@ -59,6 +59,20 @@ def test_standard_error_is_held_back_unless_the_block_fails_and_no_longer_than_t
     assert result.stderr == "said after shown and after that"
 
 
+@pytest.mark.parametrize(
+    ("death", "crashed"), [("os.abort()", True), ("ctypes.string_at(0)", True), ("os.kill(os.getpid(), 9)", False)]
+)
+def test_what_was_held_back_is_shown_if_the_process_crashes(tmp_path: Path, death: str, crashed: bool) -> None:
+    imports = "import ctypes, os\nfrom pipeline.stage import quietly"
+    code = f"{imports}\nwith quietly():\n    os.write(2, b'no AVX\\n')\n    {death}"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode < 0
+    assert ("no AVX\nFatal Python error: " in result.stderr) == crashed
+    assert crashed or not result.stderr
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_backend_in_keras_s_own_file_of_settings_is_not_heeded(tmp_path: Path) -> None:
     (tmp_path / "keras.json").write_text('{"backend": "jax"}', encoding="utf-8")
     code = "from pipeline.stage import *\ncheck_backend()\nwith importing_keras():\n    import keras"

@@ -1,10 +1,19 @@
 """Surroundings that people have: docs/surroundings.md lists them."""
 
 import json
+import re
+import shutil
+import sqlite3
 import sys
 from pathlib import Path
 
-from tests.conftest import PATH, Project
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.errors import PipelineError
+from pipeline.surroundings import COMPUTING, computing_settings
+from pipeline.tracking.store import locate_store
+from tests.conftest import PATH, ROOT, Project
 
 PROXY = "http://127.0.0.1:9"
 
@@ -18,7 +27,8 @@ def hostile(folder: Path) -> dict[str, str]:
     proxies = {"HTTP_PROXY": PROXY, "http_proxy": PROXY, "NO_PROXY": "example.org"}
     ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
     notebook = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    return {"HOME": str(home), "DEVICE": "", **proxies, **ascii_alone, **notebook}
+    other = {"DVC_ROOT": str(folder / "another-project")}
+    return {"HOME": str(home), "DEVICE": "", **other, **proxies, **ascii_alone, **notebook}
 
 
 def test_a_training_is_the_same_whatever_surrounds_it(trained: Project, tmp_path: Path) -> None:
@@ -26,12 +36,23 @@ def test_a_training_is_the_same_whatever_surrounds_it(trained: Project, tmp_path
     settings = hostile(tmp_path)
     for stage in ("compose", "preprocess", "train", "evaluate"):
         trained.succeed(sys.executable, "-m", f"pipeline.{stage}", PATH=PATH, **settings)
+    assert not (tmp_path / "another-project").exists()
     after = trained.report("metrics.json")
     assert after["test"] == before["test"]
     trained.commit()
     status = trained.run(sys.executable, "-m", "pipeline.gate", "--base", "HEAD", PATH=PATH, **settings)
     assert status.returncode in (0, 2), status.stdout  # 2: a stage was run by hand, and DVC has not seen it
     assert "Traceback" not in status.stdout
+
+
+def test_an_experiment_in_a_temporary_folder_is_recorded_in_the_project(trained: Project, tmp_path: Path) -> None:
+    """Though DVC_ROOT was inherited from another one."""
+    other = str(tmp_path / "another-project")
+    trained.succeed("dvc", "exp", "run", "--temp", "-S", "+seed=5", DVC_ROOT=other)
+    assert not Path(other).exists()
+    client = MlflowClient(f"sqlite:///{trained.root}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    assert {run.data.params["seed"] for run in runs} == {"1", "5"}
 
 
 def test_dvc_composes_nothing_into_params_yaml(project: Project, tmp_path: Path) -> None:
@@ -50,3 +71,52 @@ def test_line_ends_are_those_of_the_repository(project: Project) -> None:
     project.succeed("git", "checkout", "--", ".")
     assert b"\r" not in (project.root / "pipeline" / "train" / "fitting.py").read_bytes()
     assert project.succeed("git", "status", "--short") == ""
+
+
+def test_what_may_change_a_result_is_recorded_and_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in COMPUTING:
+        monkeypatch.delenv(name, raising=False)
+    assert computing_settings() == ""
+    monkeypatch.setenv("XLA_FLAGS", "--a=1 --b")
+    monkeypatch.setenv("DEVICE", "cpu")
+    assert computing_settings() == "DEVICE=cpu 'XLA_FLAGS=--a=1 --b'"
+    lines = (ROOT / "docs" / "surroundings.md").read_text(encoding="utf-8").splitlines()
+    documented = {name for line in lines if "`environment` |" in line for name in re.findall("`([A-Z_0-9]+)`", line)}
+    assert documented == set(COMPUTING)
+
+
+def places(project: Project) -> set[str]:
+    """Where the project's database says that artifacts are."""
+    with sqlite3.connect(project.root / "mlflow.db") as database:
+        dump = "\n".join(database.iterdump())
+    return {line.partition("/mlartifacts")[0] for line in dump.split("file://")[1:]}
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_project_that_was_moved_or_copied_is_complete(trained: Project, moved: bool) -> None:
+    old, new = trained.root, trained.root.parent / 'it\'s "100%" [new] $HOME; #1 & é'
+    before = trained.files("mlartifacts")
+    shutil.copytree(old, new, symlinks=True)
+    if moved:
+        shutil.rmtree(old)
+    project = Project(new)
+    told = project.succeed("dvc", "repro", "--force", "--single-item", "evaluate")
+    assert f"this project was at {old.as_uri()}/mlartifacts" in told
+    assert places(project) == {new.as_uri().removeprefix("file://")}
+    client = MlflowClient(f"sqlite:///{new}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    for run in runs:
+        assert client.list_artifacts(run.info.run_id, "reports"), run.info.run_id
+    assert "this project was at" not in project.succeed("python", "-m", "pipeline.tracking", "send")
+    assert old.exists() != moved
+    if not moved:
+        assert trained.files("mlartifacts") == before
+        assert places(trained) == {str(old)}
+
+
+@pytest.mark.parametrize("name", ["what?", "a%20b"])
+def test_a_folder_that_no_address_can_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(
+        PipelineError, match=r"cannot name the folder '.*': rename it, or name another store in MLFLOW_"
+    ):
+        locate_store(tmp_path / name)

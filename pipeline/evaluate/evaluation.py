@@ -34,7 +34,7 @@ from pipeline.tracking.store import Store, page
 BATCH = 1000
 FACTS = (
     *("run_id", "model_md5", "device", "backend", "parameters", "epochs", "fit_seconds", "peak_memory_mib"),
-    *("precision", "machine", "versions"),
+    *("precision", "machine", "versions", "environment"),
 )
 DATA = ("train", "validation", "test", "duplicates")
 CURVES = ("epoch", "loss", "accuracy")
@@ -214,7 +214,7 @@ def restored_tags(facts: dict[str, Any]) -> dict[str, str]:
     """What the run of a model has to say that came out of DVC's cache or a remote: this store has not seen its own."""
     tags = {"restored": "true", "restored.from": facts["run_id"], "dvc.model": facts["model_md5"]}
     made = {"device": facts["device"], "keras.backend": facts["backend"]}
-    return tags | made | {name: facts[name] for name in ("precision", "machine", "versions")}
+    return tags | made | {name: facts[name] for name in ("precision", "machine", "versions", "environment")}
 
 
 def record_curves(recorder: Recorder, config: Config, history: History) -> None:

@@ -9,13 +9,15 @@ import sys
 import traceback
 from pathlib import Path
 
+from pipeline.errors import PipelineError, without_secrets
+from pipeline.gate.no_verdict import remove_report, write_reason
 from pipeline.surroundings import settle
 
 NO_COMPARISON = 2
 
 
 def main() -> int:
-    """Parse the command line and act on it; whatever goes wrong here is no regression there, and so is status 2."""
+    """Parse the command line and act on it. Errors of the gate itself are not regressions: status 2."""
     settle()
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.gate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -34,27 +36,29 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the verdict for machines")
     parser.add_argument("--record", action="store_true", help="only write what seeds change into the recipe's file")
     arguments = parser.parse_args()
-    try:
-        return decide(arguments)
-    except Exception:
-        traceback.print_exc()
-        return NO_COMPARISON
+    return decide(arguments)
 
 
 def decide(arguments: argparse.Namespace) -> int:
-    """The exit status. A line on standard error, and in the report if one is wanted, says why nothing is compared."""
-    from pipeline.errors import PipelineError
-    from pipeline.files import write_text
-    from pipeline.gate.command import run
-
+    """The exit status. If nothing is compared, standard error says why, and so does the report if one is wanted."""
     try:
+        if arguments.markdown:
+            remove_report(arguments.markdown)
+        from pipeline.gate.command import run
+
         return run(arguments)
     except PipelineError as error:
-        print(f"gate: {error}", file=sys.stderr)
-        if arguments.markdown:  # else an earlier verdict stays there
-            write_text(arguments.markdown, f"### Gate: not compared\n\n{error}\n")
+        reason = str(error)
     except OSError as error:
-        print(f"gate: {error.filename or 'cannot write'}: {error.strerror or error}", file=sys.stderr)
+        reason = f"{error.filename or 'cannot write'}: {error.strerror or error}"
+    except KeyboardInterrupt:
+        reason = "interrupted"
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"an unexpected error, {without_secrets(repr(error))}: the log has the traceback"
+    print(f"gate: {reason}", file=sys.stderr)
+    if arguments.markdown:
+        write_reason(arguments.markdown, reason)
     return NO_COMPARISON
 
 

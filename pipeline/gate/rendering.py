@@ -10,6 +10,7 @@ from rich.text import Text
 from pipeline import paths
 from pipeline.config import flatten
 from pipeline.errors import PipelineError
+from pipeline.gate.no_verdict import MARKER
 from pipeline.gate.outcome import Outcome
 from pipeline.gate.side import Side
 from pipeline.tracking.store import locate_store, page
@@ -44,7 +45,7 @@ def for_terminal(outcome: Outcome) -> Group:
 
 def for_markdown(outcome: Outcome, picture: str | None) -> str:
     """The same in GitHub's Markdown, with the picture at the address `picture`."""
-    parts = [f"### Gate: {outcome.title}", _markdown_table(HEADER, outcome.verdict.checks)]
+    parts = [MARKER, f"### Gate: {outcome.title}", _markdown_table(HEADER, outcome.verdict.checks)]
     changes = changed_params(outcome)
     if changes:
         rows = [[f"`{value}`" for value in change] for change in _cut(changes)]

@@ -1,8 +1,8 @@
 """Make the model of dvc.lock the champion in MLflow's model registry, if the gate lets it.
 
-The gate runs here and now, against the champion; where git does not know its commit, or there is none, against --base
-or gate.base. What passes becomes a version of the registered model that is called as the dataset; the alias `champion`
-moves to it and `previous` to the one before. --rollback swaps the two back.
+The gate runs here and now, against the champion; where git does not know its commit, where there is none, or with
+--without-champion, against --base or gate.base. What passes becomes a version of the registered model that is called
+as the dataset; the alias `champion` moves to it and `previous` to the one before. --rollback swaps the two back.
 """
 
 import argparse
@@ -24,9 +24,16 @@ def main() -> None:
         prog="python -m pipeline.promote", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     either = parser.add_mutually_exclusive_group()
+    parser.add_argument(
+        "--without-champion",
+        action="store_true",
+        help="do not compare with the champion, as after a change of the test images",
+    )
     either.add_argument("--base", metavar="REV", help="what the gate compares with beside the champion")
     either.add_argument("--rollback", action="store_true", help="make the previous model the champion again")
     arguments = parser.parse_args()
+    if arguments.rollback and arguments.without_champion:
+        parser.error("argument --without-champion: not allowed with argument --rollback")
     from pipeline.errors import PipelineError
 
     try:
@@ -49,12 +56,12 @@ def act(arguments: argparse.Namespace) -> None:
 
         table, lines = rollback()
     else:
-        table, lines = promote(arguments.base)
+        table, lines = promote(arguments.base, not arguments.without_champion)
     Console(markup=False).print(table)
     print("\n".join(lines))
 
 
-def promote(base: str | None) -> "Standing":
+def promote(base: str | None, compared: bool) -> "Standing":
     """Promote the model, while a worker converts it: importing Keras for that takes as long as all else."""
     from pipeline.promote.checks import check_model
     from pipeline.promote.conversion import convert_model
@@ -66,7 +73,7 @@ def promote(base: str | None) -> "Standing":
             converting = worker.submit(convert_model, Path(folder))
             from pipeline.promote.promotion import promote
 
-            return promote(base, digest, converting)
+            return promote(base, compared, digest, converting)
         finally:
             worker.shutdown(cancel_futures=True)  # whoever is told that nothing is promoted does not wait for it
 

@@ -1,6 +1,8 @@
 """Making a model the champion, and going back to the one before."""
 
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from rich.table import Table
@@ -36,10 +38,10 @@ class Standing(NamedTuple):
     lines: list[str]
 
 
-def promote(base: str | None, digest: str, converting: Future[Converted]) -> Standing:
+def promote(base: str | None, compared: bool, digest: str, converting: Future[Converted]) -> Standing:
     """Make the model with an MD5, that of the working tree, the champion, and return how things stand then.
 
-    `converting` gives the form in which it is served.
+    `compared` says whether the gate compares it with the champion; `converting` gives the form in which it is served.
 
     Raises PipelineError, and leaves the aliases alone, if the model is not current, not committed or worse than the
     champion or `base`, or if MLflow does not know its run.
@@ -50,7 +52,10 @@ def promote(base: str | None, digest: str, converting: Future[Converted]) -> Sta
         now, known = registry.aliases() or Aliases(None, None), registry.find(digest)
         if known is not None and str(known.version) == now.champion:
             return standing(store, registry, now, "is the champion already: nothing to do")
-        outcome = judge(base, candidate, registry, now)
+        outcome = judge(base, candidate, registry, now if compared else Aliases(None, None))
+        if not compared and now.champion is not None:
+            note = f"not compared with the champion (version {now.champion}), as asked"
+            outcome = outcome._replace(notes=[note, *outcome.notes])
         facts, text = version_tags(outcome, commit, digest), description(outcome, commit, digest, registry.name)
         if known is None:
             number = register(registry, find_run(candidate, registry, store), digest, converting, facts, text)
@@ -84,13 +89,26 @@ def judge(base: str | None, candidate: Side, registry: Registry, now: Aliases) -
     Without a champion that git knows it is the one against `base`, or else against what the settings name.
     Raises PipelineError if the candidate does not pass, or cannot be compared.
     """
-    champion, notes = find_champion(candidate, registry, now)
-    first = passed(compare_to(champion, candidate) if champion else compare_with(base, candidate))
+    with naming_the_way_out():
+        champion, notes = find_champion(candidate, registry, now)
+        outcome = compare_to(champion, candidate) if champion else None
+    first = passed(outcome or compare_with(base, candidate))
     if champion and base:
         other = passed(compare_with(base, candidate))
         against = other.baseline.name if other.baseline else "the floor alone"
         notes = [f"it passes against {against}, too", *other.notes]
     return first._replace(notes=[*notes, *first.notes])
+
+
+@contextmanager
+def naming_the_way_out() -> Iterator[None]:
+    """Add to an error inside the block how to promote a model that cannot be compared with the champion."""
+    try:
+        yield
+    except PipelineError as error:
+        raise PipelineError(
+            f"{error}. To replace the champion without comparing: `make promote WITHOUT_CHAMPION=1`"
+        ) from None
 
 
 def passed(outcome: Outcome) -> Outcome:

@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from pipeline.errors import first_line, without_secrets
 from pipeline.files import write_json, write_text
+from pipeline.tracking.store import absolute, relative
 
 OUTBOX = ".unsent"
 BATCH = 100  # params and tags that MLflow takes at once
@@ -156,7 +157,7 @@ def keep_event(run: RunAddress, event: Event, path: Path | None, refused: bool =
     outbox = run.outbox.parent / REFUSED / run.run_id if refused else run.outbox
     outbox.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(name[1]) for entry in outbox.iterdir() if (name := NUMBERED.match(entry.name))), default=-1)
-    write_text(outbox / "uri", run.uri, PRIVATE)  # it may have a password
+    write_text(outbox / "uri", relative(run.uri, run.root), PRIVATE)  # it may have a password
     if path is not None:  # the file may be replaced before it is sent
         folder = outbox / f"file-{number}"
         folder.mkdir()
@@ -319,8 +320,9 @@ def _send_outbox(outbox: Path) -> None:
     if not (outbox / "uri").exists() and not [*outbox.glob("event-*.json")]:  # a kill came before the first event
         shutil.rmtree(outbox)
         return
-    uri = (outbox / "uri").read_text(encoding="utf-8")
-    client, run = client_of(uri), RunAddress(uri, outbox.name, None, outbox.parent.parent)
+    root = outbox.parent.parent
+    uri = absolute((outbox / "uri").read_text(encoding="utf-8"), root)
+    client, run = client_of(uri), RunAddress(uri, outbox.name, None, root)
     for path in sorted(outbox.glob("event-*.json")):
         event = json.loads(path.read_text(encoding="utf-8"))
         file = outbox / event.pop("file") if "file" in event else None

@@ -11,6 +11,7 @@ from pipeline import paths
 from pipeline.config import Config, flatten
 from pipeline.errors import PipelineError
 from pipeline.machine import describe_machine, describe_versions
+from pipeline.surroundings import computing_settings
 from pipeline.tracking.provenance import EXPERIMENT, EXPERIMENT_TAG, PATCH, REUSED_FROM, Provenance, commands
 from pipeline.tracking.recorder import Recorder, RunAddress
 from pipeline.tracking.store import Store, experiment_id
@@ -74,7 +75,7 @@ def link_run(store: Store, run_id: str, config: Config, root: Path, provenance: 
         return None
     if found:
         return RunAddress(store.uri, found[0].info.run_id, found[0].info.experiment_id, root)
-    same = ("machine", "versions", "device", "precision", "keras.backend", DVC_HASH)
+    same = ("machine", "versions", "environment", "device", "precision", "keras.backend", DVC_HASH)
     kept = {name: run.data.tags.get(name, "") for name in same}
     return start_run(store, config, root, provenance, kept | {PARENT: run_id, "reused": "true", REUSED_FROM: run_id})
 
@@ -129,6 +130,7 @@ def run_tags(provenance: Provenance) -> dict[str, str]:
         EXPERIMENT_TAG: os.environ.get(EXPERIMENT, ""),
         "machine": describe_machine(),
         "versions": describe_versions(),
+        "environment": computing_settings(),
     }
 
 

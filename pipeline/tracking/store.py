@@ -4,6 +4,9 @@ import contextlib
 import json
 import logging
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +18,7 @@ from filelock import FileLock
 from pipeline.errors import PipelineError, first_line
 from pipeline.files import replacing
 
+ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 TIMEOUT = 5.0  # seconds within which a server must answer at the start
@@ -26,6 +30,7 @@ PATIENCE = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+UNADDRESSABLE = re.compile("[?]|%[0-9a-fA-F]{2}|[\ud800-\udfff]")  # SQLAlchemy splits at the first, decodes the second
 RELATIVE = "sqlite:///"  # what follows is a path; an absolute one starts with a fourth stroke
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
@@ -44,6 +49,7 @@ COLUMNS = {
     "params.`optimizer.learning_rate`": 180,
     "params.`training.epochs`": 125,
 }
+LOGIN = "The server wants a login: set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 UNSUPPORTED = "MLflow 3 no longer keeps runs in folders such as mlruns/"
 
 
@@ -69,17 +75,33 @@ def locate_store(root: Path) -> Store:
     """The store that MLFLOW_TRACKING_URI names, else mlflow.db in the project's real root; artifacts in mlartifacts/.
 
     Anchored to the root because DVC deletes the temporary folders in which it runs experiments.
-    Raises PipelineError if the address is one of a folder, which MLflow 3 refuses.
+    Raises PipelineError if the address is one of a folder, which MLflow 3 refuses, or if it cannot be written.
     """
-    uri = os.environ.get(URI_VARIABLE) or f"sqlite:///{root / 'mlflow.db'}"
+    uri, root = os.environ.get(URI_VARIABLE) or f"{RELATIVE}mlflow.db", root.absolute()
     if urlsplit(uri).scheme in ("", "file") and uri != "databricks":
         raise PipelineError(
             f"{URI_VARIABLE}={uri}: {UNSUPPORTED}. Unset it to record to {root.name}/mlflow.db, or name a server or a "
             "database; `mlflow migrate-filestore` brings the old runs along"
         )
-    if uri.startswith(RELATIVE) and not uri.startswith(f"{RELATIVE}/"):
-        uri = f"{RELATIVE}{root / uri.removeprefix(RELATIVE)}"
-    return Store(uri, root / "mlartifacts")
+    store = Store(absolute(uri, root), root / "mlartifacts")
+    if store.uri != uri and UNADDRESSABLE.search(str(root)):
+        raise PipelineError(
+            f"the address of an SQLite database cannot name the folder {str(root)!r}: rename it, or name another store "
+            f"in {URI_VARIABLE}"
+        )
+    return store
+
+
+def absolute(uri: str, root: Path) -> str:
+    """An address that does not depend on the working directory: a relative database lies in the project's folder."""
+    path = uri.removeprefix(RELATIVE)
+    return uri if path == uri or path.startswith("/") else f"{RELATIVE}{root / path}"
+
+
+def relative(uri: str, root: Path) -> str:
+    """The opposite: an address that stays right when the project is moved, if its database lies in its folder."""
+    folder = f"{RELATIVE}{root}/"
+    return f"{RELATIVE}{uri.removeprefix(folder)}" if uri.startswith(folder) else uri
 
 
 def open_store(root: Path, required: bool = True) -> Store:
@@ -107,23 +129,40 @@ def _prepare(store: Store, root: Path) -> None:
     import sqlalchemy
     from mlflow.exceptions import MlflowException
 
+    from pipeline.tracking.relocation import relocate
+
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors that are told below
     try:
         if not store.remote:  # one attempt: MLflow makes ten, over a minute and a half
             sqlalchemy.create_engine(store.uri).connect().close()
         file = store.file
         lock = root / "mlflow.db.lock" if file is None else file.with_name(f"{file.name}.lock")
-        with FileLock(lock):  # processes that create the tables together leave them broken
+        with FileLock(lock), default_location(store):  # processes that create the tables together leave them broken
             if file is not None and not (file.exists() and file.stat().st_size):
                 with replacing(file) as new:  # whole or not at all: a kill between two tables would leave it broken
                     mlflow.MlflowClient(f"{RELATIVE}{new}").search_experiments(max_results=1)
             mlflow.MlflowClient(store.uri).search_experiments(max_results=1)
+            if file is not None and file.parent == store.artifacts.parent:  # else several projects may share it
+                for old in relocate(store.uri, store.artifacts.as_uri()):
+                    print(f"tracking: this project was at {old}: its earlier runs now refer to {store.artifacts}")
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
-        raise PipelineError(
-            f"the MLflow store {store.uri} cannot be used: {first_line(error)}. "
-            f"Is it what {URI_VARIABLE} should name, and writable?"
-        ) from None
+        remedy = LOGIN if "error code 401" in str(error) else f"Is it what {URI_VARIABLE} should name, and writable?"
+        raise PipelineError(f"the MLflow store {store.uri} cannot be used: {first_line(error)}. {remedy}") from None
+
+
+@contextmanager
+def default_location(store: Store) -> Iterator[None]:
+    """Have MLflow put its default experiment, which nobody uses, beside the others if it makes a database.
+
+    It would lie in the working directory, whose name breaks MLflow's SQL if it has two kinds of quotes.
+    """
+    os.environ[ARTIFACT_ROOT] = store.artifacts.as_uri()
+    try:
+        yield
+    finally:
+        del os.environ[ARTIFACT_ROOT]  # with it, MLflow takes this process for a server
 
 
 def experiment_name(dataset: str) -> str:
@@ -190,16 +229,38 @@ def page(store: Store, path: str, port: int = 5000) -> str:
 
 
 def _ask_server(uri: str) -> None:
+    """Ask for MLflow's /health as its client would, with its certificates, and without waiting for long.
+
+    Any answer will do, because proxies and hosted servers may not have that address; only what is known to be of no
+    use is an error. Raises PipelineError.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking._tracking_service.utils import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
     remedy = f"Start it, or unset {URI_VARIABLE} to record to mlflow.db"
     try:
-        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=TIMEOUT)
-    except requests.RequestException as error:
-        reason = "timed out" if isinstance(error, requests.Timeout) else "cannot be reached"
-        raise PipelineError(f"{URI_VARIABLE}={uri}: the tracking server {reason}. {remedy}") from None
-    if answer.status_code == HTTPStatus.FORBIDDEN:
+        credentials = get_default_host_creds(uri.rstrip("/"))
+        answer = http_request(credentials, "/health", "GET", max_retries=0, timeout=TIMEOUT, raise_on_status=False)
+    except (MlflowException, requests.RequestException, OSError) as error:
+        raise PipelineError(f"{URI_VARIABLE}={uri}: {describe_failure(error)}. {remedy}") from None
+    if answer.status_code == HTTPStatus.FORBIDDEN and "host" in answer.text.lower():
         raise PipelineError(
             f"{URI_VARIABLE}={uri}: the server answers 403 to this host name; start it with "
             f"--allowed-hosts {urlsplit(uri).netloc}"
         )
-    if not answer.ok:
+    if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise PipelineError(f"{URI_VARIABLE}={uri}: the server answers {answer.status_code}. {remedy}")
+
+
+def describe_failure(error: Exception) -> str:
+    """Why a server could not be asked."""
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return (
+            "the certificate of the tracking server is not trusted: set MLFLOW_TRACKING_SERVER_CERT_PATH to the file "
+            "of its certificate authority"
+        )
+    if "certificate" in text.lower():
+        return f"the tracking server cannot be used: {first_line(error)}"
+    return f"the tracking server {'timed out' if 'timed out' in text.lower() else 'cannot be reached'}"

@@ -20,6 +20,7 @@ from pipeline.train.feeding import ImagePool
 
 BEST = "best.npz"
 RUN = "run.json"
+LOCK = "lock"
 
 Epoch = dict[str, float]
 
@@ -34,20 +35,45 @@ def fingerprint(config: Any, files: Iterable[Path]) -> str:
 
 @contextmanager
 def open_checkpoint(parent: Path, name: str) -> Iterator["Checkpoint"]:
-    """The checkpoint of the training called `name`, held by this process alone; a new one if another process has it."""
-    folder = parent / name
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
-    try:
+    """The checkpoint of the training called `name`, held by this process alone.
+
+    The same training may run several times at once: each process has a folder of its own, and one that was killed
+    leaves its folder to the next. Once a training has ended, no process goes on from such a folder any more.
+    """
+    (parent / name).mkdir(parents=True, exist_ok=True)
+    lock = next(filter(None, map(hold, sorted(copies(parent, name), key=last_epoch, reverse=True))), None)
+    if lock is None:
+        lock = FileLock(Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent)) / LOCK)
         lock.acquire(timeout=0)
-    except Timeout:
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
-        lock = FileLock(folder / "lock")
-        lock.acquire(timeout=0)
+    folder = Path(lock.lock_file).parent
     try:
         yield Checkpoint(folder)
     finally:
         lock.release()
+        if not folder.exists():  # discarded
+            for other in filter(None, map(hold, copies(parent, name))):
+                shutil.rmtree(Path(other.lock_file).parent, ignore_errors=True)
+                other.release()
+
+
+def copies(parent: Path, name: str) -> list[Path]:
+    """The folders of one training: the first one, and those of processes that ran at the same time."""
+    return [folder for folder in (parent / name, *parent.glob(f"{name}-*")) if folder.is_dir()]
+
+
+def last_epoch(folder: Path) -> str:
+    """The name of a folder's newest checkpoint; empty if it has none."""
+    return max((path.name for path in folder.glob("epoch-*.npz")), default="")
+
+
+def hold(folder: Path) -> FileLock | None:
+    """The lock of a folder, acquired; None if another process holds it."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock
 
 
 class Checkpoint:

@@ -115,7 +115,7 @@ def cause(error: Exception) -> str:
 
 
 def check_layer(layer: Any, key: str) -> None:
-    """Raise PipelineError if `layer` is not a layer, or could not be loaded from a saved network."""
+    """Raise PipelineError if `layer` is not a layer, would not learn, or could not be loaded from a saved network."""
     if not isinstance(layer, keras.Layer):
         raise PipelineError(f"{key}: {type(layer).__name__} is not a Keras layer")
     foreign = [type(part).__name__ for part in layer._flatten_layers() if not is_keras(part)]
@@ -123,6 +123,12 @@ def check_layer(layer: Any, key: str) -> None:
         raise PipelineError(
             f"{key}: {foreign[0]} is not a built-in Keras layer, and a saved network can contain no others"
         )
+    policies = [part.dtype_policy for part in layer._flatten_layers()]
+    fixed = [
+        policy.name for policy in policies if getattr(policy, "quantization_mode", "float8") not in (None, "float8")
+    ]
+    if fixed:
+        raise PipelineError(f"{key}: dtype {fixed[0]}: Keras does not train quantized weights")
 
 
 def check_names(layers: list[tuple[str, keras.Layer]], reserved: set[str], prefix: str) -> None:

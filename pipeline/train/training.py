@@ -23,6 +23,7 @@ from pipeline.files import md5, write_json, write_text
 from pipeline.machine import describe_machine, describe_versions, find_version
 from pipeline.stage import other_backends_absent, quietly
 from pipeline.stopwatch import Stopwatch
+from pipeline.surroundings import computing_settings
 from pipeline.tracking.provenance import EXPERIMENT, Provenance, find_provenance
 from pipeline.tracking.recorder import Recorder, send_unsent, tell_failure
 from pipeline.tracking.runs import continue_run, epoch_metrics, look_up_packages, start_run, system_metrics
@@ -203,6 +204,7 @@ def outcome(network: keras.Model, epochs: list[Epoch]) -> dict[str, Any]:
         "peak_memory_mib": peak_memory_mib(),
         "machine": describe_machine(),
         "versions": describe_versions(),
+        "environment": computing_settings(),
     }
 
 

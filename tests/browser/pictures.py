@@ -41,8 +41,11 @@ def main() -> None:
             picture_runs(page, address, arguments.into / "mlflow.png")
             picture_run(page, address, arguments.run, arguments.into / "run.png")
         picture_report(page, arguments.into / "report.png")
-        with ui.serve(ROOT, Path(folder) / "log", ui.DRAWING, **settings) as address:
-            picture_drawing(page, address, arguments.into / "serve.png")
+        try:
+            with ui.serve(ROOT, Path(folder) / "log", ui.DRAWING, **settings) as address:
+                picture_drawing(page, address, arguments.into / "serve.png")
+        except AssertionError as error:  # the server has ended, with its reason
+            sys.exit(f"pictures: serve.png is as it was: {str(error).strip()}")
 
 
 def picture_runs(page: Page, address: str, path: Path) -> None:

@@ -18,7 +18,7 @@ NONE_WATCHED = {"validate_on": "none", "validation_fraction": 0.0}
 FACTS = {
     **{"run_id": "1", "model_md5": "2", "device": "cpu", "backend": "tensorflow", "precision": "float32"},
     **{"parameters": 3, "epochs": 1},
-    **{"fit_seconds": 1.0, "peak_memory_mib": 1, "machine": "a machine", "versions": "versions"},
+    **{"fit_seconds": 1.0, "peak_memory_mib": 1, "machine": "a machine", "versions": "versions", "environment": ""},
     "provenance": {"commit": "", "patch": "", "overrides": None},
 }
 

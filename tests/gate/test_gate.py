@@ -181,7 +181,24 @@ def test_the_report_shows_what_changed(another_digits_seed: Project) -> None:
     shutil.rmtree(digits.root / "data" / "prepared")
     assert "data/prepared/test.npz" in refusal(digits, "--markdown", "gate.md")
     report = (digits.root / "gate.md").read_text(encoding="utf-8")
-    assert report.startswith("### Gate: not compared\n\nthe reports are not those of"), "no earlier verdict stays"
+    assert "### Gate: not compared\n\nthe reports are not those of" in report, "no earlier verdict stays"
+
+
+def test_an_unexpected_error_leaves_no_earlier_verdict(digits: Project) -> None:
+    (digits.root / "gate.md").write_text("### Gate: PASS", encoding="utf-8")
+    (digits.root / "gate.png").write_bytes(b"PNG")
+    edit(
+        digits,
+        "pipeline/gate/verdict.py",
+        "    floor = check_floor(candidate, gate)\n",
+        "    raise ValueError('odd')\n",
+    )
+    status, output = gate(digits, "--markdown", "gate.md")
+    assert status == 2
+    assert "Traceback" in output, "it is a bug, and whoever mends it needs to know where"
+    report = (digits.root / "gate.md").read_text(encoding="utf-8")
+    assert "### Gate: not compared\n\nan unexpected error, ValueError('odd'): the log has the traceback" in report
+    assert not (digits.root / "gate.png").exists()
 
 
 def test_it_compares_with_where_the_work_branched_off(another_digits_seed: Project) -> None:

@@ -15,7 +15,9 @@ def promote(project: Project, *arguments: str, **settings: str) -> str:
 
 def refusal(project: Project, *arguments: str, **settings: str) -> str:
     """The one line with which it says that it does not."""
-    (line,) = project.fail(*PROMOTE, *arguments, **settings).splitlines()
+    output = project.fail(*PROMOTE, *arguments, **settings)
+    assert output.count("\n") == 1, output
+    line = output.strip()
     assert line.startswith("promote: ")
     return line
 

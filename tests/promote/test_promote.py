@@ -216,6 +216,22 @@ def test_a_champion_whose_commit_git_does_not_know(candidates: Project, client: 
     assert aliases(client) == {"champion": 2, "previous": 1}
 
 
+def test_a_champion_with_other_test_images_is_replaced_when_asked(candidates: Project, client: MlflowClient) -> None:
+    candidates.params(
+        recipe="smoke", dataset={"name": None, "test_count": 400}, training={"epochs": None}, optimizer=None
+    )
+    candidates.succeed("dvc", "repro")
+    candidates.commit()
+    line = refusal(candidates, "--base", "HEAD")
+    assert "different test sets of digits cannot be compared" in line or "different datasets cannot be compared" in line
+    assert line.endswith("To replace the champion without comparing: `make promote WITHOUT_CHAMPION=1`")
+    output = promote(candidates, "--base", "HEAD", "--without-champion")
+    assert "not compared with the champion (version 1), as asked" in output
+    assert aliases(client) == {"champion": 2, "previous": 1}
+    both = candidates.fail(*PROMOTE, "--rollback", "--without-champion")
+    assert "argument --without-champion: not allowed with argument --rollback" in both
+
+
 def test_a_store_that_does_not_know_the_run(candidates: Project) -> None:
     run_id = candidates.report("metrics.json")["mlflow"]["run_id"]
     other = f"sqlite:///{candidates.root}/other.db"

@@ -17,7 +17,7 @@ from pipeline.tracking.servable import log_servable
 from pipeline.tracking.store import Store, experiment_id, open_store
 from pipeline.train.archive import save_network
 from pipeline.train.network import build_network
-from tests.conftest import configured
+from tests.conftest import ROOT, configured
 
 SHAPE = (28, 28)
 
@@ -29,6 +29,11 @@ class Registered(NamedTuple):
     name: str
     images: NDArray[np.uint8]
     probabilities: NDArray[np.float32]
+
+    @property
+    def root(self) -> Path:
+        """The project's folder."""
+        return self.store.artifacts.parent
 
     @property
     def files(self) -> Path:
@@ -44,6 +49,7 @@ def registered_once(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     keras.utils.set_random_seed(1)
     network, file = build_network(configured(tmp_path).model, SHAPE, 10), tmp_path / "model.keras"
     save_network(file, network)
+    (tmp_path / "pipeline").symlink_to(ROOT / "pipeline")
     store = open_store(tmp_path)
     client = MlflowClient(store.uri)
     run = client.create_run(experiment_id(store, "numbers"))
@@ -60,7 +66,7 @@ def registered_once(tmp_path_factory: pytest.TempPathFactory) -> Registered:
 def registered(registered_once: Registered, tmp_path: Path) -> Iterator[Registered]:
     """`registered_once`, with files that a test may change: they are put back after it."""
     files = registered_once.files
-    open_store(registered_once.store.artifacts.parent)  # MLflow's client forgets the address after every test
+    open_store(registered_once.root)  # MLflow's client forgets the address after every test
     shutil.copytree(files, tmp_path / "kept")
     yield registered_once
     shutil.rmtree(files, ignore_errors=True)

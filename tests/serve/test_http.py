@@ -16,7 +16,7 @@ import psutil
 import pytest
 import requests
 
-from tests.conftest import ROOT, Start, environment, free_port, serve
+from tests.conftest import Start, environment, free_port, serve
 from tests.serve.conftest import Registered
 from tests.serve.test_picture import canvas, png
 
@@ -50,7 +50,7 @@ def check_answers(address: str, registered: Registered) -> None:
 def test_mlflow_serves_the_champion(registered: Registered, start: Start) -> None:
     port = free_port()
     command = ("models", "serve", "-m", f"models:/{registered.name}@champion", "--env-manager", "local")
-    serve(start, registered.store.artifacts.parent, port, *command, MLFLOW_TRACKING_URI=registered.store.uri)
+    serve(start, registered.root, port, *command, MLFLOW_TRACKING_URI=registered.store.uri)
     check_answers(f"http://127.0.0.1:{port}", registered)
 
 
@@ -58,8 +58,7 @@ def test_mlflow_serves_the_champion(registered: Registered, start: Start) -> Non
 def address(registered: Registered, start: Start) -> str:
     """Where `make serve` serves the model."""
     command = ["python", "-m", "pipeline.serve", "--name", registered.name, "--port", str(free_port())]
-    root = str(registered.store.artifacts.parent)
-    process = start(command, ROOT, MLFLOW_TRACKING_URI=registered.store.uri, DVC_ROOT=root)
+    process = start(command, registered.root)
     assert process.stdout
     lines = []
     for line in process.stdout:
@@ -148,8 +147,7 @@ def test_pages_of_other_sites_are_not_answered(address: str) -> None:
 
 def test_ctrl_c_ends_it_without_a_word(registered: Registered, start: Start) -> None:
     command = [sys.executable, "-m", "pipeline.serve", "--name", registered.name, "--port", str(free_port())]
-    root = str(registered.store.artifacts.parent)
-    process = start(command, ROOT, MLFLOW_TRACKING_URI=registered.store.uri, DVC_ROOT=root)
+    process = start(command, registered.root)
     assert process.stdout
     while process.stdout.readline() != "Ctrl-C ends it.\n":
         assert process.poll() is None
@@ -161,8 +159,9 @@ def test_ctrl_c_ends_it_without_a_word(registered: Registered, start: Start) -> 
 
 def test_without_a_champion_it_says_what_to_do(registered: Registered) -> None:
     command = ["python", "-m", "pipeline.serve", "--name", "other"]
-    settings = {"MLFLOW_TRACKING_URI": registered.store.uri, "DVC_ROOT": str(registered.store.artifacts.parent)}
-    ended = subprocess.run(command, cwd=ROOT, env=environment(settings), capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        command, cwd=registered.root, env=environment({}), capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
     assert line.startswith("serve: ")

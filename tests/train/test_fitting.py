@@ -37,13 +37,22 @@ LABELS = RANDOM.integers(0, 10, 640).astype(np.uint8)
 IMAGES = (RANDOM.integers(0, 100, (640, 8, 8)) + 15 * LABELS[:, None, None]).astype(np.uint8)
 TRAIN, VALIDATION = Split(IMAGES[:512], LABELS[:512]), Split(IMAGES[512:], LABELS[512:])
 SMALL = {"convolutions": [8, 8], "kernels": [3, 3], "units": 16}
+TINY = {
+    "name": "mlp",
+    "layers": [
+        {"_target_": "keras.layers.Flatten"},
+        {"_target_": "keras.layers.Dense", "units": 32, "activation": "relu"},
+        {"_target_": "keras.layers.Dropout", "rate": 0.2},
+    ],
+}
 ONE_STEP = {"epochs": 1, "batch_size": 512}
 WRONG = Split(VALIDATION.images, (VALIDATION.labels + 1) % 10)  # the better the network, the worse it does on these
 
 
 def configured(tmp_path: Path, training: dict[str, Any] | None = None, **params: object) -> Config:
-    """As everywhere, but with one update a call unless a test says otherwise: more take twice as long to trace."""
-    return conftest.configured(tmp_path, training={"steps_per_execution": 1} | (training or {}), **params)
+    """As everywhere, but with a small network and one update a call unless a test says otherwise: quicker to trace."""
+    given = {"model": TINY} | params
+    return conftest.configured(tmp_path, training={"steps_per_execution": 1} | (training or {}), **given)
 
 
 class KilledError(Exception):
@@ -121,17 +130,28 @@ def lose_a_variable(path: Path) -> None:
     np.savez(path, **values)
 
 
-@pytest.mark.parametrize("damage", [cut_short, flip_a_bit, lose_a_variable, lambda path: path.write_bytes(b"")])
-def test_a_broken_checkpoint_means_a_new_start(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], object]
-) -> None:
+def test_a_broken_checkpoint_means_a_new_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = configured(tmp_path, training={"epochs": 2})
     _, whole = learn(config, Checkpoint(tmp_path / "whole"))
     learn(config, Checkpoint(tmp_path / "c"), killed_after=1)
-    damage(tmp_path / "c" / "epoch-00001.npz")
+    flip_a_bit(tmp_path / "c" / "epoch-00001.npz")
     _, reported = learn(config, Checkpoint(tmp_path / "c"))
     assert figures(reported) == figures(whole)
     assert "epoch-00001 cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", [cut_short, flip_a_bit, lose_a_variable, lambda path: path.write_bytes(b"")])
+def test_a_broken_checkpoint_leaves_the_learner_alone(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    checkpoint = Checkpoint(tmp_path / "c")
+    _, learner = set_up(configured(tmp_path), TRAIN, VALIDATION, "cpu")
+    learner.optimizer.build(learner.trainable_variables)
+    checkpoint.save(learner, [{"epoch": 1.0}])
+    learner.set_weights([weight + 1 for weight in learner.get_weights()])
+    before = learner.get_weights()
+    damage(tmp_path / "c" / "epoch-00001.npz")
+    assert checkpoint.restore(learner) == []
+    for mine, theirs in zip(learner.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_only_the_last_epoch_is_kept(tmp_path: Path) -> None:
@@ -226,6 +246,25 @@ def test_another_process_does_not_share_a_checkpoint(tmp_path: Path) -> None:
         assert later.folder == mine.folder
 
 
+def test_a_training_goes_on_from_the_latest_epoch_of_those_that_ran_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    with open_checkpoint(tmp_path, "name") as first, open_checkpoint(tmp_path, "name") as second:
+        (first.folder / "epoch-00009.npz").touch()
+        (second.folder / "epoch-00012.npz").touch()
+    (tmp_path / "name-abandoned").mkdir()
+    with open_checkpoint(tmp_path, "name") as later, open_checkpoint(tmp_path, "name") as beside:
+        assert (later.folder, beside.folder) == (second.folder, first.folder)
+        with open_checkpoint(tmp_path, "name") as third:
+            assert third.folder not in (first.folder, second.folder)
+            third.discard()
+        assert later.folder.exists()
+        assert beside.folder.exists(), "another process still uses it"
+        beside.discard()
+    later.discard()
+    with open_checkpoint(tmp_path, "name") as last:
+        last.discard()
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_the_order_differs_from_epoch_to_epoch_and_follows_from_the_seed(tmp_path: Path) -> None:
     one, again, other = (
         learn(configured(tmp_path, seed=seed, training={"epochs": 2}), Checkpoint(tmp_path / name))[1]
@@ -253,7 +292,8 @@ def test_weights_that_are_no_numbers_after_the_last_update_are_not_kept(tmp_path
 
 
 def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
-    config = configured(tmp_path, training={"epochs": 6, "keep_best_epoch": True, "batch_size": 32})
+    training = {"epochs": 6, "keep_best_epoch": True, "batch_size": 32}
+    config = configured(tmp_path, model={"name": "mlp"}, training=training)
     network, reported = learn(config, Checkpoint(tmp_path / "c"), watched=WRONG)
     best = min(reported, key=lambda epoch: epoch["val_loss"])
     assert best["epoch"] < 6, "the case needs a training that got worse"
@@ -262,7 +302,8 @@ def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
 
 
 def test_training_stops_early(tmp_path: Path) -> None:
-    config = configured(tmp_path, training={"epochs": 50, "early_stopping": 2, "batch_size": 32})
+    training = {"epochs": 50, "early_stopping": 2, "batch_size": 32}
+    config = configured(tmp_path, model={"name": "mlp"}, training=training)
     _, reported = learn(config, Checkpoint(tmp_path / "c"), watched=WRONG)
     assert len(reported) == best_epoch(reported) + 2 < 50
 

@@ -209,6 +209,20 @@ def test_a_layer_of_one_s_own_is_refused_since_it_could_not_be_read_back(monkeyp
         build_network(model({"_target_": "pipeline.train.network.Own"}), (8, 8), 10)
 
 
+@pytest.mark.parametrize("dtype", ["int8_from_float32", "int4_from_mixed_bfloat16", "gptq/4/128_from_float32"])
+def test_quantized_weights_which_do_not_learn_are_refused(dtype: str) -> None:
+    dense = {"_target_": "keras.layers.Dense", "units": 4, "dtype": dtype}
+    for spec in (dense, {"_target_": "keras.layers.SpectralNormalization", "layer": dense}):
+        with pytest.raises(PipelineError, match=rf"model\.layers\.1: dtype {dtype}: Keras does not train quantized"):
+            build_network(model({"_target_": "keras.layers.Flatten"}, spec), (8, 8), 10)
+
+
+@pytest.mark.parametrize("dtype", ["float8_from_float32", "bfloat16", "mixed_bfloat16"])
+def test_other_types_are_built(dtype: str) -> None:
+    dense = {"_target_": "keras.layers.Dense", "units": 4, "dtype": dtype}
+    assert build_network(model({"_target_": "keras.layers.Flatten"}, dense), (8, 8), 10).count_params() > 0
+
+
 def test_a_builder_must_return_layers() -> None:
     built = model(builder={"_target_": "keras.layers.Flatten"})
     with pytest.raises(PipelineError, match=r"keras\.layers\.Flatten must return a list of Keras layers"):
