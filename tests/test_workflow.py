@@ -63,7 +63,7 @@ def test_the_first_report_is_a_new_comment(tmp_path: Path) -> None:
 
 def test_a_later_report_replaces_the_comment_of_the_gate_and_no_other(tmp_path: Path) -> None:
     (tmp_path / "report.md").write_text(not_compared("why"), encoding="utf-8")
-    comments = [comment(3, "Bot", not_compared("earlier")), comment(4, "Bot", f"quoting {MARKER}")]
+    comments = [comment(2, "Bot", f"quoting {MARKER}"), comment(3, "Bot", not_compared("earlier"))]
     calls = run_report(tmp_path, {COMMENTS: comments})
     assert calls[-1] == ["api", "-X", "PATCH", "repos/me/digits/issues/comments/3", "-F", "body=@report.md", "--silent"]
 

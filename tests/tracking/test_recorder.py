@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 
 from pipeline.tracking.recorder import Recorder, RunAddress, is_refused, keep_event, send_unsent
+from pipeline.tracking.store import experiment_id, open_store
 from pipeline.worker import Worker
 from tests.conftest import Start, free_port, kill_all, serve_store
 
@@ -280,3 +281,19 @@ def test_a_model_whose_sending_failed_half_way_is_sent_once(tmp_path: Path) -> N
     (model,) = client.search_logged_models([str(run.experiment_id)])
     assert model.status == "READY"
     assert len(client.get_run(run.run_id).outputs.model_outputs) == 1
+
+
+def test_what_waits_in_a_project_that_is_moved_is_sent_to_the_store_that_moved_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    store = open_store(old)
+    run_id = MlflowClient(store.uri).create_run(experiment_id(store, "mnist")).info.run_id
+    event = {"kind": "metrics", "values": {"train/loss": 1.0}, "step": 1, "timestamp": 1}
+    keep_event(RunAddress(store.uri, run_id, None, old), event, None)
+    old.rename(new)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # which names the old place in this process
+    assert send_unsent(new) == (1, [])
+    assert MlflowClient(open_store(new).uri).get_run(run_id).data.metrics == {"train/loss": 1.0}
+    assert not old.exists()

@@ -1,4 +1,5 @@
 import contextlib
+import os
 import socket
 import sqlite3
 import subprocess
@@ -63,6 +64,15 @@ def test_a_store_that_is_no_database_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"not a database " * 100)
     with pytest.raises(PipelineError, match=r"mlflow\.db cannot be used: "):
         open_store(tmp_path)
+
+
+def test_a_working_directory_with_both_kinds_of_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / 'it\'s "new"'
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    client = MlflowClient(open_store(folder).uri)
+    assert client.get_experiment("0").artifact_location.startswith(folder.as_uri())
+    assert "_MLFLOW_SERVER_ARTIFACT_ROOT" not in os.environ, "MLflow would take this process for a server"
 
 
 def test_artifacts_go_to_the_root_wherever_the_process_runs(tmp_path: Path) -> None:

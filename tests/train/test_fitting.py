@@ -260,7 +260,10 @@ def test_a_training_goes_on_from_the_latest_epoch_of_those_that_ran_at_once_and_
         assert beside.folder.exists(), "another process still uses it"
         beside.discard()
     later.discard()
+    (tmp_path / "name-left").mkdir()
+    (tmp_path / "name-left" / "epoch-00002.npz").touch()
     with open_checkpoint(tmp_path, "name") as last:
+        assert last.folder.name == "name-left"
         last.discard()
     assert [*tmp_path.iterdir()] == []
 
