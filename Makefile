@@ -4,7 +4,8 @@ BIN := .venv/bin
 LOCK := requirements$(if $(GPU),-gpu).txt
 PIP := $(BIN)/python -m pip install --quiet --require-hashes
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# The PATH is for what these commands start: make 3.81, which macOS has, does not heed it itself.
+# The PATH is for what these commands start: make 3.81, which macOS has, does not heed it itself. `python -m`, because
+# installed scripts begin with the path at which the environment was made: a project may be moved.
 
 N ?= 5
 
@@ -16,11 +17,11 @@ help: ## list the targets
 repro: .venv/$(LOCK) ## set everything up, then run the pipeline
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "$(CURDIR) is not a git repository, which DVC needs: \
 	get the project with git clone, or run git init here" >&2; exit 1; }
-	$(BIN)/dvc repro
+	$(BIN)/python -m dvc repro
 
 seeds: .venv/$(LOCK) ## train seeds 1 to N (N=5) of what is configured, as DVC experiments, for the gate
-	$(BIN)/dvc exp run --queue -S '++seed=range(1,$(shell expr $(N) + 1))'
-	$(BIN)/dvc exp run --run-all
+	$(BIN)/python -m dvc exp run --queue -S '++seed=range(1,$(shell expr $(N) + 1))'
+	$(BIN)/python -m dvc exp run --run-all
 
 gate: .venv/$(LOCK) ## is this model worse than where the work branched off? BASE=REV names another baseline
 	$(BIN)/python -m pipeline.gate $(if $(BASE),--base $(BASE)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
@@ -29,24 +30,24 @@ promote: .venv/$(LOCK) ## make this model the champion if the gate lets it (BASE
 	$(BIN)/python -m pipeline.promote $(if $(BASE),--base $(BASE)) $(if $(ROLLBACK),--rollback) $(if $(WITHOUT_CHAMPION),--without-champion)
 
 test: .venv/requirements-dev.txt ## set up what the tests need, then pass them
-	$(BIN)/pytest
+	$(BIN)/python -m pytest
 
 test-jax: .venv/requirements-dev.txt ## what only JAX does; ALL=1 passes the tests of trainings on it, too
-	KERAS_BACKEND=jax $(BIN)/pytest -m "jax$(if $(ALL), or not (slow or browser or tensorflow))" tests/backends/test_jax.py $(if $(ALL),tests/train)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "jax$(if $(ALL), or not (slow or browser or tensorflow))" tests/backends/test_jax.py $(if $(ALL),tests/train)
 
 test-slow: .venv/requirements-dev.txt ## the default recipe on the real MNIST, and all that takes minutes
-	$(BIN)/pytest -m slow
+	$(BIN)/python -m pytest -m slow
 
 test-browser: .venv/requirements-dev.txt ## look at the MLflow UI, the report and the page to draw on in Chromium, as a person would
-	$(BIN)/pytest -m browser -n 0
+	$(BIN)/python -m pytest -m browser -n 0
 
 pictures: .venv/requirements-dev.txt ## take the README's pictures anew, of the runs and the report that are there
 	$(BIN)/python -m tests.browser.pictures
 
 check: .venv/requirements-dev.txt ## ruff, ruff format, mypy strict, and zizmor for the workflows
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
 	$(BIN)/zizmor --offline --quiet --strict-collection .github
 
 ui: .venv/$(LOCK) ## open the MLflow UI on the list of runs
@@ -77,7 +78,7 @@ clean: ## remove the environment and the caches of tools, not data, models or ru
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
 
 # A package that a killed installation left half-done looks complete to uv and pip, so the next one installs all anew.
-anew = $$(test ! -e $@.unfinished || echo $(1)) && touch $@.unfinished
+anew = $$(ls .venv/*.unfinished >/dev/null 2>&1 && echo $(1); true) && touch $@.unfinished
 
 # uv takes a third of pip's time. It does not read pip's configuration, so it is told where packages come from; where
 # pip has more to heed than that, pip installs.

@@ -44,8 +44,8 @@ COMPILED = Path(".compiled")  # likewise below the real root: what JAX compiled,
 def project_root() -> Path:
     """The folder that the user cloned, also inside the temporary folders of `dvc exp run --temp` and `--queue`.
 
-    DVC makes these below .dvc/tmp. Its variable DVC_ROOT is no help: it may be inherited from another project.
+    DVC makes these below .dvc/tmp/exps. Its variable DVC_ROOT is no help: it may be inherited from another project.
     """
     here = Path(__file__).parent.parent.resolve()
-    temporary = next((folder for folder in here.parents if folder.parts[-2:] == (".dvc", "tmp")), None)
-    return temporary.parent.parent if temporary else here
+    temporary = next((folder for folder in here.parents if folder.parts[-3:] == (".dvc", "tmp", "exps")), None)
+    return temporary.parents[2] if temporary else here

@@ -17,9 +17,8 @@ from pipeline.worker import exit_at_once
 
 BACKENDS = {"tensorflow", "jax", "torch"}
 CRASH = "Fatal Python error"  # how faulthandler begins
-WATCH = (
-    f'read -r ended || {{ grep -qs "^{CRASH}" "$1" && cat "$1" >&2; rm -f "$1"; }}'  # `read` fails at the end of file
-)
+# `read` fails once the process, which holds the other end, is gone. What interrupts both is for the process to handle.
+WATCH = f'trap "" HUP INT TERM; read -r ended || {{ grep -qs "{CRASH}" "$1" && cat "$1" >&2; rm -f "$1"; }}'
 
 
 def run_stage(name: str, description: str | None, run: Callable[[], None], cleared: bool = False) -> NoReturn:
@@ -121,10 +120,15 @@ def quietly() -> Iterator[None]:
 def shown_after_crash(file: IO[bytes]) -> Iterator[None]:
     """Have a shell show a file, with Python's traceback added, if this process crashes inside the block.
 
-    If the process is killed instead, the shell only removes the file.
+    If the process is killed instead, the shell only removes the file. Where there is no shell nothing is shown.
     """
     before = faulthandler.is_enabled()
-    with subprocess.Popen(["sh", "-c", WATCH, "sh", file.name], stdin=subprocess.PIPE) as shell:
+    try:
+        watching = subprocess.Popen(["sh", "-c", WATCH, "sh", file.name], stdin=subprocess.PIPE)
+    except OSError:
+        yield
+        return
+    with watching as shell:
         faulthandler.enable(file)
         try:
             yield

@@ -17,6 +17,11 @@ def settle() -> None:
 
     Must run before matplotlib, Keras or MLflow is imported.
     """
+    for descriptor in range(3):  # else the next file or socket gets the number of what was closed, and C++'s messages
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     os.environ.pop("MPLBACKEND", None)  # Jupyter names a module that may not be installed
     for name in ("NO_PROXY", "no_proxy"):
         listed = filter(None, os.environ.get(name, "").split(","))

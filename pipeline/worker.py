@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from pipeline.errors import PipelineError
+from pipeline.surroundings import settle
 
 PATIENCE = 3.0  # seconds that a worker gets to finish when this process ends with an error or an interrupt
 NOT_WRITTEN = 120  # the exit status with which Python, too, says that standard output could not be written
@@ -134,6 +135,7 @@ class Worker(Executor):
 
 def _work(connection: Connection) -> None:
     """Call what the parent sends until it says that this was all, or is gone."""
+    settle()
     while task := _receive_task(connection):
         function, arguments, named = task
         try:

@@ -205,7 +205,7 @@ def copy(project: Project, folder: Path) -> Project:
     """A copy of a clone, for a test that changes something."""
     shutil.copytree(project.root, folder, symlinks=True)
     if (folder / "mlflow.db").exists():
-        relocate(f"sqlite:///{folder}/mlflow.db", (folder / "mlartifacts").as_uri())
+        relocate(f"sqlite:///{folder}/mlflow.db", folder / "mlartifacts", folder / "mlflow.db.use")
     return Project(folder)
 
 

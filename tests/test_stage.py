@@ -64,13 +64,28 @@ def test_standard_error_is_held_back_unless_the_block_fails_and_no_longer_than_t
 )
 def test_what_was_held_back_is_shown_if_the_process_crashes(tmp_path: Path, death: str, crashed: bool) -> None:
     imports = "import ctypes, os\nfrom pipeline.stage import quietly"
-    code = f"{imports}\nwith quietly():\n    os.write(2, b'no AVX\\n')\n    {death}"
+    code = f"{imports}\nwith quietly():\n    os.write(2, b'no AVX')\n    {death}"
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert result.returncode < 0
-    assert ("no AVX\nFatal Python error: " in result.stderr) == crashed
+    assert ("no AVXFatal Python error: " in result.stderr) == crashed
     assert crashed or not result.stderr
     assert not [*tmp_path.iterdir()]
+
+
+def test_without_a_shell_nothing_is_shown_and_all_else_works(tmp_path: Path) -> None:
+    code = "from pipeline.stage import quietly\nwith quietly():\n    print(1)"
+    environment = os.environ | {"PATH": str(tmp_path)}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert (told.stdout, told.stderr) == ("1\n", "")
+
+
+def test_streams_that_are_closed_are_no_files_for_others() -> None:
+    """C++ code writes to the numbers 1 and 2 whatever they are."""
+    code = "import os; from pipeline.surroundings import settle; settle(); print(os.open('/dev/zero', 0) > 2)"
+    for closed in ("0<&-", "2>&-", "0<&- 2>&-"):
+        command = ["sh", "-c", f'"{sys.executable}" -c "{code}" {closed}']
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n", closed
 
 
 def test_a_backend_in_keras_s_own_file_of_settings_is_not_heeded(tmp_path: Path) -> None:

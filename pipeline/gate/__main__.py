@@ -14,6 +14,7 @@ from pipeline.gate.no_verdict import remove_report, write_reason
 from pipeline.surroundings import settle
 
 NO_COMPARISON = 2
+LONGEST = 200  # characters of an unexpected error
 
 
 def main() -> int:
@@ -55,7 +56,7 @@ def decide(arguments: argparse.Namespace) -> int:
         reason = "interrupted"
     except Exception as error:
         traceback.print_exc()
-        reason = f"an unexpected error, {without_secrets(repr(error))}: the log has the traceback"
+        reason = f"an unexpected error, {without_secrets(repr(error))[:LONGEST]}: the log has the traceback"
     print(f"gate: {reason}", file=sys.stderr)
     if arguments.markdown:
         write_reason(arguments.markdown, reason)

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from pipeline.errors import first_line, without_secrets
 from pipeline.files import write_json, write_text
-from pipeline.tracking.store import absolute, relative
+from pipeline.tracking.store import RELATIVE, Store, absolute, relative
 
 OUTBOX = ".unsent"
 BATCH = 100  # params and tags that MLflow takes at once
@@ -314,6 +314,16 @@ def send_unsent(root: Path) -> tuple[int, list[str]]:
     return sent, problems
 
 
+def current_address(uri: str, root: Path) -> str:
+    """The address of the store that kept events are for. Earlier versions kept absolute ones, also of a database that
+    was moved along with the project.
+    """
+    store = Store(absolute(uri, root), root)
+    if store.file is None or store.file.exists():
+        return store.uri
+    return absolute(f"{RELATIVE}{store.file.name}", root)
+
+
 def _send_outbox(outbox: Path) -> None:
     if not outbox.exists():  # another process was faster
         return
@@ -321,7 +331,7 @@ def _send_outbox(outbox: Path) -> None:
         shutil.rmtree(outbox)
         return
     root = outbox.parent.parent
-    uri = absolute((outbox / "uri").read_text(encoding="utf-8"), root)
+    uri = current_address((outbox / "uri").read_text(encoding="utf-8"), root)
     client, run = client_of(uri), RunAddress(uri, outbox.name, None, root)
     for path in sorted(outbox.glob("event-*.json")):
         event = json.loads(path.read_text(encoding="utf-8"))

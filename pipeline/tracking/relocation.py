@@ -1,7 +1,18 @@
-"""Artifacts of a project that was moved or copied: MLflow keeps their absolute locations in its database."""
+"""Artifacts of a project that was moved or copied: MLflow keeps their absolute locations in its database.
+
+MLflow's default experiment, which nobody uses, tells where the project was when its database was last opened: it lies
+in the same folder as the artifacts of all others. Locations outside of that folder are somebody's choice.
+"""
+
+import fcntl
+import os
+from pathlib import Path
 
 import sqlalchemy
 
+from pipeline.errors import PipelineError
+
+DEFAULT = "0"  # the default experiment, and the end of its location
 LOCATIONS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -9,26 +20,50 @@ LOCATIONS = (
     ("model_versions", "storage_location"),
     ("model_versions", "source"),
 )
+_held: list[int] = []  # the descriptor of the lock that this process holds
 
 
-def relocate(database: str, artifacts: str) -> list[str]:
-    """Replace the folder of another place in a project's own SQLite database by `artifacts`, the address of its own.
+def relocate(database: str, artifacts: Path, lock: Path) -> str | None:
+    """Replace an earlier place of a project's artifacts in its own SQLite database by `artifacts`, where they are now.
 
-    Returns the addresses that were replaced: none unless the project was moved or copied.
+    Returns the earlier place; None if it is the same. Raises PipelineError if another process, which sees the project
+    at the earlier place, is using it (`lock`), and SQLAlchemyError if the database cannot be written.
     """
-    engine = sqlalchemy.create_engine(database)
-    name = artifacts.rpartition("/")[2]
-    find = sqlalchemy.text("SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE :ours")
-    with engine.connect() as connection:
-        known = connection.execute(find, {"ours": f"file://%/{name}"}).scalars().all()
-    old = [location for location in known if location != artifacts]
-    if old:
+    new, engine = artifacts.as_uri(), sqlalchemy.create_engine(database)
+    try:
+        with engine.connect() as connection:
+            old = earlier_place(connection, artifacts)
+        if old in (None, new):
+            return None
+        if is_used(lock):
+            raise PipelineError(
+                f"{artifacts.parent} was last opened as {old}, and a process is using it there: wait until it has ended"
+            )
+        # Where only the database was copied, what exists stays where it is.
+        kept = LOCATIONS if artifacts.exists() else LOCATIONS[:1]
         with engine.begin() as connection:
-            for location in old:
-                for table, column in LOCATIONS:
-                    replace_prefix(connection, table, column, location, artifacts)
-    engine.dispose()
+            for table, column in kept:
+                replace_prefix(connection, table, column, str(old), new)
+    finally:
+        engine.dispose()
+        hold(lock)
     return old
+
+
+def earlier_place(connection: sqlalchemy.Connection, artifacts: Path) -> str | None:
+    """Where the database says that the project's artifacts are; None if it does not say."""
+    find = "SELECT artifact_location FROM experiments WHERE experiment_id = 0"
+    location = connection.execute(sqlalchemy.text(find)).scalar()
+    folder, _, last = (location or "").rpartition("/")
+    if location and location.startswith("file://") and (folder.rpartition("/")[2], last) == (artifacts.name, DEFAULT):
+        return str(folder)
+    # A database that an earlier version made: a run's files that came along tell it, too.
+    runs = connection.execute(sqlalchemy.text("SELECT artifact_uri FROM runs WHERE artifact_uri LIKE 'file://%'"))
+    for uri in runs.scalars():
+        place, _, below = str(uri).rpartition(f"/{artifacts.name}/")
+        if place and f"{place}/{artifacts.name}" != artifacts.as_uri() and (artifacts / below).is_dir():
+            return f"{place}/{artifacts.name}"
+    return None
 
 
 def replace_prefix(connection: sqlalchemy.Connection, table: str, column: str, old: str, new: str) -> None:
@@ -36,3 +71,27 @@ def replace_prefix(connection: sqlalchemy.Connection, table: str, column: str, o
     below = f"substr({column}, 1, :length) = :old AND substr({column}, :length + 1, 1) IN ('', '/')"
     update = f"UPDATE {table} SET {column} = :new || substr({column}, :length + 1) WHERE {below}"  # noqa: S608
     connection.execute(sqlalchemy.text(update), {"old": old, "new": new, "length": len(old)})
+
+
+def hold(lock: Path) -> None:
+    """Say that this process uses a project, until it ends.
+
+    The lock is the file's, by whatever path a process sees it, as inside and outside of a container.
+    """
+    while _held:
+        os.close(_held.pop())
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    _held.append(descriptor)
+
+
+def is_used(lock: Path) -> bool:
+    """Whether another process uses the project."""
+    while _held:
+        os.close(_held.pop())
+    with lock.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

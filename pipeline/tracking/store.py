@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import requests
 from filelock import FileLock
 
 from pipeline.errors import PipelineError, first_line
@@ -21,6 +20,7 @@ from pipeline.files import replacing
 ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
+UNREACHABLE = ("NewConnectionError", "NameResolutionError", "Connection refused")  # in what requests reports
 TIMEOUT = 5.0  # seconds within which a server must answer at the start
 # MLflow's own patience is seven retries of two minutes each, which a training would have to sit through.
 PATIENCE = {
@@ -78,7 +78,11 @@ def locate_store(root: Path) -> Store:
     Raises PipelineError if the address is one of a folder, which MLflow 3 refuses, or if it cannot be written.
     """
     uri, root = os.environ.get(URI_VARIABLE) or f"{RELATIVE}mlflow.db", root.absolute()
-    if urlsplit(uri).scheme in ("", "file") and uri != "databricks":
+    try:
+        scheme = urlsplit(uri).scheme
+    except ValueError as error:
+        raise PipelineError(f"{URI_VARIABLE}={uri}: {error}") from None
+    if scheme in ("", "file") and uri != "databricks":
         raise PipelineError(
             f"{URI_VARIABLE}={uri}: {UNSUPPORTED}. Unset it to record to {root.name}/mlflow.db, or name a server or a "
             "database; `mlflow migrate-filestore` brings the old runs along"
@@ -129,8 +133,6 @@ def _prepare(store: Store, root: Path) -> None:
     import sqlalchemy
     from mlflow.exceptions import MlflowException
 
-    from pipeline.tracking.relocation import relocate
-
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors that are told below
@@ -144,21 +146,41 @@ def _prepare(store: Store, root: Path) -> None:
                 with replacing(file) as new:  # whole or not at all: a kill between two tables would leave it broken
                     mlflow.MlflowClient(f"{RELATIVE}{new}").search_experiments(max_results=1)
             mlflow.MlflowClient(store.uri).search_experiments(max_results=1)
-            if file is not None and file.parent == store.artifacts.parent:  # else several projects may share it
-                for old in relocate(store.uri, store.artifacts.as_uri()):
-                    print(f"tracking: this project was at {old}: its earlier runs now refer to {store.artifacts}")
+            old = relocate_own(store)
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
         remedy = LOGIN if "error code 401" in str(error) else f"Is it what {URI_VARIABLE} should name, and writable?"
         raise PipelineError(f"the MLflow store {store.uri} cannot be used: {first_line(error)}. {remedy}") from None
+    if old:
+        with contextlib.suppress(OSError, ValueError):  # standard output may be closed, or full
+            print(f"tracking: this project was at {old}: its earlier runs now refer to {store.artifacts}", flush=True)
+
+
+def relocate_own(store: Store) -> str | None:
+    """Where the artifacts of a project were, if it was moved or copied, and its own database now has the new place.
+
+    Several projects may share a database that lies elsewhere. One that cannot be written stays as it is.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from pipeline.tracking.relocation import relocate
+
+    file, home = store.file, store.artifacts.parent
+    if file is None or file.resolve().parent != home.resolve():
+        return None
+    with contextlib.suppress(SQLAlchemyError):
+        return relocate(store.uri, store.artifacts, file.with_name(f"{file.name}.use"))
+    return None
 
 
 @contextmanager
 def default_location(store: Store) -> Iterator[None]:
-    """Have MLflow put its default experiment, which nobody uses, beside the others if it makes a database.
+    """Have MLflow put its default experiment, which nobody uses, beside its database if it makes one.
 
-    It would lie in the working directory, whose name breaks MLflow's SQL if it has two kinds of quotes.
+    There it tells where the database was (see relocation.py). It would lie in the working directory, whose name breaks
+    MLflow's SQL if it has two kinds of quotes.
     """
-    os.environ[ARTIFACT_ROOT] = store.artifacts.as_uri()
+    folder = store.file.with_name(store.artifacts.name) if store.file else store.artifacts
+    os.environ[ARTIFACT_ROOT] = folder.as_uri()
     try:
         yield
     finally:
@@ -234,7 +256,6 @@ def _ask_server(uri: str) -> None:
     Any answer will do, because proxies and hosted servers may not have that address; only what is known to be of no
     use is an error. Raises PipelineError.
     """
-    from mlflow.exceptions import MlflowException
     from mlflow.tracking._tracking_service.utils import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
@@ -242,9 +263,9 @@ def _ask_server(uri: str) -> None:
     try:
         credentials = get_default_host_creds(uri.rstrip("/"))
         answer = http_request(credentials, "/health", "GET", max_retries=0, timeout=TIMEOUT, raise_on_status=False)
-    except (MlflowException, requests.RequestException, OSError) as error:
+    except Exception as error:  # whatever MLflow makes of its own settings: a package that is missing, a number
         raise PipelineError(f"{URI_VARIABLE}={uri}: {describe_failure(error)}. {remedy}") from None
-    if answer.status_code == HTTPStatus.FORBIDDEN and "host" in answer.text.lower():
+    if answer.status_code == HTTPStatus.FORBIDDEN and "invalid host" in answer.text.lower():
         raise PipelineError(
             f"{URI_VARIABLE}={uri}: the server answers 403 to this host name; start it with "
             f"--allowed-hosts {urlsplit(uri).netloc}"
@@ -261,6 +282,8 @@ def describe_failure(error: Exception) -> str:
             "the certificate of the tracking server is not trusted: set MLFLOW_TRACKING_SERVER_CERT_PATH to the file "
             "of its certificate authority"
         )
-    if "certificate" in text.lower():
-        return f"the tracking server cannot be used: {first_line(error)}"
-    return f"the tracking server {'timed out' if 'timed out' in text.lower() else 'cannot be reached'}"
+    if "timed out" in text.lower():
+        return "the tracking server timed out"
+    if any(sign in text for sign in UNREACHABLE):
+        return "the tracking server cannot be reached"
+    return f"the tracking server cannot be used: {first_line(error)}"

@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,11 @@ def open_checkpoint(parent: Path, name: str) -> Iterator["Checkpoint"]:
     The same training may run several times at once: each process has a folder of its own, and one that was killed
     leaves its folder to the next. Once a training has ended, no process goes on from such a folder any more.
     """
-    (parent / name).mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):  # another process removes it now
+        (parent / name).mkdir(parents=True, exist_ok=True)
     lock = next(filter(None, map(hold, sorted(copies(parent, name), key=last_epoch, reverse=True))), None)
-    if lock is None:
-        lock = FileLock(Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent)) / LOCK)
-        lock.acquire(timeout=0)
+    while lock is None:  # a process that ends or starts may look into a new folder before it is held
+        lock = hold(Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent)))
     folder = Path(lock.lock_file).parent
     try:
         yield Checkpoint(folder)
@@ -62,16 +62,18 @@ def copies(parent: Path, name: str) -> list[Path]:
 
 
 def last_epoch(folder: Path) -> str:
-    """The name of a folder's newest checkpoint; empty if it has none."""
-    return max((path.name for path in folder.glob("epoch-*.npz")), default="")
+    """The name of a folder's newest checkpoint; empty if it has none, or if another process removes it."""
+    with suppress(FileNotFoundError):
+        return max((path.name for path in folder.glob("epoch-*.npz")), default="")
+    return ""
 
 
 def hold(folder: Path) -> FileLock | None:
-    """The lock of a folder, acquired; None if another process holds it."""
+    """The lock of a folder, acquired; None if another process holds it or removes the folder."""
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
-    except Timeout:
+    except (Timeout, FileNotFoundError, FileExistsError):
         return None
     return lock
 

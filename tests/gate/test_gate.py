@@ -184,6 +184,20 @@ def test_the_report_shows_what_changed(another_digits_seed: Project) -> None:
     assert "### Gate: not compared\n\nthe reports are not those of" in report, "no earlier verdict stays"
 
 
+def test_a_report_takes_no_other_file_along(smoke: Project) -> None:
+    (smoke.root / "notes.png").write_bytes(b"mine")
+    assert "git knows no revision" in refusal(smoke, "--markdown", "notes.md", base="nonexistent")
+    assert "### Gate: not compared" in (smoke.root / "notes.md").read_text(encoding="utf-8")
+    assert (smoke.root / "notes.png").read_bytes() == b"mine"
+
+
+def test_a_reason_with_a_name_that_is_no_text_is_written(smoke: Project) -> None:
+    (smoke.root / "b\udcff" / "reports").mkdir(parents=True)
+    status, output = gate(smoke, "--markdown", "gate.md", base="b\udcff")
+    assert (status, "Traceback" in output) == (2, False)
+    assert "b\\udcff/reports/metrics.json is missing" in (smoke.root / "gate.md").read_text(encoding="utf-8")
+
+
 def test_an_unexpected_error_leaves_no_earlier_verdict(digits: Project) -> None:
     (digits.root / "gate.md").write_text("### Gate: PASS", encoding="utf-8")
     (digits.root / "gate.png").write_bytes(b"PNG")

@@ -283,8 +283,9 @@ def test_a_model_whose_sending_failed_half_way_is_sent_once(tmp_path: Path) -> N
     assert len(client.get_run(run.run_id).outputs.model_outputs) == 1
 
 
+@pytest.mark.parametrize("absolute", [False, True])  # as an earlier version kept addresses
 def test_what_waits_in_a_project_that_is_moved_is_sent_to_the_store_that_moved_along(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absolute: bool
 ) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
@@ -292,6 +293,8 @@ def test_what_waits_in_a_project_that_is_moved_is_sent_to_the_store_that_moved_a
     run_id = MlflowClient(store.uri).create_run(experiment_id(store, "mnist")).info.run_id
     event = {"kind": "metrics", "values": {"train/loss": 1.0}, "step": 1, "timestamp": 1}
     keep_event(RunAddress(store.uri, run_id, None, old), event, None)
+    if absolute:
+        (old / ".unsent" / run_id / "uri").write_text(store.uri, encoding="utf-8")
     old.rename(new)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # which names the old place in this process
     assert send_unsent(new) == (1, [])

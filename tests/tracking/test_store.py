@@ -52,6 +52,28 @@ def test_an_unreachable_server_is_an_error_within_seconds(tmp_path: Path, monkey
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"MLFLOW_TRACKING_URI": "http://[::1"}, r"MLFLOW_TRACKING_URI=http://\[::1: "),
+        ({"MLFLOW_TRACKING_AWS_SIGV4": "true"}, "cannot be used: .*requests_auth_aws_sigv4"),
+        ({"MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "abc"}, "cannot be used: .*abc"),
+        (
+            {"MLFLOW_TRACKING_INSECURE_TLS": "true", "MLFLOW_TRACKING_SERVER_CERT_PATH": "a.pem"},
+            "cannot be used: .*TLS",
+        ),
+    ],
+)
+def test_a_setting_that_mlflow_cannot_use_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], message: str
+) -> None:
+    for name, value in ({"MLFLOW_TRACKING_URI": "https://127.0.0.1:9"} | settings).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PipelineError, match=message) as refused:
+        open_store(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_silent_server_is_an_error_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.tracking.store.TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:

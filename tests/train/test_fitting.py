@@ -1,4 +1,5 @@
 import contextlib
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from pipeline.train.fitting import (
 from pipeline.train.network import build_network, build_optimizer, members_of
 from pipeline.train.training import history_csv, set_up
 from tests import conftest
+from tests.conftest import ROOT, environment
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 10, 640).astype(np.uint8)
@@ -244,6 +246,19 @@ def test_another_process_does_not_share_a_checkpoint(tmp_path: Path) -> None:
         assert mine.folder != other.folder
     with open_checkpoint(tmp_path, "name") as later:
         assert later.folder == mine.folder
+
+
+def test_trainings_that_start_and_end_together_do_not_disturb_each_other(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from pipeline.train.checkpoint import open_checkpoint\n"
+        "end = time.monotonic() + 3\n"
+        "while time.monotonic() < end:\n"
+        "    with open_checkpoint(Path(sys.argv[1]), 'name') as checkpoint: checkpoint.discard()"
+    )
+    command = ["python", "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, cwd=ROOT, env=environment({}), stderr=subprocess.PIPE) for _ in range(3)]
+    told = [process.communicate()[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3, told
 
 
 def test_a_training_goes_on_from_the_latest_epoch_of_those_that_ran_at_once_and_leaves_nothing(tmp_path: Path) -> None:

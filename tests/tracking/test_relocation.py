@@ -1,0 +1,149 @@
+"""Projects that are moved, copied, shared, or seen at two places."""
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.errors import PipelineError
+from pipeline.tracking.store import Store, experiment_id, open_store
+from tests.conftest import ROOT, Start
+
+CODE = (
+    "import sys; from pathlib import Path; from pipeline.tracking.store import open_store; "
+    "open_store(Path(sys.argv[1])); print('open', flush=True); sys.stdin.read()"
+)
+OPEN = (sys.executable, "-c", CODE)
+
+
+def project(folder: Path) -> tuple[Store, MlflowClient, str]:
+    """A store with one run that has one artifact."""
+    store = reopen(folder)
+    client = MlflowClient(store.uri)
+    return store, client, record(client, experiment_id(store, "mnist"))
+
+
+def record(client: MlflowClient, experiment: str) -> str:
+    run_id = str(client.create_run(experiment).info.run_id)
+    client.log_text(run_id, "hello", "note.txt")
+    return run_id
+
+
+def reopen(folder: Path, **settings: str) -> Store:
+    """The store of a folder as another process would open it."""
+    folder.mkdir(exist_ok=True)
+    os.environ["MLFLOW_TRACKING_URI"] = settings.get("uri", "")
+    return open_store(folder)
+
+
+def execute(store: Store, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(str(store.file))) as database:
+        database.execute(statement)
+        database.commit()
+
+
+def has_note(store: Store, run_id: str) -> bool:
+    return [file.path for file in MlflowClient(store.uri).list_artifacts(run_id)] == ["note.txt"]
+
+
+def test_a_project_that_shares_its_database_leaves_those_of_others_alone(tmp_path: Path) -> None:
+    owner = reopen(tmp_path / "owner")
+    second = reopen(tmp_path / "second", uri=owner.uri)
+    run_id = record(MlflowClient(second.uri), experiment_id(second, "second"))
+    assert has_note(reopen(tmp_path / "owner"), run_id)
+    assert (tmp_path / "second" / "mlartifacts").is_dir()
+
+
+def test_a_database_that_another_project_made_is_still_its_owner_s(tmp_path: Path) -> None:
+    (tmp_path / "owner").mkdir()
+    second = reopen(tmp_path / "second", uri=f"sqlite:///{tmp_path}/owner/mlflow.db")
+    run_id = record(MlflowClient(second.uri), experiment_id(second, "second"))
+    assert has_note(reopen(tmp_path / "owner"), run_id)
+
+
+def test_a_database_behind_a_link_belongs_to_nobody(tmp_path: Path) -> None:
+    _, _, run_id = project(tmp_path / "one")
+    (tmp_path / "one" / "mlflow.db").rename(tmp_path / "shared.db")
+    for name in ("one", "two", "one"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        if not (tmp_path / name / "mlflow.db").exists():
+            (tmp_path / name / "mlflow.db").symlink_to(tmp_path / "shared.db")
+        assert has_note(reopen(tmp_path / name), run_id)
+
+
+@pytest.mark.parametrize("name", ["mlartifacts", "MLArtifacts"])
+def test_a_place_that_was_chosen_stays(tmp_path: Path, name: str) -> None:
+    store, client, _ = project(tmp_path / "old")
+    run_id = record(client, client.create_experiment("chosen", (tmp_path / "drive" / name).as_uri()))
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    assert has_note(reopen(tmp_path / "new"), run_id)
+    assert has_note(store, run_id)
+
+
+def test_where_only_the_database_was_copied_earlier_runs_stay_and_later_ones_do_not_go_there(tmp_path: Path) -> None:
+    old, _, run_id = project(tmp_path / "old")
+    (tmp_path / "new").mkdir()
+    shutil.copy(tmp_path / "old" / "mlflow.db", tmp_path / "new")
+    new = reopen(tmp_path / "new")
+    assert has_note(new, run_id)
+    later = record(MlflowClient(new.uri), experiment_id(new, "mnist"))
+    assert has_note(new, later)
+    assert (new.artifacts / later).is_dir()
+    assert not (old.artifacts / later).exists()
+
+
+def test_an_empty_project_that_is_moved_writes_nothing_to_the_old_place(tmp_path: Path) -> None:
+    reopen(tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    new = reopen(tmp_path / "new")
+    assert has_note(new, record(MlflowClient(new.uri), "0"))
+    assert not (tmp_path / "old").exists()
+
+
+def test_a_database_of_an_earlier_version_is_recognised_by_the_files_of_its_runs(tmp_path: Path) -> None:
+    store, _, run_id = project(tmp_path / "old")
+    execute(store, "UPDATE experiments SET artifact_location = '/old/mlruns/0' WHERE experiment_id = 0")
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    shutil.rmtree(tmp_path / "old")
+    new = reopen(tmp_path / "new")
+    assert has_note(new, run_id)
+    shutil.copytree(tmp_path / "new", tmp_path / "newer")
+    shutil.rmtree(tmp_path / "new")
+    assert has_note(reopen(tmp_path / "newer"), run_id)
+
+
+def test_a_database_that_cannot_be_written_is_read(tmp_path: Path) -> None:
+    store, _, run_id = project(tmp_path / "old")
+    refuse = "CREATE TRIGGER refuse BEFORE UPDATE ON experiments BEGIN SELECT RAISE(ABORT, 'read-only'); END"
+    execute(store, refuse)
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    assert has_note(reopen(tmp_path / "new"), run_id)
+
+
+def test_a_project_that_is_seen_at_two_places_is_not_torn_apart(tmp_path: Path, start: Start) -> None:
+    """As inside and outside of a container: a directory that is moved stands for one that has two names."""
+    project(tmp_path / "host")
+    using = start([*OPEN, str(tmp_path / "host")], ROOT)
+    assert using.stdout
+    assert using.stdout.readline() == "open\n"
+    (tmp_path / "host").rename(tmp_path / "container")
+    with pytest.raises(
+        PipelineError, match=r"was last opened as file://.*/host/mlartifacts, and a process is using it"
+    ):
+        reopen(tmp_path / "container")
+    using.kill()
+    using.wait()
+    reopen(tmp_path / "container")
+
+
+def test_a_message_that_cannot_be_shown_ends_nothing(tmp_path: Path) -> None:
+    project(tmp_path / "old")
+    shutil.copytree(tmp_path / "old", tmp_path / "né中")
+    settings = {"PYTHONIOENCODING": "ascii", "MLFLOW_TRACKING_URI": ""}
+    subprocess.run([*OPEN, str(tmp_path / "né中")], cwd=ROOT, env=os.environ | settings, check=True, input=b"")
