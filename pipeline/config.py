@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,9 +20,10 @@ from pydantic import (
 
 from pipeline import paths
 from pipeline.errors import PipelineError, first_line
-from pipeline.files import parse_yaml
+from pipeline.files import parse_yaml, text_digest
 
 TARGET_KEY = "_target_"
+DECIDING = ("model", "optimizer", "training")  # keys of composed.yaml: what a record of seed noise was measured with
 KERAS_PARTS = r"layers|optimizers(\.schedules)?|initializers|regularizers|constraints"
 ALLOWED_TARGET = re.compile(rf"keras\.(Sequential|({KERAS_PARTS})\.\w+)|pipeline\.train(\.\w+){{2,}}")
 
@@ -43,6 +44,12 @@ def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def configuration_digest(composed: Mapping[str, Any], test_md5: str) -> str:
+    """A digest of the model, optimizer and training settings of a composed.yaml and of the test images."""
+    settings = flatten({key: composed.get(key) for key in DECIDING})
+    return text_digest(repr([*sorted(map(str, settings)), test_md5]))
 
 
 def check_targets(node: Any) -> Any:

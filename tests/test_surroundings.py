@@ -81,7 +81,9 @@ def test_what_may_change_a_result_is_recorded_and_documented(monkeypatch: pytest
     monkeypatch.setenv("DEVICE", "cpu")
     assert computing_settings() == "DEVICE=cpu 'XLA_FLAGS=--a=1 --b'"
     lines = (ROOT / "docs" / "surroundings.md").read_text(encoding="utf-8").splitlines()
-    documented = {name for line in lines if "`environment` |" in line for name in re.findall("`([A-Z_0-9]+)`", line)}
+    documented = {
+        name for line in lines if "`environment` |" in line for name in re.findall("`([A-Z][A-Z_0-9]+)`", line)
+    }
     assert documented == set(COMPUTING)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import paths
-from pipeline.config import Config, flatten
+from pipeline.config import Config, SeedNoise, flatten
 from pipeline.evaluate.drawing import History, draw_curve
 from pipeline.evaluate.scoring import Mistake, proportion_interval
 
@@ -37,6 +37,7 @@ class Findings(NamedTuple):
     figures: dict[str, Any]  # of the test
     wrong: list[Mistake]
     images: NDArray[np.uint8]  # of the test, (N, height, width)
+    noise: SeedNoise | None = None  # of these settings on these test images, if it was measured
 
 
 def run_markdown(findings: Findings) -> str:
@@ -107,7 +108,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "title": title(config),
         "config": config,
         "about": config.dataset.about,
-        "noise": config.gate.seed_noise.get(config.dataset.name),
+        "noise": findings.noise,
         "facts": findings.facts,
         "data": data,
         "figures": figures,

@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import paths
-from pipeline.config import Config
+from pipeline.config import Config, SeedNoise, configuration_digest
 from pipeline.dataset import Split
 from pipeline.device import use_device
 from pipeline.errors import PipelineError, first_line, without_secrets
 from pipeline.evaluate.documents import Findings, model_card, report_page, run_markdown, title
 from pipeline.evaluate.drawing import History, draw_confusion, draw_curves, draw_mistakes, draw_reliability
 from pipeline.evaluate.scoring import Mistake, Reliability, mistakes, reliability, score
-from pipeline.files import md5, write_json, write_text
+from pipeline.files import md5, parse_yaml, write_json, write_text
 from pipeline.pictures import save_picture
 from pipeline.stage import quietly
 from pipeline.tracking.provenance import Provenance, commands
@@ -61,14 +61,21 @@ def evaluate_and_record(config: Config, test: Split, opening: Future[Store], exe
     store, provenance = opening.result(), Provenance(**facts["provenance"])
     recorder = find_run(config, store, facts, history, test.images.shape[1:], executor)
     facts["run_id"] = recorder.run_id  # the training's may be of another store
-    findings = Findings(config, facts, history, data, figures, wrong, test.images)
-    write_reports(findings, reliability(probabilities, test.labels), commands(provenance, recorder.run_id))
     digest = md5(paths.TEST)
+    findings = Findings(config, facts, history, data, figures, wrong, test.images, known_noise(config, digest))
+    write_reports(findings, reliability(probabilities, test.labels), commands(provenance, recorder.run_id))
     write_json(paths.METRICS, report(findings, recorder, digest))
     record(recorder, findings, provenance, digest)
     recorder.flush()
     Console(markup=False).print(closing_table(findings, recorder))
     print(f"The run is at {address(store, recorder)}")
+
+
+def known_noise(config: Config, test_md5: str) -> SeedNoise | None:
+    """The recorded seed noise of a recipe, if it was measured with the settings of composed.yaml and these images."""
+    noise = config.gate.seed_noise.get(config.dataset.name)
+    composed = parse_yaml(paths.COMPOSED.read_bytes())
+    return noise if noise and noise.configuration == configuration_digest(composed, test_md5) else None
 
 
 def load_network(path: Path, digest: str) -> keras.Model:

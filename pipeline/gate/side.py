@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from pipeline import paths
-from pipeline.config import Gate, SeedNoise, flatten
+from pipeline.config import Gate, SeedNoise, configuration_digest
 from pipeline.errors import PipelineError
-from pipeline.files import text_digest
 from pipeline.gate.report import Report, parse_report
 from pipeline.repository import (
     Reader,
@@ -26,7 +25,6 @@ from pipeline.repository import (
     seed_of,
 )
 
-DECIDING = ("model", "optimizer", "training")  # of composed.yaml
 COMMIT_ID = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # SHA-1 or SHA-256
 
 
@@ -190,9 +188,8 @@ def gate_of(side: Side) -> Gate | None:
 
 
 def configuration_of(side: Side) -> str:
-    """A digest of the model, optimizer and training settings and of the test images."""
-    settings = flatten({key: side.composed.get(key) for key in DECIDING})
-    return text_digest(repr([*sorted(map(str, settings)), side.first.metrics.dataset.test_md5]))
+    """A digest of a side's settings and test images."""
+    return configuration_digest(side.composed, side.first.metrics.dataset.test_md5)
 
 
 def with_record(side: Side, read: Reader, place: str) -> Side:
