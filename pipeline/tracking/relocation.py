@@ -10,7 +10,7 @@ from pathlib import Path
 
 import sqlalchemy
 
-from pipeline.errors import PipelineError
+from pipeline.tracking.store import UsedElsewhereError
 
 DEFAULT = "0"  # the default experiment, and the end of its location
 LOCATIONS = (
@@ -26,8 +26,8 @@ _held: list[int] = []  # the descriptor of the lock that this process holds
 def relocate(database: str, artifacts: Path, lock: Path) -> str | None:
     """Replace an earlier place of a project's artifacts in its own SQLite database by `artifacts`, where they are now.
 
-    Returns the earlier place; None if it is the same. Raises PipelineError if another process, which sees the project
-    at the earlier place, is using it (`lock`), and SQLAlchemyError if the database cannot be written.
+    Returns the earlier place; None if it is the same. Raises UsedElsewhereError if another process, which sees the
+    project at the earlier place, is using it (`lock`), and SQLAlchemyError if the database cannot be written.
     """
     new, engine = artifacts.as_uri(), sqlalchemy.create_engine(database)
     try:
@@ -36,7 +36,7 @@ def relocate(database: str, artifacts: Path, lock: Path) -> str | None:
         if old in (None, new):
             return None
         if is_used(lock):
-            raise PipelineError(
+            raise UsedElsewhereError(
                 f"{artifacts.parent} was last opened as {old}, and a process is using it there: wait until it has ended"
             )
         # Where only the database was copied, what exists stays where it is.

@@ -53,6 +53,10 @@ LOGIN = "The server wants a login: set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING
 UNSUPPORTED = "MLflow 3 no longer keeps runs in folders such as mlruns/"
 
 
+class UsedElsewhereError(PipelineError):
+    """Another process uses the project at a place where it was before; what is recorded here would go there."""
+
+
 class Store(NamedTuple):
     """The address of an MLflow store, and where its artifacts go unless a server decides that."""
 
@@ -111,13 +115,14 @@ def relative(uri: str, root: Path) -> str:
 def open_store(root: Path, required: bool = True) -> Store:
     """Make sure that the store answers, and that its tables exist, and make it MLflow's current one.
 
-    Raises PipelineError within seconds if it cannot be reached; says so and goes on where it is not `required`.
+    Raises PipelineError within seconds if it cannot be reached; says so and goes on where it is not `required`, unless
+    what is recorded would go to another place.
     """
     store = locate_store(root)
     try:
         _prepare(store, root)
     except PipelineError as error:
-        if required:
+        if required or isinstance(error, UsedElsewhereError):
             raise
         print(f"tracking: {error}")
     return store

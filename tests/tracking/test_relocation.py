@@ -16,8 +16,8 @@ from pipeline.tracking.store import Store, experiment_id, open_store
 from tests.conftest import ROOT, Start
 
 CODE = (
-    "import sys; from pathlib import Path; from pipeline.tracking.store import open_store; "
-    "open_store(Path(sys.argv[1])); print('open', flush=True); sys.stdin.read()"
+    "import sys, time; from pathlib import Path; from pipeline.tracking.store import open_store; "
+    "open_store(Path(sys.argv[1])); print('open', flush=True); time.sleep(float(sys.argv[2]))"
 )
 OPEN = (sys.executable, "-c", CODE)
 
@@ -126,17 +126,19 @@ def test_a_database_that_cannot_be_written_is_read(tmp_path: Path) -> None:
     assert has_note(reopen(tmp_path / "new"), run_id)
 
 
-def test_a_project_that_is_seen_at_two_places_is_not_torn_apart(tmp_path: Path, start: Start) -> None:
+def test_a_project_that_is_seen_at_two_places_is_not_torn_apart(
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As inside and outside of a container: a directory that is moved stands for one that has two names."""
     project(tmp_path / "host")
-    using = start([*OPEN, str(tmp_path / "host")], ROOT)
+    using = start([*OPEN, str(tmp_path / "host"), "600"], ROOT)
     assert using.stdout
     assert using.stdout.readline() == "open\n"
     (tmp_path / "host").rename(tmp_path / "container")
-    with pytest.raises(
-        PipelineError, match=r"was last opened as file://.*/host/mlartifacts, and a process is using it"
-    ):
-        reopen(tmp_path / "container")
+    for required in (True, False):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+        with pytest.raises(PipelineError, match=r"was last opened as file://.*/host/mlartifacts, and a process is usi"):
+            open_store(tmp_path / "container", required)
     using.kill()
     using.wait()
     reopen(tmp_path / "container")
@@ -146,4 +148,4 @@ def test_a_message_that_cannot_be_shown_ends_nothing(tmp_path: Path) -> None:
     project(tmp_path / "old")
     shutil.copytree(tmp_path / "old", tmp_path / "né中")
     settings = {"PYTHONIOENCODING": "ascii", "MLFLOW_TRACKING_URI": ""}
-    subprocess.run([*OPEN, str(tmp_path / "né中")], cwd=ROOT, env=os.environ | settings, check=True, input=b"")
+    subprocess.run([*OPEN, str(tmp_path / "né中"), "0"], cwd=ROOT, env=os.environ | settings, check=True)
