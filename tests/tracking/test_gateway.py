@@ -1,5 +1,6 @@
 """A tracking server that is reached as in a company."""
 
+import shutil
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.tracking.gateway import TOKEN, gateway
 CERTIFICATE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 def test_a_server_behind_a_gateway(tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     port = free_port()
