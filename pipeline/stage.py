@@ -17,7 +17,7 @@ from pipeline.worker import exit_at_once
 
 BACKENDS = {"tensorflow", "jax", "torch"}
 CRASH = "Fatal Python error"  # how faulthandler begins
-# `read` fails once the process, which holds the other end, is gone. What interrupts both is for the process to handle.
+# `read` fails once the process, which holds the other end of the pipe, is gone. The process handles signals itself.
 WATCH = f'trap "" HUP INT TERM; read -r ended || {{ grep -qs "{CRASH}" "$1" && cat "$1" >&2; rm -f "$1"; }}'
 
 
@@ -118,9 +118,9 @@ def quietly() -> Iterator[None]:
 
 @contextmanager
 def shown_after_crash(file: IO[bytes]) -> Iterator[None]:
-    """Have a shell show a file, with Python's traceback added, if this process crashes inside the block.
+    """Show a file, with Python's traceback appended, if this process crashes inside the block: a shell waits for that.
 
-    If the process is killed instead, the shell only removes the file. Where there is no shell nothing is shown.
+    If the process is killed, the shell only removes the file. Without a shell, nothing is shown.
     """
     before = faulthandler.is_enabled()
     try:

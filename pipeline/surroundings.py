@@ -17,7 +17,7 @@ def settle() -> None:
 
     Must run before matplotlib, Keras or MLflow is imported.
     """
-    for descriptor in range(3):  # else the next file or socket gets the number of what was closed, and C++'s messages
+    for descriptor in range(3):  # otherwise the next file or socket would receive what native code prints
         try:
             os.fstat(descriptor)
         except OSError:

@@ -23,7 +23,7 @@ from pipeline.errors import PipelineError, first_line, without_secrets
 from pipeline.evaluate.documents import Findings, model_card, report_page, run_markdown, title
 from pipeline.evaluate.drawing import History, draw_confusion, draw_curves, draw_mistakes, draw_reliability
 from pipeline.evaluate.scoring import Mistake, Reliability, mistakes, reliability, score
-from pipeline.files import md5, parse_yaml, write_json, write_text
+from pipeline.files import md5, write_json, write_text
 from pipeline.pictures import save_picture
 from pipeline.stage import quietly
 from pipeline.tracking.provenance import Provenance, commands
@@ -72,9 +72,9 @@ def evaluate_and_record(config: Config, test: Split, opening: Future[Store], exe
 
 
 def known_noise(config: Config, test_md5: str) -> SeedNoise | None:
-    """The recorded seed noise of a recipe, if it was measured with the settings of composed.yaml and these images."""
+    """The recorded seed noise of a recipe, if it was measured with these settings and test images."""
     noise = config.gate.seed_noise.get(config.dataset.name)
-    composed = parse_yaml(paths.COMPOSED.read_bytes())
+    composed = config.model_dump(by_alias=True, mode="json")
     return noise if noise and noise.configuration == configuration_digest(composed, test_md5) else None
 
 

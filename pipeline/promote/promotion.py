@@ -52,10 +52,7 @@ def promote(base: str | None, compared: bool, digest: str, converting: Future[Co
         now, known = registry.aliases() or Aliases(None, None), registry.find(digest)
         if known is not None and str(known.version) == now.champion:
             return standing(store, registry, now, "is the champion already: nothing to do")
-        outcome = judge(base, candidate, registry, now if compared else Aliases(None, None))
-        if not compared and now.champion is not None:
-            note = f"not compared with the champion (version {now.champion}), as asked"
-            outcome = outcome._replace(notes=[note, *outcome.notes])
+        outcome = judge(base, candidate, registry, now, compared)
         facts, text = version_tags(outcome, commit, digest), description(outcome, commit, digest, registry.name)
         if known is None:
             number = register(registry, find_run(candidate, registry, store), digest, converting, facts, text)
@@ -83,14 +80,14 @@ def rollback() -> Standing:
         return standing(store, registry, Aliases(now.previous, now.champion), "is the champion again")
 
 
-def judge(base: str | None, candidate: Side, registry: Registry, now: Aliases) -> Outcome:
+def judge(base: str | None, candidate: Side, registry: Registry, now: Aliases, compared: bool) -> Outcome:
     """The gate's verdict on the candidate against the champion, and against `base`, too, where one is named.
 
     Without a champion that git knows it is the one against `base`, or else against what the settings name.
     Raises PipelineError if the candidate does not pass, or cannot be compared.
     """
     with naming_the_way_out():
-        champion, notes = find_champion(candidate, registry, now)
+        champion, notes = find_champion(candidate, registry, now, compared)
         outcome = compare_to(champion, candidate) if champion else None
     first = passed(outcome or compare_with(base, candidate))
     if champion and base:
@@ -121,11 +118,16 @@ def passed(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def find_champion(candidate: Side, registry: Registry, now: Aliases) -> tuple[Baseline | None, list[str]]:
-    """The champion's commit to compare with; None, and a line that says so, where git does not know it."""
+def find_champion(
+    candidate: Side, registry: Registry, now: Aliases, compared: bool
+) -> tuple[Baseline | None, list[str]]:
+    """The champion's commit to compare with; None, and the reason, if it is not to be `compared` or unknown to git."""
     if now.champion is None:
         return None, []
-    name, commit = f"champion (version {now.champion})", registry.version(now.champion).tags.get(COMMIT, "")
+    name = f"champion (version {now.champion})"
+    if not compared:
+        return None, [f"not compared with the {name}, as asked"]
+    commit = registry.version(now.champion).tags.get(COMMIT, "")
     if not commit or commit_of(commit) is None:
         return None, [f"not compared with the {name}: git does not know its commit {commit or '(no tag says which)'}"]
     return read_commit(commit, name, f"at {commit[:7]}, the commit of the {name}", candidate), []

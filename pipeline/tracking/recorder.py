@@ -191,9 +191,8 @@ def is_refused(error: Exception, uri: str, run_id: str) -> bool:
 
 def status_of(error: Exception) -> int | None:
     """The HTTP status of an error; MLflow has one for database errors, too. None if it does not say."""
-    if (
-        getattr(error, "error_code", "") == "BAD_REQUEST"
-    ):  # MLflow uses it for any database error, temporary ones included
+    # MLflow uses BAD_REQUEST for any error of a database, temporary ones included.
+    if getattr(error, "error_code", "") == "BAD_REQUEST":
         return None
     if told := FAILED.search(str(error)):
         return int(told[1])

@@ -58,10 +58,12 @@ def earlier_place(connection: sqlalchemy.Connection, artifacts: Path) -> str | N
     if location and location.startswith("file://") and (folder.rpartition("/")[2], last) == (artifacts.name, DEFAULT):
         return str(folder)
     # A database that an earlier version made: a run's files that came along tell it, too.
-    runs = connection.execute(sqlalchemy.text("SELECT artifact_uri FROM runs WHERE artifact_uri LIKE 'file://%'"))
-    for uri in runs.scalars():
+    elsewhere = "artifact_uri LIKE 'file://%' AND substr(artifact_uri, 1, :length) <> :own"
+    own = f"{artifacts.as_uri()}/"
+    runs = sqlalchemy.text(f"SELECT artifact_uri FROM runs WHERE {elsewhere}")  # noqa: S608
+    for uri in connection.execute(runs, {"own": own, "length": len(own)}).scalars():
         place, _, below = str(uri).rpartition(f"/{artifacts.name}/")
-        if place and f"{place}/{artifacts.name}" != artifacts.as_uri() and (artifacts / below).is_dir():
+        if place and (artifacts / below).is_dir():
             return f"{place}/{artifacts.name}"
     return None
 
@@ -78,17 +80,21 @@ def hold(lock: Path) -> None:
 
     The lock is the file's, by whatever path a process sees it, as inside and outside of a container.
     """
-    while _held:
-        os.close(_held.pop())
+    release()
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     _held.append(descriptor)
 
 
-def is_used(lock: Path) -> bool:
-    """Whether another process uses the project."""
+def release() -> None:
+    """Take back what `hold` said."""
     while _held:
         os.close(_held.pop())
+
+
+def is_used(lock: Path) -> bool:
+    """Whether another process uses the project."""
+    release()
     with lock.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -49,7 +49,9 @@ COLUMNS = {
     "params.`optimizer.learning_rate`": 180,
     "params.`training.epochs`": 125,
 }
-LOGIN = "The server wants a login: set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+LOGIN = (
+    "The server requires a login: set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+)
 UNSUPPORTED = "MLflow 3 no longer keeps runs in folders such as mlruns/"
 
 

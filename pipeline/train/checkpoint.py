@@ -37,8 +37,8 @@ def fingerprint(config: Any, files: Iterable[Path]) -> str:
 def open_checkpoint(parent: Path, name: str) -> Iterator["Checkpoint"]:
     """The checkpoint of the training called `name`, held by this process alone.
 
-    The same training may run several times at once: each process has a folder of its own, and one that was killed
-    leaves its folder to the next. Once a training has ended, no process goes on from such a folder any more.
+    If the same training runs several times at once, each process has its own folder. A new process continues from the
+    most advanced folder that no process holds; when a training has finished, folders that no process holds are removed.
     """
     with suppress(FileExistsError):  # another process removes it now
         (parent / name).mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ OUTSIDE |= {"TextVectorization", "StringLookup", "IntegerLookup"}
 COLOUR = re.compile(r"\x1b\[\d*m")
 # Beginnings of lines that say nothing about the cause of an error.
 EMPTY = ("Exception encountered", "Graph execution error", "Detected at node", "File ", "<stack traces")
+QUANTIZED, FLOAT8 = keras.dtype_policies.QuantizedDTypePolicy, keras.dtype_policies.QuantizedFloat8DTypePolicy
 LONGEST = 300  # characters of an error message
 
 Layers = Callable[..., list[keras.Layer]]
@@ -124,9 +125,7 @@ def check_layer(layer: Any, key: str) -> None:
             f"{key}: {foreign[0]} is not a built-in Keras layer, and a saved network can contain no others"
         )
     policies = [part.dtype_policy for part in layer._flatten_layers()]
-    fixed = [
-        policy.name for policy in policies if getattr(policy, "quantization_mode", "float8") not in (None, "float8")
-    ]
+    fixed = [policy.name for policy in policies if isinstance(policy, QUANTIZED) and not isinstance(policy, FLOAT8)]
     if fixed:
         raise PipelineError(f"{key}: dtype {fixed[0]}: Keras does not train quantized weights")
 

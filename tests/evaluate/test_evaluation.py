@@ -2,7 +2,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from pipeline.config import configuration_digest
 from pipeline.dataset import Split
@@ -26,14 +25,12 @@ def test_answers_that_are_no_numbers_are_no_answers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("epochs", "images", "counts"), [(20, "a", True), (21, "a", False), (20, "b", False)])
 def test_a_record_of_seed_noise_counts_for_the_settings_and_images_that_it_was_measured_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, images: str, counts: bool
+    tmp_path: Path, epochs: int, images: str, counts: bool
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     config = configured(tmp_path)
     noise = config.gate.seed_noise["mnist"]
     composed = config.model_dump(by_alias=True, mode="json")
     noise = noise.model_copy(update={"configuration": configuration_digest(composed, "a")})
     gate = config.gate.model_copy(update={"seed_noise": {config.dataset.name: noise}})
-    composed["training"]["epochs"] = epochs
-    (tmp_path / "composed.yaml").write_text(yaml.safe_dump(composed), encoding="utf-8")
-    assert (known_noise(config.model_copy(update={"gate": gate}), images) is not None) == counts
+    training = config.training.model_copy(update={"epochs": epochs})
+    assert (known_noise(config.model_copy(update={"gate": gate, "training": training}), images) is not None) == counts

@@ -31,7 +31,7 @@ def test_a_server_behind_a_gateway(tmp_path: Path, start: Start, monkeypatch: py
             open_store(tmp_path)
         monkeypatch.setenv(CERTIFICATE, str(certificate))
         with pytest.raises(
-            PipelineError, match="wants a login: set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME"
+            PipelineError, match="requires a login: set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME"
         ):
             open_store(tmp_path)
         monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
