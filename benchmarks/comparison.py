@@ -1,4 +1,4 @@
-"""The recipes and the plain scripts side by side: a table for the README, and a picture."""
+"""The recipes and the plain scripts side by side: a table for docs/results.md, and a picture."""
 
 import itertools
 import textwrap
