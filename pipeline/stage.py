@@ -2,6 +2,7 @@
 
 import argparse
 import faulthandler
+import gc
 import importlib.util
 import os
 import subprocess
@@ -13,7 +14,7 @@ from typing import IO, NoReturn
 
 from pipeline.errors import PipelineError
 from pipeline.surroundings import settle, use_own_keras_settings
-from pipeline.worker import exit_at_once
+from pipeline.worker import RARELY, exit_at_once
 
 BACKENDS = {"tensorflow", "jax", "torch"}
 CRASH = "Fatal Python error"  # how faulthandler begins
@@ -29,6 +30,7 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
     (a full disk, a file without permission); any other exception is a bug and keeps its traceback.
     """
     settle()
+    gc.set_threshold(RARELY)
     # Without AVX-512 TensorFlow leaves oneDNN off by itself; on AVX2, too, convolutions are a fifth quicker with it.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     argparse.ArgumentParser(prog=f"python -m pipeline.{name}", description=description).parse_args()

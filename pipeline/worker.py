@@ -1,6 +1,7 @@
 """A worker process: it runs functions beside this process, one after the other."""
 
 import atexit
+import gc
 import os
 import pickle
 import signal
@@ -22,6 +23,8 @@ from pipeline.surroundings import settle
 
 PATIENCE = 3.0  # seconds that a worker gets to finish when this process ends with an error or an interrupt
 NOT_WRITTEN = 120  # the exit status with which Python, too, says that standard output could not be written
+
+RARELY = 20_000  # new objects between two looks for garbage; Python's 700 cost a tenth of importing Keras
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -136,6 +139,7 @@ class Worker(Executor):
 def _work(connection: Connection) -> None:
     """Call what the parent sends until it says that this was all, or is gone."""
     settle()
+    gc.set_threshold(RARELY)
     while task := _receive_task(connection):
         function, arguments, named = task
         try:

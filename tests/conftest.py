@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import gc
+import importlib
 import json
 import os
 import shutil
@@ -27,6 +29,7 @@ from pipeline.config import Config, parse_config
 from pipeline.errors import PipelineError
 from pipeline.tracking.relocation import relocate
 from pipeline.tracking.ui import wait_until_up
+from pipeline.worker import RARELY
 from tests.forkserver import fork_server
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -64,6 +67,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest begins first, so that at the end no process works alone."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage as rarely as the stages do, and not in what was imported; have MLflow's tables made once."""
+    gc.set_threshold(RARELY)
+    gc.freeze()
+    if FORKING in os.environ and "mlflow" in sys.modules:
+        importlib.import_module("tests.tables").copy_tables(Path(os.environ[FORKING]))
 
 
 def environment(settings: dict[str, str]) -> dict[str, str]:

@@ -45,6 +45,7 @@ SETTINGS = {  # as the stages have them
     "ORT_DISABLE_TELEMETRY": "1",
 }
 STREAMS = 3
+RARELY = 20_000  # as the stages have it; DVC gets it here, too
 
 
 class Server:
@@ -64,7 +65,9 @@ class Server:
     def _accept(self, listening: socket.socket) -> None:
         client, _ = listening.accept()
         if PRELOADED[0] not in sys.modules:
-            preload()  # for the first client: whoever runs three tests may need none of it
+            preload(
+                Path(self._listening.getsockname()).parent
+            )  # for the first client: whoever runs three tests may need none of it
         request, streams = receive(client)
         pid = os.fork()
         if not pid:
@@ -90,16 +93,19 @@ class Server:
             client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
 
 
-def preload() -> None:
+def preload(folder: Path) -> None:
     """Import what takes seconds, and nothing of the project: clients have copies of their own.
 
     What MLflow looks up once in every process is looked up, too: its list of all installed packages takes a second.
+    What is made once for all is in `folder`.
     """
     os.environ.update(SETTINGS)
+    gc.set_threshold(RARELY)
     for name in PRELOADED:
         importlib.import_module(name)
     importlib.import_module("mlflow.utils.requirements_utils").warn_dependency_requirement_mismatches(["mlflow"])
     importlib.import_module("sqlalchemy.orm").configure_mappers()
+    importlib.import_module("tests.tables").copy_tables(folder)
     draw_everything()
     importlib.import_module("colorama").deinit()  # DVC's import has it wrap this process's streams
     for name in [name for name in sys.modules if name.partition(".")[0] in ("pipeline", "tests")]:

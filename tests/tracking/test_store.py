@@ -1,8 +1,10 @@
 import contextlib
 import os
+import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from mlflow import MlflowClient
 
 from pipeline.errors import PipelineError
 from pipeline.tracking.store import Store, experiment_id, locate_store, open_store, page, run_list
-from tests.conftest import ROOT, environment
+from tests.conftest import PATH, ROOT, environment
 
 
 def test_the_store_is_anchored_to_the_root(tmp_path: Path) -> None:
@@ -138,9 +140,9 @@ def test_processes_that_start_together_make_one_store(tmp_path: Path) -> None:
     )
     processes = [
         subprocess.Popen(
-            ["python", "-c", code, str(tmp_path)],
+            [sys.executable, "-c", code, str(tmp_path)],  # in forks MLflow would copy its tables
             cwd=ROOT,
-            env=environment({}),
+            env=environment({"PATH": PATH}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
@@ -161,24 +163,30 @@ def test_the_address_of_a_page() -> None:
         assert address == f"{base}/#/experiments/1?workflowType=machine_learning"
 
 
-CREATE = f"""
-import pathlib, sys
+KILLED = f"""
+import os, pathlib, signal, sys
+import sqlalchemy
 sys.path.insert(0, {str(ROOT)!r})
 from pipeline.tracking.store import open_store
+changes = 0
+
+def count(connection, cursor, statement, *others):
+    global changes
+    changes += statement.split()[0] in ("CREATE", "ALTER", "DROP", "INSERT", "UPDATE")
+    if changes == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", count)
 open_store(pathlib.Path())
 """
 
 
-@pytest.mark.parametrize("seconds", [0.1, 0.4])
+@pytest.mark.parametrize("changes", [30, 150])  # of more than four hundred
 def test_a_process_that_is_killed_while_it_makes_the_tables_leaves_no_half_of_them(
-    tmp_path: Path, seconds: float
+    tmp_path: Path, changes: int
 ) -> None:
-    command, settings = ["python", "-c", CREATE], environment({})
-    process = subprocess.Popen(command, cwd=tmp_path, env=settings)
-    while process.poll() is None and not any(path.stat().st_size for path in tmp_path.rglob("mlflow.db")):
-        time.sleep(0.01)
-    time.sleep(seconds)
-    process.kill()
-    process.wait()
-    subprocess.run(command, cwd=tmp_path, env=settings, check=True)
-    assert (tmp_path / "mlflow.db").stat().st_size
+    command = [sys.executable, "-c", KILLED, str(changes)]
+    killed = subprocess.run(command, cwd=tmp_path, env=environment({"PATH": PATH}), check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "mlflow.db").exists()
+    experiment_id(open_store(tmp_path), "mnist")
