@@ -1,11 +1,11 @@
-# `make help` lists the targets. GPU=1 installs TensorFlow's CUDA libraries, too.
+# `make help` lists the targets. GPU=1 also installs TensorFlow's CUDA libraries.
 PYTHON ?= python3
 BIN := .venv/bin
 LOCK := requirements$(if $(GPU),-gpu).txt
 PIP := $(BIN)/python -m pip install --quiet --require-hashes
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# The PATH is for what these commands start: make 3.81, which macOS has, does not heed it itself. `python -m`, because
-# installed scripts begin with the path at which the environment was made: a project may be moved.
+# PATH is for child processes of the commands below: make 3.81, the version on macOS, does not use it itself. Commands
+# use `python -m` because installed scripts contain the original path of the environment, and a project may be moved.
 
 N ?= 5
 
@@ -14,74 +14,74 @@ N ?= 5
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-repro: .venv/$(LOCK) ## set everything up, then run the pipeline
+repro: .venv/$(LOCK) ## set up the environment and run the pipeline
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "$(CURDIR) is not a git repository, which DVC needs: \
 	get the project with git clone, or run git init here" >&2; exit 1; }
 	$(BIN)/python -m dvc repro
 
-seeds: .venv/$(LOCK) ## train seeds 1 to N (N=5) of what is configured, as DVC experiments, for the gate
+seeds: .venv/$(LOCK) ## train the current configuration with seeds 1 to N (default 5), as DVC experiments, for the gate
 	$(BIN)/python -m dvc exp run --queue -S '++seed=range(1,$(shell expr $(N) + 1))'
 	$(BIN)/python -m dvc exp run --run-all
 
-gate: .venv/$(LOCK) ## is this model worse than where the work branched off? BASE=REV names another baseline
+gate: .venv/$(LOCK) ## check that this model is not worse than that of the merge base; BASE=REV sets another baseline
 	$(BIN)/python -m pipeline.gate $(if $(BASE),--base $(BASE)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
 
-promote: .venv/$(LOCK) ## make this model the champion if the gate lets it (BASE=REV); ROLLBACK=1 goes back to the one before, WITHOUT_CHAMPION=1 compares with BASE alone
+promote: .venv/$(LOCK) ## make this model the champion if it passes the gate (BASE=REV); ROLLBACK=1 restores the previous champion, WITHOUT_CHAMPION=1 compares only with BASE
 	$(BIN)/python -m pipeline.promote $(if $(BASE),--base $(BASE)) $(if $(ROLLBACK),--rollback) $(if $(WITHOUT_CHAMPION),--without-champion)
 
-test: .venv/requirements-dev.txt ## set up what the tests need, then pass them
+test: .venv/requirements-dev.txt ## set up the test environment and run the tests
 	$(BIN)/python -m pytest
 
-test-jax: .venv/requirements-dev.txt ## what only JAX does; ALL=1 passes the tests of trainings on it, too
+test-jax: .venv/requirements-dev.txt ## run the tests of the JAX backend; ALL=1 also runs the training tests on JAX
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "jax$(if $(ALL), or not (slow or browser or tensorflow))" tests/backends/test_jax.py $(if $(ALL),tests/train)
 
-test-slow: .venv/requirements-dev.txt ## the default recipe on the real MNIST, and all that takes minutes
+test-slow: .venv/requirements-dev.txt ## run the tests that take minutes, such as training on the real MNIST
 	$(BIN)/python -m pytest -m slow
 
-test-browser: .venv/requirements-dev.txt ## look at the MLflow UI, the report and the page to draw on in Chromium, as a person would
+test-browser: .venv/requirements-dev.txt ## test the MLflow UI, the report and the drawing page in Chromium, as a user would
 	$(BIN)/python -m pytest -m browser -n 0
 
-pictures: .venv/requirements-dev.txt ## take the README's pictures anew, of the runs and the report that are there
+pictures: .venv/requirements-dev.txt ## retake the README's pictures from the existing runs and report
 	$(BIN)/python -m tests.browser.pictures
 
-check: .venv/requirements-dev.txt ## ruff, ruff format, mypy strict, and zizmor for the workflows
+check: .venv/requirements-dev.txt ## run ruff, ruff format, mypy in strict mode, and zizmor on the workflows
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
 	$(BIN)/zizmor --offline --quiet --strict-collection .github
 
-ui: .venv/$(LOCK) ## open the MLflow UI on the list of runs
+ui: .venv/$(LOCK) ## open the MLflow UI at the list of runs
 	$(BIN)/python -m pipeline.tracking ui
 
-serve: .venv/$(LOCK) ## draw a digit and see what the registered champion reads
+serve: .venv/$(LOCK) ## serve the registered champion: draw a digit and see the prediction
 	$(BIN)/python -m pipeline.serve
 
-send: .venv/$(LOCK) ## send to MLflow what earlier runs could not
+send: .venv/$(LOCK) ## send records to MLflow that earlier runs could not send
 	$(BIN)/python -m pipeline.tracking send
 
-joined: .venv/$(LOCK) ## is every DVC experiment in MLflow, and every run in DVC?
+joined: .venv/$(LOCK) ## check that every DVC experiment is in MLflow, and every run in DVC
 	$(BIN)/python -m pipeline.tracking check
 
-bench: .venv/requirements-dev.txt ## measure the cost against a plain Keras script; writes docs/bench.json; QUICK=1 in minutes
+bench: .venv/requirements-dev.txt ## benchmark against plain Keras scripts and write docs/bench.json; QUICK=1 takes minutes
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
-gate-power: .venv/requirements-dev.txt ## measure by simulation what the gate sees and misses; writes docs/gate.md
+gate-power: .venv/requirements-dev.txt ## simulate how often the gate detects worse models, and write the table in docs/gate.md
 	$(BIN)/python -m benchmarks.gate_power
 
-lock: ## compile the pinned requirements anew from pyproject.toml (needs uv)
+lock: ## recompile the pinned requirements from pyproject.toml (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade pyproject.toml -o requirements.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes -c requirements.txt --extra dev pyproject.toml -o requirements-dev.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes -c requirements.txt --extra gpu pyproject.toml -o requirements-gpu.txt
 	echo "uv>=0.9" | uv pip compile -q --universal --python-version 3.11 --generate-hashes - -o requirements-uv.txt
 
-clean: ## remove the environment and the caches of tools, not data, models or runs
+clean: ## remove the environment and the tools' caches, but not data, models or runs
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
 
-# A package that a killed installation left half-done looks complete to uv and pip, so the next one installs all anew.
+# A package that a killed installation left incomplete looks complete to uv and pip, so the next one reinstalls all.
 anew = $$(ls .venv/*.unfinished >/dev/null 2>&1 && echo $(1); true) && touch $@.unfinished
 
-# uv takes a third of pip's time. It does not read pip's configuration, so it is told where packages come from; where
-# pip has more to heed than that, pip installs.
+# uv takes a third of pip's time. It does not read pip's configuration, so it gets the package index from there; if pip
+# has other network settings, pip installs.
 define install-with-uv
 pip="$(BIN)/python -m pip" && { ! $$pip config list | grep -qE "\.(no-index|proxy|client-cert|trusted-host)="; } && \
 index=$$($$pip config get :env:.index-url 2>/dev/null || $$pip config get install.index-url 2>/dev/null \
@@ -93,7 +93,7 @@ endef
 
 works = $(BIN)/python -m pip --version >/dev/null 2>&1
 
-# An environment is as new as the requirements that it was last made from.
+# .venv/NAME.txt records when NAME.txt was last installed, so that make installs changed requirements.
 .venv/%.txt: %.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("Python 3.11, 3.12 or 3.13 is needed, this is %d.%d: make PYTHON=python3.13 …" % v)'
 	@$(works) || $(PYTHON) -m venv .venv 2>/dev/null; $(works) || $(PYTHON) -m venv --clear .venv

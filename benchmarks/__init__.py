@@ -1,1 +1,1 @@
-"""What the pipeline costs, measured against a plain Keras script of the same job."""
+"""Benchmarks that compare the pipeline with plain Keras and PyTorch scripts for the same task."""

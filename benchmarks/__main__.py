@@ -1,7 +1,7 @@
-"""Measure how accurate the recipes get and what they cost, beside plain scripts of the same job, and what serving does.
+"""Measure the accuracy and cost of the recipes, compared with plain scripts for the same task, and the cost of serving.
 
-Needs the four MNIST files at hand: in ../shared/mnist beside the project, or in the folder DATASET_MIRROR.
-Prints tables, writes docs/bench.json and draws docs/accuracy.svg. Commit first: what is measured is a clone of HEAD.
+Needs the four MNIST files in ../shared/mnist beside the project, or in the folder that DATASET_MIRROR names.
+Prints tables, writes docs/bench.json and draws docs/accuracy.svg. Commit first: the benchmark clones HEAD.
 """
 
 import argparse
@@ -24,31 +24,29 @@ from benchmarks.serving import measure_engines, measure_http, measure_memory
 from pipeline.machine import describe_machine, describe_versions
 
 BENCH = ROOT / "docs" / "bench.json"
-TAGGING = 10.0  # seconds after which the process that tags the gate's run is gone
-MIN_EPOCHS = 2  # the first one is not compared
-STAGES = ("compose", "fetch", "preprocess", "evaluate")  # train tells of itself
+TAGGING = 10.0  # seconds, after which the process that tags the gate's run has exited
+MIN_EPOCHS = 2  # the comparison leaves out the first epoch
+STAGES = ("compose", "fetch", "preprocess", "evaluate")  # train records its own figures
 EMPTY = "stages:\n  only:\n    cmd: python -c pass\n    deps: [input]\n"
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Run the selected benchmarks, print their tables and write the files."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=3, help="script and pipeline in turn, so often (default: 3)")
-    parser.add_argument("--epochs", type=int, default=20, help="epochs of each (default: 20, the notebook's)")
-    parser.add_argument("--only", choices=PARTS, help="measure one part; the other figures stay as they are")
+    parser.add_argument("--pairs", type=int, default=3, help="alternating runs of script and pipeline (default: 3)")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of each run (default: 20, as in the notebook)")
+    parser.add_argument("--only", choices=PARTS, help="measure one part and keep the figures of the others")
     parser.add_argument("--quick", action="store_true", help=f"measure {' and '.join(QUICK)} once, within ten minutes")
-    parser.add_argument(
-        "--torch", metavar="PYTHON", help="a Python that has torch, for the script of PyTorch's example"
-    )
+    parser.add_argument("--torch", metavar="PYTHON", help="a Python interpreter with PyTorch, to run PyTorch's example")
     arguments = parser.parse_args()
     if arguments.pairs < 1 or arguments.epochs < MIN_EPOCHS:
-        parser.error(f"--pairs must be 1 or more, --epochs {MIN_EPOCHS} or more")
+        parser.error(f"--pairs must be at least 1, and --epochs at least {MIN_EPOCHS}")
     parts = [arguments.only] if arguments.only else [*(QUICK if arguments.quick else PARTS)]
     if arguments.quick:
         arguments.pairs = 1
     data = Path(os.environ.get("DATASET_MIRROR") or ROOT.parent / "shared" / "mnist")
     if not data.is_dir():
-        sys.exit(f"benchmarks: {data} is no folder: set DATASET_MIRROR to one with the four MNIST files")
+        sys.exit(f"benchmarks: {data} is not a folder: set DATASET_MIRROR to a folder with the four MNIST files")
     commit = run(["git", "rev-parse", "--short=7", "HEAD"], ROOT).output.strip()
     with tempfile.TemporaryDirectory() as folder:
         for part in parts:
@@ -58,7 +56,7 @@ def main() -> None:
 
 
 def measure_pipeline(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
-    """What `dvc repro` and the gate cost."""
+    """Measure `dvc repro`, its stages and the gate."""
     pairs, epochs = arguments.pairs, arguments.epochs
     figures, project = compare(folder, data, pairs, epochs)
     figures |= measure_no_op(folder, project, 3 * pairs)
@@ -67,28 +65,28 @@ def measure_pipeline(folder: Path, data: Path, arguments: argparse.Namespace) ->
 
 
 def measure_ideas(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
-    """What an idea costs."""
+    """Measure the time from a configuration change to its result."""
     return measure_idea(folder, data, arguments.pairs)
 
 
 def measure_suite(folder: Path, _: Path, __: argparse.Namespace) -> Figures:
-    """What the tests cost."""
+    """Measure the duration of the test suite."""
     return measure_tests(folder)
 
 
 def measure_serving(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
-    """What answers cost."""
+    """Measure the latency of predictions, and the throughput and memory of the server."""
     project = clone(folder / "served")
     return measure_engines(ROOT / "conf", 3 * arguments.pairs) | measure_champion(project, data, arguments.pairs)
 
 
 def measure_accuracy(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
-    """How accurate each recipe gets, how soon."""
+    """Measure the accuracy and training time of every recipe and script."""
     return measure_recipes(folder, data, sys.executable, arguments.torch)
 
 
 def measure_champion(project: Path, data: Path, rounds: int) -> Figures:
-    """Train, promote and serve in a clone."""
+    """Train a champion in a clone, and measure its promotion and serving."""
     repro(project, data, notebook(seed=1, epochs=MIN_EPOCHS))
     identity = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost"]
     run(["git", *identity, "commit", "-qam", "a champion"], project)
@@ -101,7 +99,7 @@ def measure_champion(project: Path, data: Path, rounds: int) -> Figures:
 
 
 def compare(folder: Path, data: Path, pairs: int, epochs: int) -> tuple[Figures, Path]:
-    """`dvc repro` of recipe=notebook in fresh clones against the script, in turn; the figures and the last clone."""
+    """Alternately run the script and `dvc repro` of recipe=notebook in a new clone; return figures and last clone."""
     figures: Figures = {
         "epoch_ratio": ([], "ratio"),
         "cold_repro_ratio": ([], "ratio"),
@@ -121,7 +119,7 @@ def compare(folder: Path, data: Path, pairs: int, epochs: int) -> tuple[Figures,
         told = json.loads(plain.output.splitlines()[-1])
         project = clone(folder / f"clone-{pair}")
         whole = repro(project, data, notebook(seed=pair + 1, epochs=epochs))
-        # Without the first epoch, which compiles on both sides and is part of the whole time.
+        # The first epoch includes compilation on both sides, so it counts only towards the total time.
         theirs, ours = statistics.median(told["epoch_seconds"][1:]), statistics.median(epoch_seconds(project))
         for name, value in {
             "epoch_ratio": ours / theirs,
@@ -147,12 +145,12 @@ def compare(folder: Path, data: Path, pairs: int, epochs: int) -> tuple[Figures,
 
 
 def notebook(seed: int, epochs: int) -> dict[str, Any]:
-    """The notebook's recipe as params.yaml has it."""
+    """Content of params.yaml for recipe=notebook."""
     return {"recipe": "notebook", "seed": seed, "training": {"epochs": epochs}}
 
 
 def measure_no_op(folder: Path, project: Path, times: int) -> Figures:
-    """`dvc repro` with nothing to do against the same in an empty project of one stage, in turn."""
+    """Alternately time `dvc repro` without changes in this project and in an empty project of one stage."""
     empty = folder / "empty"
     empty.mkdir()
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
@@ -165,29 +163,29 @@ def measure_no_op(folder: Path, project: Path, times: int) -> Figures:
     for _ in range(times + 1):
         ours.append(run(["dvc", "repro"], project).seconds)
         theirs.append(run(["dvc", "repro"], empty).seconds)
-    ratios = [mine / other for mine, other in zip(ours[1:], theirs[1:], strict=True)]  # the first warms the files up
+    ratios = [mine / other for mine, other in zip(ours[1:], theirs[1:], strict=True)]  # the first warms the file cache
     return {"noop_ratio": (ratios, "ratio"), "noop_seconds": (ours[1:], "s"), "noop_empty_seconds": (theirs[1:], "s")}
 
 
 def measure_gate(project: Path, times: int) -> Figures:
-    """The gate, of which `dvc status` is a part, and `dvc status` alone, in turn; judged is a model against itself."""
+    """Alternately time the gate, which runs `dvc status`, and `dvc status` alone; the baseline is the same model."""
     whole, status = [], []
     for _ in range(times + 1):
         status.append(run([sys.executable, "-m", "dvc", "status", "--json"], project).seconds)
         whole.append(run([sys.executable, "-m", "pipeline.gate", "--base", "."], project).seconds)
         time.sleep(TAGGING)
-    own = [both - alone for both, alone in zip(whole[1:], status[1:], strict=True)]  # the first warms the files up
+    own = [both - alone for both, alone in zip(whole[1:], status[1:], strict=True)]  # the first warms the file cache
     return {"gate_seconds": (whole[1:], "s"), "gate_beside_status_seconds": (own, "s")}
 
 
 def measure_stages(project: Path, data: Path, times: int) -> Figures:
-    """Wall time and peak memory of each stage but train."""
+    """Measure wall time and peak memory of every stage except train."""
     figures: Figures = {}
     for stage in STAGES:
         finished = []
         for _ in range(times):
             if stage == "fetch":
-                shutil.rmtree(project / "data" / "raw")  # else there is nothing to do
+                shutil.rmtree(project / "data" / "raw")  # otherwise fetch has nothing to do
             finished.append(run([sys.executable, "-m", f"pipeline.{stage}"], project, DATASET_MIRROR=str(data)))
         figures[f"{stage}_seconds"] = ([each.seconds for each in finished], "s")
         figures[f"{stage}_peak_mib"] = ([each.peak_mib for each in finished], "MiB")

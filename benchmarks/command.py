@@ -1,4 +1,4 @@
-"""Commands that are timed, in clones of the project, and how long their epochs took."""
+"""Timed commands in clones of the project, and the times of their epochs."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 ROOT = Path(__file__).parent.parent
 
-# A process counts the memory of the one that it was forked from, so a small one starts what is measured.
+# The peak memory of a process includes that of the process it was forked from, so a small one starts the command.
 LAUNCHER = """
 import resource, subprocess, sys, time
 started = time.perf_counter()
@@ -26,7 +26,7 @@ sys.exit(code)
 
 
 class Finished(NamedTuple):
-    """A command that has ended: its wall time, its peak memory and what it printed."""
+    """A finished command: its wall time, its peak memory and its output."""
 
     seconds: float
     peak_mib: float
@@ -34,7 +34,7 @@ class Finished(NamedTuple):
 
 
 def run(command: list[str], folder: Path, **settings: str) -> Finished:
-    """Run a command to its end. Raises SystemExit with its output if it fails."""
+    """Run a command and wait for it. Raises SystemExit with its output if it fails."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | settings
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME"):
         environment.pop(name, None)
@@ -52,13 +52,13 @@ def run(command: list[str], folder: Path, **settings: str) -> Finished:
 
 
 def clone(folder: Path) -> Path:
-    """HEAD in a folder of its own, with nothing in DVC's cache."""
+    """Clone HEAD into a new folder, with an empty DVC cache."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     return folder
 
 
 class Outcome(NamedTuple):
-    """What a `dvc repro` left behind: the figures of the test, and what the train stage told of itself."""
+    """Results of a `dvc repro`: the test metrics, the content of models/run.json, and the wall time."""
 
     test: dict[str, Any]
     train: dict[str, Any]
@@ -66,7 +66,7 @@ class Outcome(NamedTuple):
 
 
 def repro(project: Path, data: Path, params: dict[str, Any]) -> Outcome:
-    """Run `dvc repro` in a project that is set to `params`, with the dataset's files in `data`."""
+    """Run `dvc repro` in a project with `params` in params.yaml and the dataset's files in `data`."""
     (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     finished = run(["dvc", "repro"], project, DATASET_MIRROR=str(data))
     metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ def repro(project: Path, data: Path, params: dict[str, Any]) -> Outcome:
 
 
 def epoch_seconds(project: Path) -> list[float]:
-    """From the end of each epoch to the end of the next: checkpoints and recording included."""
+    """Seconds from the end of each epoch to the end of the next, including checkpoints and recording."""
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     (experiment,) = [each for each in client.search_experiments() if each.name == "mnist"]
     (newest,) = client.search_runs([experiment.experiment_id], max_results=1)

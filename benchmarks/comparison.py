@@ -1,4 +1,4 @@
-"""The recipes and the plain scripts side by side: a table for docs/results.md, and a picture."""
+"""Comparison of the recipes with the plain scripts: a table for docs/results.md, and a plot."""
 
 import itertools
 import textwrap
@@ -19,11 +19,11 @@ TITLES = {
     "script_torch_convnet": "PyTorch's example",
 }
 
-NAME_WIDTH = 28  # characters a line
+NAME_WIDTH = 28  # characters per line
 
 
 class Row(NamedTuple):
-    """A recipe or a script: its accuracies and its seconds of fitting, each with mean, std, min, max and n."""
+    """A recipe or a script, with the median, min, max and n of each of its figures, and mean and std if n > 1."""
 
     title: str
     is_recipe: bool
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 
 def rows(told: dict[str, Any]) -> list[Row]:
-    """What was measured of recipes and scripts, by the median seconds of fitting."""
+    """Measured recipes and scripts, sorted by their median seconds of fitting."""
     figures = told["recipes"]["figures"]
     found = [
         Row(
@@ -46,7 +46,7 @@ def rows(told: dict[str, Any]) -> list[Row]:
 
 
 def table(told: dict[str, Any]) -> str:
-    """Markdown: accuracy as mean ± std (lowest to highest), seconds and memory as medians."""
+    """Markdown table: accuracy as mean ± std (lowest to highest), seconds and memory as medians."""
     lines = [
         "| | test accuracy, mean ± std | lowest to highest | trainings | seconds of fitting | peak memory |",
         "|---|---|---|---|---|---|",
@@ -63,18 +63,24 @@ def table(told: dict[str, Any]) -> str:
 
 
 def draw(told: dict[str, Any], path: Path) -> None:
-    """Share of test images read wrongly against seconds of fitting, both on logarithmic axes, to an SVG file."""
+    """Plot the test error against seconds of fitting, both on logarithmic axes, into an SVG file.
+
+    The same figures give the same bytes.
+    """
+    import matplotlib as mpl
+
     if "recipes" in told:
-        picture(told).savefig(path, metadata={"Date": None})
+        with mpl.rc_context({"svg.hashsalt": "accuracy"}):
+            picture(told).savefig(path, metadata={"Date": None})
 
 
 def picture(told: dict[str, Any]) -> "Figure":
-    """The same, not yet written: every name within the picture and clear of the axes."""
+    """Build that plot without saving it; every name lies within the axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.set(xscale="log", yscale="log", xlabel="seconds of fitting (median)", ylabel="test images read wrongly, %")
+    axes.set(xscale="log", yscale="log", xlabel="seconds of fitting (median)", ylabel="test error, %")
     axes.set(xlim=(0.3, 10_000), ylim=(0.15, 2.5))  # room for names on all sides
     axes.set_title(told["recipes"]["machine"], fontsize=7, loc="left", color="gray")
     for axis, ticks in ((axes.xaxis, (1, 10, 100, 1000)), (axes.yaxis, (0.2, 0.3, 0.5, 0.7, 1, 1.5, 2))):
@@ -84,13 +90,13 @@ def picture(told: dict[str, Any]) -> "Figure":
     names = []
     for row in rows(told):
         accuracy, seconds = row.figures["accuracy"], row.figures["fit_seconds"]["median"]
-        colour = "tab:blue" if row.is_recipe else "tab:gray"
+        color = "tab:blue" if row.is_recipe else "tab:gray"
         errors = [100 * (1 - accuracy[key]) for key in ("max", "median", "min")]
-        axes.plot([seconds] * 3, errors, "_-", color=colour, linewidth=1)
-        axes.plot(seconds, errors[1], "o", color=colour)
+        axes.plot([seconds] * 3, errors, "_-", color=color, linewidth=1)
+        axes.plot(seconds, errors[1], "o", color=color)
         name = textwrap.fill(row.title.replace("`", ""), NAME_WIDTH)
-        names.append(axes.annotate(name, (seconds, errors[1]), (0, 0), textcoords="offset points", color=colour))
-    figure.draw_without_rendering()  # places the axes, so that names can be placed in them
+        names.append(axes.annotate(name, (seconds, errors[1]), (0, 0), textcoords="offset points", color=color))
+    figure.draw_without_rendering()  # computes the extent of the axes, which `place` needs
     taken = [line.get_window_extent() for line in axes.lines]
     for text in names:
         taken.append(place(text, axes.get_window_extent(), taken))
@@ -98,7 +104,7 @@ def picture(told: dict[str, Any]) -> "Figure":
 
 
 def place(text: "Annotation", room: "Bbox", taken: list["Bbox"]) -> "Bbox":
-    """Move a name to the first of four places beside its point that is free, or else the last; what it covers there."""
+    """Move a name to the first free of four positions beside its point, or to the last; return its bounding box."""
     for (side, across), (edge, up) in itertools.product((("right", -8), ("left", 8)), (("top", -4), ("bottom", 6))):
         text.set(ha=side, va=edge, position=(across, up))
         box = text.get_window_extent()

@@ -1,4 +1,4 @@
-"""Figures by name: every value that was measured, and their unit; as a table, and in docs/bench.json."""
+"""Named figures, each with all measured values and their unit: as a table, and in docs/bench.json."""
 
 import json
 import statistics
@@ -14,12 +14,12 @@ Figures = dict[str, tuple[list[float], str]]
 
 
 def add(figures: Figures, name: str, value: float, unit: str) -> None:
-    """Note one more value."""
+    """Append a value to a figure."""
     figures.setdefault(name, ([], unit))[0].append(value)
 
 
 def report(path: Path, part: str, figures: Figures, machine: str, commit: str) -> None:
-    """Print the table of a part and put it into a file, in place of what it was."""
+    """Print the table of a part, and replace that part in a file."""
     table = Table("figure", "median", "min", "max", "n", "unit", title=machine, title_justify="left")
     told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     summary: dict[str, dict[str, Any]] = {}

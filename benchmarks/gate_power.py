@@ -1,9 +1,10 @@
-"""Measure by simulation how often the gate stops a model that is worse, and one that is not.
+"""Simulate how often the gate stops a worse model, and how often it stops one that is not worse.
 
-A side is drawn from real runs of recipe=baseline on MNIST that differ in the seed alone (runs.csv: which of them got
-which test image wrong), so seed noise is as it was measured. The candidate's runs then get further images wrong: half
-of them among the hard images, by how much seeds disagree about each, half among the others, all alike.
-Prints a table and writes it into docs/gate.md.
+Baseline and candidate are drawn from real runs of recipe=baseline on MNIST that differ only in their seed, so seed
+noise is the measured one; runs.csv lists the runs that misclassify each test image. The candidate's runs then
+misclassify further images: half of them among the hard images, weighted by how much seeds disagree about each, and half
+among the images that no run misclassifies, all with the same probability.
+Prints a table and writes it to docs/gate.md.
 """
 
 import argparse
@@ -25,26 +26,26 @@ from pipeline.gate.verdict import judge
 RUNS = Path(__file__).parent / "runs.csv"
 PAGE = Path(__file__).parent.parent / "docs" / "gate.md"
 MARKS = "<!-- make gate-power -->"
-CLASS_IMAGES = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)  # of MNIST's test set
+CLASS_IMAGES = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)  # per class of MNIST's test set
 DROPS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # percentage points
 SEEDS = (1, 3, 5)
-THRESHOLDS = (0.1, 0.5)  # percentage points that the usual gates allow
+THRESHOLDS = (0.1, 0.5)  # percentage points that common gates allow
 BLIND = "McNemar alone"
 GATES = ("gate", BLIND, *(f"− {limit}" for limit in THRESHOLDS))
 GATE = Gate(base="", alpha=0.05, floor={}, loss_rise=0.0, calibration_rise=0.0, seed_noise={})
 
 
 class Runs(NamedTuple):
-    """Which of the test images each run gets wrong, and what they are."""
+    """Misclassified test images of each run, and the labels of all test images."""
 
     wrong: NDArray[np.bool_]  # (runs, images)
     labels: NDArray[np.int64]
 
 
 def main() -> None:
-    """Simulate, print and write."""
+    """Run the simulation, print its table and write it to docs/gate.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gate_power", description=__doc__)
-    parser.add_argument("--trials", type=int, default=3000, help="of each drop and number of seeds (default: 3000)")
+    parser.add_argument("--trials", type=int, default=3000, help="trials per drop and number of seeds (default: 3000)")
     trials: int = parser.parse_args().trials
     runs, random = read_runs(RUNS), np.random.default_rng(1)
     with tqdm(total=len(DROPS) * len(SEEDS) * trials, unit="trial") as bar:
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 def read_runs(path: Path) -> Runs:
-    """The runs; the images that none of them gets wrong have whatever labels are left."""
+    """Read the runs; images that no run misclassifies get the remaining labels in any order."""
     rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     seeds = sorted({int(seed) for row in rows for seed in row["seeds"].split()})
     wrong = np.zeros((len(seeds), sum(CLASS_IMAGES)), bool)
@@ -74,7 +75,7 @@ def read_runs(path: Path) -> Runs:
 
 
 def fires(runs: Runs, seeds: int, drop: float, random: np.random.Generator) -> list[bool]:
-    """One trial: whether the gate stops the candidate, whether it does without a record, and whether thresholds do."""
+    """Run one trial: whether the gate, the gate without a noise record, and each threshold stop the candidate."""
     order = random.permutation(len(runs.wrong))
     drawn, rest = runs.wrong[order[: 2 * seeds]], runs.wrong[order[2 * seeds :]]
     baseline = side(drawn[:seeds], runs.labels)
@@ -87,7 +88,7 @@ def fires(runs: Runs, seeds: int, drop: float, random: np.random.Generator) -> l
 
 
 def harm(wrong: NDArray[np.bool_], drop: float) -> NDArray[np.float64]:
-    """For each image the probability that a run which would get it right gets it wrong; `drop` in percentage points."""
+    """Probability of misclassifying each image that a run classified correctly; `drop` is in percentage points."""
     share = wrong.mean(axis=0)
     hard = share * (1 - share)
     easy = (share == 0).astype(float)
@@ -96,17 +97,17 @@ def harm(wrong: NDArray[np.bool_], drop: float) -> NDArray[np.float64]:
 
 
 def worsen(wrong: NDArray[np.bool_], harmed: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.bool_]:
-    """Runs that also get wrong what chance adds."""
+    """Runs with further misclassified images, drawn with the probabilities `harmed`."""
     return wrong | (random.random(wrong.shape) < harmed)
 
 
 def side(wrong: NDArray[np.bool_], labels: NDArray[np.int64]) -> Side:
-    """A side as the gate reads it from reports."""
+    """A side of the comparison, as the gate reads it from reports."""
     return Side("simulated", [report(run, labels) for run in wrong], {"recipe": "baseline"}, {})
 
 
 def report(wrong: NDArray[np.bool_], labels: NDArray[np.int64]) -> Report:
-    """A report with the figures that the verdict looks at; built without checks, which would take most of the time."""
+    """A report with the figures that the verdict uses, built without validation, which would take most of the time."""
     missed = np.bincount(labels[wrong], minlength=len(CLASS_IMAGES))
     per_class = PerClass.model_construct(recall=list(1 - missed / CLASS_IMAGES), images=list(CLASS_IMAGES))
     figures = {"accuracy": 1 - wrong.mean(), "errors": int(wrong.sum()), "images": len(wrong)}

@@ -1,7 +1,7 @@
-"""Measure training on this machine's GPU with JAX, in less than ten minutes; writes the part `gpu` of docs/bench.json.
+"""Measure training on this machine's GPU with JAX, in less than ten minutes; write the part `gpu` of docs/bench.json.
 
-Needs a GPU that JAX sees and the four MNIST files: in ../shared/mnist beside the project, or in the folder
-DATASET_MIRROR. Neither git nor DVC nor TensorFlow: the stages run one after another in temporary folders.
+Needs a GPU that JAX can use, and the four MNIST files in ../shared/mnist beside the project or in the folder that
+DATASET_MIRROR names. Does not need git, DVC or TensorFlow: the stages run sequentially in temporary folders.
 """
 
 import argparse
@@ -32,16 +32,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     "champion_12_epochs": {"recipe": "champion", "training": {"epochs": 12}},
     "champion": {"recipe": "champion"},
 }
-TIMED = ("fast", "champion")  # whose updates are timed one by one
-COLD = ("whole_seconds", "to_trained_seconds", "compile_seconds")  # told where nothing was compiled yet
-TOGETHER = 6  # trainings at once that are scored but not timed
+TIMED = ("fast", "champion")  # recipes whose updates are timed individually
+COLD = ("whole_seconds", "to_trained_seconds", "compile_seconds")  # reported while nothing is compiled yet
+TOGETHER = 6  # parallel trainings that are scored but not timed
 PRECISIONS = "float32,mixed_bfloat16"
 BATCH_SIZES = "200,1000"
 LOAD = {"utilization_percentage": "%", "memory_usage_megabytes": "MB", "power_usage_watts": "W"}
 
 
 class Trained(NamedTuple):
-    """A training that has ended: seconds of the process, of each epoch and of each part, and the GPU's load."""
+    """A finished training: seconds of the process, of each epoch and of each part, and the load of the GPU."""
 
     whole: float
     epochs: list[float]
@@ -50,13 +50,13 @@ class Trained(NamedTuple):
 
 
 def main() -> None:
-    """Measure and write."""
+    """Run the benchmark and write its figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5, help="trainings of each recipe that are scored (default: 5)")
-    parser.add_argument("--timed", type=int, default=2, help="how many of them run alone, to be timed (default: 2)")
-    parser.add_argument("--seconds", type=float, default=300, help="time no training later than this (default: 300)")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "bench.json", help="what to write (%(default)s)")
-    parser.add_argument("--commit", default="unknown", help="what is measured, to be named with the figures")
+    parser.add_argument("--seeds", type=int, default=5, help="scored trainings of each recipe (default: 5)")
+    parser.add_argument("--timed", type=int, default=2, help="number of them that run alone and are timed (default: 2)")
+    parser.add_argument("--seconds", type=float, default=300, help="start no timed training later (default: 300)")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "bench.json", help="file to write (%(default)s)")
+    parser.add_argument("--commit", default="unknown", help="commit to record with the figures")
     arguments = parser.parse_args()
     data = Path(os.environ.get("DATASET_MIRROR") or ROOT.parent / "shared" / "mnist").resolve()
     deadline = time.monotonic() + arguments.seconds
@@ -68,7 +68,7 @@ def main() -> None:
         seeds = range(arguments.timed + 1, arguments.seeds + 1)
         trained += train_together([(name, projects[name], seed) for seed in seeds for name in projects])
         card, timed = time_updates(projects, folder / "notebook")
-        scores = pool.map(evaluate, trained)  # at once: they are not timed
+        scores = pool.map(evaluate, trained)  # in parallel, because they are not timed
         for (name, _), accuracy in zip(trained, scores, strict=True):
             add(figures, f"{name}_accuracy", accuracy, "share")
         facts = facts_of(projects["notebook"])
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def prepare(project: Path, params: dict[str, Any], data: Path) -> Path:
-    """A folder in which train can run."""
+    """Create a folder in which the train stage can run."""
     project.mkdir()
     for name in ("pipeline", "conf", "benchmarks"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -93,9 +93,9 @@ def prepare(project: Path, params: dict[str, Any], data: Path) -> Path:
 
 
 def time_trainings(projects: dict[str, Path], seeds: int, deadline: float) -> tuple[Figures, list[tuple[str, Path]]]:
-    """Train every recipe with nothing compiled yet, then with seeds 1 to `seeds`, in turn, until time is up.
+    """Train every recipe with nothing compiled yet, then with seeds 1 to `seeds`, alternately, until the deadline.
 
-    Returns the figures, and the name and a folder with the network of every training that was not the first.
+    Returns the figures, and the name of every training after the first with a folder that contains its network.
     """
     figures: Figures = {}
     trained = []
@@ -114,7 +114,7 @@ def time_trainings(projects: dict[str, Path], seeds: int, deadline: float) -> tu
 
 
 def train_together(jobs: list[tuple[str, Path, int]]) -> list[tuple[str, Path]]:
-    """Train more seeds of recipes, several at once, in copies of their projects."""
+    """Train further seeds of the recipes in parallel, in copies of their projects."""
     folders = [copy(project, seed) for _, project, seed in jobs]
     with ThreadPoolExecutor(TOGETHER) as pool:
         for _ in pool.map(train, folders, [seed for _, _, seed in jobs]):
@@ -123,14 +123,14 @@ def train_together(jobs: list[tuple[str, Path, int]]) -> list[tuple[str, Path]]:
 
 
 def copy(project: Path, seed: int) -> Path:
-    """A copy of a project, with what was compiled but without runs."""
+    """Copy a project with its compilation cache and without its runs."""
     folder = project.parent / f"{project.name}-{seed}"
     shutil.copytree(project, folder, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", "benchmarks"))
     return folder
 
 
 def train(project: Path, seed: int) -> Trained:
-    """Run the train stage with a seed for everything but the split."""
+    """Run the train stage with a seed that affects everything except the split."""
     params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
     (project / "params.yaml").write_text(yaml.safe_dump(params | {"seed": seed}), encoding="utf-8")
     run([sys.executable, "-m", "pipeline.compose"], project)
@@ -145,18 +145,18 @@ def train(project: Path, seed: int) -> Trained:
 
 
 def largest(client: MlflowClient, run_id: str, name: str) -> float:
-    """The largest value that a metric had."""
+    """Largest value in the history of a metric."""
     return max(point.value for point in client.get_metric_history(run_id, name))
 
 
 def facts_of(project: Path) -> dict[str, Any]:
-    """What train told of itself."""
+    """Content of models/run.json, which the train stage writes."""
     facts: dict[str, Any] = json.loads((project / "models" / "run.json").read_text(encoding="utf-8"))
     return facts
 
 
 def describe(one: Trained) -> dict[str, tuple[float, str]]:
-    """A training's figures with their units."""
+    """Figures of a training, with their units."""
     parts = one.facts["seconds"]
     until_fit = sum(seconds for name, seconds in parts.items() if name not in ("fit", "save"))
     told = {f"{name}_seconds": (value, "s") for name, value in parts.items()}
@@ -166,7 +166,7 @@ def describe(one: Trained) -> dict[str, tuple[float, str]]:
 
 
 def time_updates(projects: dict[str, Path], folder: Path) -> tuple[str, Figures]:
-    """The device's name, and what updates of the recipes' networks take at several batch sizes and precisions."""
+    """Name of the device, and update times of the recipes' networks at several batch sizes and precisions."""
     for name in TIMED:
         shutil.copy(projects[name] / "composed.yaml", folder / f"{name}.yaml")
     asked = [",".join(f"{name}.yaml" for name in TIMED), PRECISIONS, BATCH_SIZES]
@@ -185,7 +185,7 @@ def time_updates(projects: dict[str, Path], folder: Path) -> tuple[str, Figures]
 
 
 def evaluate(trained: tuple[str, Path]) -> float:
-    """The test accuracy of a trained network, by the stage that alone looks at the test images."""
+    """Test accuracy of a trained network, from the evaluate stage, the only one that uses the test images."""
     _, project = trained
     run([sys.executable, "-m", "pipeline.evaluate"], project, **SETTINGS)
     metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How long it takes from an idea to its result, over the time of importing Keras: what one process costs at least."""
+"""Time from a configuration change to its result, relative to the import time of Keras, the minimum of one process."""
 
 import sys
 from itertools import count
@@ -8,15 +8,15 @@ from statistics import median
 from benchmarks.command import clone, repro, run
 from benchmarks.figures import Figures, add
 
-# TensorFlow takes JAX along where it is installed, as it is for the tests; the pipeline's own environment lacks it.
+# TensorFlow imports JAX if it is installed: the test environment has JAX, the pipeline's own environment does not.
 IMPORT = [sys.executable, "-c", "import sys; sys.modules['jax'] = None; import keras"]
 STAGES = ("compose", "preprocess", "evaluate")
 IDENTITY = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost"]
-LABEL_SMOOTHING = 0.1  # of recipe=fast; each idea has another one
+LABEL_SMOOTHING = 0.1  # of recipe=fast; each idea uses a different value
 
 
 def measure_idea(folder: Path, data: Path, rounds: int) -> Figures:
-    """Change the training of recipe=fast so often; each time import Keras, run `dvc repro`, its stages, and promote."""
+    """Time a Keras import, `dvc repro`, single stages and promote for `rounds` changes to how recipe=fast trains."""
     figures: Figures = {}
     project = clone(folder / "idea")
     smoothing = (round(LABEL_SMOOTHING + number / 10_000, 4) for number in count())
@@ -40,12 +40,12 @@ def measure_idea(folder: Path, data: Path, rounds: int) -> Figures:
 
 
 def idea(smoothing: float) -> dict[str, object]:
-    """Recipe fast, trained otherwise, as params.yaml has it."""
+    """Content of params.yaml for recipe=fast with another label smoothing."""
     return {"recipe": "fast", "seed": 1, "training": {"label_smoothing": smoothing}}
 
 
 def measure_tests(folder: Path) -> Figures:
-    """The test suite, as `make test` runs it."""
+    """Time the test suite as `make test` runs it."""
     figures: Figures = {}
     keras = [run(IMPORT, folder).seconds for _ in range(2)]
     seconds = run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider"], clone(folder / "tests")).seconds

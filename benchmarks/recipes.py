@@ -1,4 +1,4 @@
-"""How accurate each recipe gets, how soon, and how that compares with plain scripts of the same job."""
+"""Accuracy and training time of each recipe, compared with plain scripts for the same task."""
 
 import json
 import math
@@ -14,19 +14,19 @@ from pipeline.config import Config, load_config
 from pipeline.dataset import load_split
 from pipeline.paths import COMPOSED, TRAIN
 
-MATRIX = 2048  # rows and columns of the matrices that are multiplied to find the machine's peak
+MATRIX = 2048  # rows and columns of the matrices whose product measures the machine's peak
 PRECISIONS = ("float32", "bfloat16")
 
 
 class Recipe(NamedTuple):
-    """A recipe by its options in params.yaml, trained with seeds 1 to `seeds`."""
+    """A recipe, given by its options in params.yaml, and trained with seeds 1 to `seeds`."""
 
     params: dict[str, Any]
     seeds: int
 
 
 class Peer(NamedTuple):
-    """A plain script, trained so often for so many epochs."""
+    """A plain script that trains `times` times for `epochs` epochs."""
 
     epochs: int
     times: int
@@ -46,7 +46,7 @@ SCRIPTS = {"notebook": Peer(20, 3), "keras_convnet": Peer(15, 1), "torch_convnet
 
 
 def measure_recipes(folder: Path, data: Path, python: str, torch: str | None) -> Figures:
-    """Train every recipe and every script, in turn, each as often as it says; `torch` is a Python that has PyTorch."""
+    """Train recipes and scripts alternately, each its number of times; `torch` is a Python interpreter with PyTorch."""
     interpreters = dict.fromkeys(SCRIPTS, python) | {"torch_convnet": torch}
     figures: Figures = {}
     projects: dict[str, Path] = {}
@@ -80,7 +80,7 @@ Told = dict[str, tuple[float, str]]
 
 
 def run_script(name: str, python: str, data: Path, epochs: int) -> Told:
-    """Accuracy, seconds and memory of a script."""
+    """Run a script and return its accuracy, seconds and memory."""
     finished = run([python, "-m", f"benchmarks.peers.{name}", str(data), str(epochs)], ROOT)
     told = json.loads(finished.output.splitlines()[-1])
     print(f"script {name}: {100 * told['accuracy']:.2f} %, {sum(told['epoch_seconds']):.1f} s", flush=True)
@@ -94,7 +94,7 @@ def run_script(name: str, python: str, data: Path, epochs: int) -> Told:
 
 
 def run_recipe(project: Path, params: dict[str, Any], data: Path) -> Told:
-    """Accuracy, seconds and memory of a recipe, through `dvc repro` in a clone that is made if it is not there."""
+    """Run `dvc repro` in a clone, made if missing, and return the recipe's accuracy, seconds and memory."""
     if not project.exists():
         clone(project)
     outcome = repro(project, data, params)
@@ -110,7 +110,7 @@ def run_recipe(project: Path, params: dict[str, Any], data: Path) -> Told:
 
 
 def compare(told: Told, script: Told | None) -> Told:
-    """Seconds over those of the notebook's script in the same round."""
+    """Ratios of a recipe's seconds to those of the notebook's script in the same round."""
     if script is None:
         return {}
     pairs = {"epoch_ratio": ("epoch_seconds",) * 2, "fit_ratio": ("fit_seconds",) * 2}
@@ -119,7 +119,7 @@ def compare(told: Told, script: Told | None) -> Told:
 
 
 def multiply(precision: str, times: int = 20) -> float:
-    """Billions of operations a second in the product of two square matrices: the best of so many."""
+    """Billions of operations per second in the product of two square matrices, the best of `times`."""
     import tensorflow
 
     left, right = (tensorflow.cast(tensorflow.random.normal((MATRIX, MATRIX)), precision) for _ in range(2))
@@ -133,7 +133,7 @@ def multiply(precision: str, times: int = 20) -> float:
 
 
 def shares_of_peak(project: Path, fit_seconds: float, figures: Figures) -> Told:
-    """What part of the machine's peak the matrix products of a training came to, validation left out."""
+    """Fraction of the machine's peak that the matrix products of a training reach, without validation."""
     from pipeline.train.fitting import epoch_size
 
     config = load_config(project / COMPOSED)
@@ -145,10 +145,10 @@ def shares_of_peak(project: Path, fit_seconds: float, figures: Figures) -> Told:
 
 
 def operations(config: Config) -> int:
-    """Additions and multiplications in the matrix products of one image's part of an update.
+    """Additions and multiplications in the matrix products of an update, per image.
 
-    A layer multiplies its kernel with its input, then its output's gradient with the input, then with the kernel; the
-    last is not needed for the first layer. Twice as many operations as products of numbers (Kaplan et al. 2020,
+    A layer multiplies its kernel by its input, then the gradient of its output by the input and by the kernel; the
+    first layer does not need the last product. A multiply-add counts as two operations (Kaplan et al. 2020,
     arXiv:2001.08361, section 2.1: six per weight).
     """
     from pipeline.train.network import build_network, members_of
@@ -159,7 +159,7 @@ def operations(config: Config) -> int:
 
 
 def multiplications(member: Any) -> Iterator[int]:
-    """Products of two numbers that each layer with a kernel needs for one image."""
+    """Multiplications of two numbers per image, for each layer with a kernel."""
     for layer in member.layers:
         if hasattr(layer, "kernel"):
             positions = layer.output.shape[1:-1]

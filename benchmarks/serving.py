@@ -1,4 +1,4 @@
-"""What answers cost: a network in three engines inside one process, and the served champion over HTTP."""
+"""Cost of predictions: a network in three engines within one process, and the served champion over HTTP."""
 
 import functools
 import io
@@ -33,16 +33,16 @@ Process = subprocess.Popen[bytes]
 SHAPE = (28, 28)
 PIXELS = math.prod(SHAPE)
 NETWORKS = ("mlp", "cnn")
-BATCHES = {1: 300, 100: 100, 10_000: 1}  # images at once -> calls that are timed together
+BATCHES = {1: 300, 100: 100, 10_000: 1}  # images per call -> calls that are timed together
 CLIENTS = (1, 8, 32)
-REQUESTS = 640  # of one image each, by all clients together
-AT_ONCE = 12  # of the largest requests
+REQUESTS = 640  # of one image each, in total over all clients
+AT_ONCE = 12  # concurrent requests of the largest size
 MIB = 1 << 20
-POSTS = {1: 200, 100: 40, 10_000: 2}  # images in a request -> requests, one after the other
+POSTS = {1: 200, 100: 40, 10_000: 2}  # images per request -> sequential requests
 
 
 def measure_engines(conf: Path, rounds: int) -> Figures:
-    """Milliseconds a call of each engine, in turn, and how far its answers are from TensorFlow's."""
+    """Alternately measure milliseconds per call of each engine, and its largest difference from TensorFlow."""
     from pipeline.tracking.servable import TOLERANCE
 
     figures: Figures = {}
@@ -55,7 +55,7 @@ def measure_engines(conf: Path, rounds: int) -> Figures:
                 for name, engine in engines.items():
                     difference = float(np.abs(np.asarray(engine(images)) - expected).max())
                     if difference > TOLERANCE:
-                        sys.exit(f"benchmarks: {name} differs from TensorFlow by {difference:.2g}: too much")
+                        sys.exit(f"benchmarks: {name} and TensorFlow differ by {difference:.2g} > {TOLERANCE:g}")
                     add(figures, f"engine_{network}_{batch}_{name}_difference", difference, "probability")
                 for _ in range(rounds):
                     taken = {name: seconds(engine, images, calls) for name, engine in engines.items()}
@@ -68,7 +68,7 @@ def measure_engines(conf: Path, rounds: int) -> Figures:
 
 
 def seconds(engine: Engine, images: Images, calls: int) -> float:
-    """Seconds of one call."""
+    """Mean seconds per call."""
     started = time.perf_counter()
     for _ in range(calls):
         engine(images)
@@ -76,7 +76,7 @@ def seconds(engine: Engine, images: Images, calls: int) -> float:
 
 
 def build_engines(name: str, conf: Path, folder: Path) -> dict[str, Engine]:
-    """One untrained network of conf/model/ in each engine: speed does not depend on the weights."""
+    """Load an untrained network of conf/model/ into each engine; speed does not depend on the weights."""
     import tensorflow as tf
     from ai_edge_litert.interpreter import Interpreter
 
@@ -105,7 +105,7 @@ def build_engines(name: str, conf: Path, folder: Path) -> dict[str, Engine]:
 
 
 class LiteRt:
-    """LiteRT, which has to be told when the number of images changes."""
+    """A LiteRT engine, whose input is resized when the number of images changes."""
 
     def __init__(self, interpreter: Any) -> None:
         self._interpreter = interpreter
@@ -114,7 +114,7 @@ class LiteRt:
         self._shape: tuple[int, ...] = ()
 
     def __call__(self, images: Images) -> Any:
-        """The probabilities."""
+        """Return the probabilities."""
         if images.shape != self._shape:
             self._interpreter.resize_tensor_input(self._input, images.shape)
             self._interpreter.allocate_tensors()
@@ -125,7 +125,7 @@ class LiteRt:
 
 
 def measure_http(project: Path, run_id: str, name: str, rounds: int) -> Figures:
-    """The champion as `make serve` serves it, and the run's Keras model as MLflow does, in turn on this machine."""
+    """Alternately time the champion in `make serve` and the run's Keras model in MLflow's server, on this machine."""
     figures: Figures = {}
     keras_model = ["-m", "mlflow", "models", "serve", "-m", f"runs:/{run_id}/model", "--env-manager", "local"]
     settings = {"MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db"}
@@ -136,7 +136,7 @@ def measure_http(project: Path, run_id: str, name: str, rounds: int) -> Figures:
         add(figures, "serve_start_seconds", start, "s")
         add(figures, "serve_keras_start_seconds", other_start, "s")
         for address in (champion, other):
-            latencies(address, 1, 20)  # the first answers are slower
+            latencies(address, 1, 20)  # the first responses are slower
         for _ in range(rounds):
             for clients in CLIENTS:
                 p50, p99 = np.percentile(latencies(champion, clients, REQUESTS), [50, 99])
@@ -153,16 +153,16 @@ def measure_http(project: Path, run_id: str, name: str, rounds: int) -> Figures:
 
 
 def measure_memory(project: Path, name: str) -> Figures:
-    """The most memory that `make serve` holds: at the start, then while it gets the largest requests, many at once."""
+    """Measure the memory of `make serve` after startup, and its peak under concurrent requests of the largest size."""
     figures: Figures = {}
     settings = {"MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db"}
     noise = np.random.default_rng(1).integers(0, 256, (LARGEST, LARGEST), dtype=np.uint8)
     body = json.dumps({"inputs": noise[:1000, : 4 * PIXELS].reshape(-1, *SHAPE).tolist()}).encode()
     loads = {
         "images": ("/invocations", "application/json", body),
-        "cut_off": ("/invocations", "application/json", (body * 2)[:LARGEST_BODY]),  # which is no JSON
+        "cut_off": ("/invocations", "application/json", (body * 2)[:LARGEST_BODY]),  # invalid JSON
         "pictures": ("/read", "image/png", png(np.pad(noise[:8, :8], (0, LARGEST - 8)))),
-        "noisy_pictures": ("/read", "image/png", png(noise[: LARGEST * 15 // 16])),  # not smaller as a PNG
+        "noisy_pictures": ("/read", "image/png", png(noise[: LARGEST * 15 // 16])),  # PNG does not compress noise
     }
     with server(project, ["-m", "pipeline.serve", "--name", name], settings) as (address, _, process):
         latencies(address, 1, 20)
@@ -178,18 +178,18 @@ def measure_memory(project: Path, name: str) -> Figures:
                     peak = max(peak, memory(process.pid))
                     time.sleep(0.01)
             statuses = {each.result().status_code for each in posted}
-            print(f"{load}: {len(body) / MIB:.1f} MiB, answers {statuses}")
+            print(f"{load}: {len(body) / MIB:.1f} MiB, status codes {statuses}")
             add(figures, f"serve_memory_{load}_mib", peak, "MiB")
     return figures
 
 
 def memory(pid: int) -> float:
-    """MiB of memory that a process holds now."""
+    """Current resident memory of a process, in MiB."""
     return float(psutil.Process(pid).memory_info().rss) / MIB
 
 
 def png(pixels: Images) -> bytes:
-    """A picture as a PNG."""
+    """Encode a picture as PNG."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
@@ -197,7 +197,7 @@ def png(pixels: Images) -> bytes:
 
 @contextmanager
 def server(folder: Path, arguments: list[str], settings: dict[str, str]) -> Iterator[tuple[str, float, Process]]:
-    """A server on a free port: its address, the seconds until it answered, and its process."""
+    """Run a server on a free port; yield its address, its startup time in seconds, and its process."""
     port, started = free_port(5100), time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *arguments, "--port", str(port)],
@@ -215,7 +215,7 @@ def server(folder: Path, arguments: list[str], settings: dict[str, str]) -> Iter
 
 
 def latencies(address: str, clients: int, total: int, batch: int = 1) -> list[float]:
-    """Seconds of each request, by so many clients at once; what a client does to write JSON is not counted."""
+    """Seconds of each request with `clients` concurrent clients, without the time to encode JSON."""
     images = np.random.default_rng(batch).integers(0, 256, (batch, *SHAPE), dtype=np.uint8)
     body = json.dumps({"inputs": images.tolist()}).encode()
 

@@ -1,6 +1,7 @@
-"""Time the updates of a training on whatever JAX computes on: one process, several networks, precisions and batches.
+"""Time training updates on JAX's device, for several networks, precisions and batch sizes in one process.
 
-Run in a project whose stages up to preprocess have run, with KERAS_BACKEND=jax. Prints a line of JSON for each.
+Run it with KERAS_BACKEND=jax in a project in which the stages up to preprocess have run. Prints a line of JSON for the
+device, and one for each combination.
 """
 
 import itertools
@@ -25,13 +26,13 @@ from pipeline.device import use_device
 from pipeline.paths import TRAIN
 from pipeline.train.training import set_up
 
-MATRIX = 8192  # rows and columns of the matrices that are multiplied to find the device's peak
-PASSES = (12_000, 60_000)  # images in timed passes: what all take whatever their length is no update's
+MATRIX = 8192  # rows and columns of the matrices whose product measures the device's peak
+PASSES = (12_000, 60_000)  # images in the timed passes; their difference removes the constant cost of a pass
 TIMES = 5
 
 
 def main() -> None:
-    """Time every combination of what stands in the arguments: composed files, precisions, batch sizes."""
+    """Time every combination of the arguments: composed configurations, precisions and batch sizes."""
     device = use_device()
     print(json.dumps({"device": device, "name": jax.devices()[0].device_kind, "peak": peak()}), flush=True)
     train = load_split(TRAIN)
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def peak() -> float:
-    """Operations a second in the product of two bfloat16 matrices of random numbers: the best of so many."""
+    """Operations per second in the product of two random bfloat16 matrices, the best of several measurements."""
     keys = jax.random.split(jax.random.key(0))
     left, right = (jax.random.normal(key, (MATRIX, MATRIX), jnp.bfloat16) for key in keys)
     product = jax.jit(jnp.matmul)
@@ -58,7 +59,7 @@ def peak() -> float:
 
 
 def time_updates(config: Config, train: Split, device: str) -> dict[str, Any]:
-    """Seconds of building, of compiling, of an update, and of a pass without its updates; operations an update."""
+    """Seconds to build, to compile, per update, and per pass without its updates; operations per update."""
     begun = time.perf_counter()
     none = Split(train.images[:0], train.labels[:0])
     _, learner = set_up(config, train, none, device)
@@ -83,14 +84,14 @@ def time_updates(config: Config, train: Split, device: str) -> dict[str, Any]:
 
 
 def seconds_of(learner: keras.Model, data: Pass) -> float:
-    """What a pass takes."""
+    """Seconds that a pass takes."""
     started = time.perf_counter()
     BACKEND.fit_epoch(learner, data, [])
     return time.perf_counter() - started
 
 
 def launches(learner: Any, passed: Pass) -> int:
-    """How many kernels and library calls an update consists of, as the compiled program lists them."""
+    """Number of kernels and library calls in an update, counted in the compiled program."""
     state = tuple([variable.value for variable in group] for group in variables(learner))
     (batches, count), *_ = stacked(passed.order, passed.batch_size, len(passed.labels))
     train: Any = compile_passes(learner)[0]

@@ -1,4 +1,4 @@
-"""The typed configuration: what composed.yaml may hold, and how a stage reads it."""
+"""The typed schema of composed.yaml, and the function that loads it."""
 
 import math
 import re
@@ -23,13 +23,13 @@ from pipeline.errors import PipelineError, first_line
 from pipeline.files import parse_yaml, text_digest
 
 TARGET_KEY = "_target_"
-DECIDING = ("model", "optimizer", "training")  # keys of composed.yaml: what a record of seed noise was measured with
+DECIDING = ("model", "optimizer", "training")  # sections of composed.yaml that identify a record of seed noise
 KERAS_PARTS = r"layers|optimizers(\.schedules)?|initializers|regularizers|constraints"
 ALLOWED_TARGET = re.compile(rf"keras\.(Sequential|({KERAS_PARTS})\.\w+)|pipeline\.train(\.\w+){{2,}}")
 
 
 def targets(node: Any) -> Iterator[Any]:
-    """Every `_target_` in a configuration, at any depth."""
+    """Yield every `_target_` in a configuration, at any depth."""
     if isinstance(node, dict) and node.get(TARGET_KEY) is not None:
         yield node[TARGET_KEY]
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -37,7 +37,7 @@ def targets(node: Any) -> Iterator[Any]:
 
 
 def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings and lists: ('model.layers.0.units', 512)."""
+    """Yield the dotted keys and values of nested mappings and lists, such as ('model.layers.0.units', 512)."""
     items = values.items() if isinstance(values, dict) else enumerate(values)
     for key, value in items:
         if isinstance(value, dict | list):
@@ -47,24 +47,24 @@ def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def configuration_digest(composed: Mapping[str, Any], test_md5: str) -> str:
-    """A digest of the model, optimizer and training settings of a composed.yaml and of the test images."""
+    """Digest of the model, optimizer and training settings in composed.yaml, and of the test images."""
     settings = flatten({key: composed.get(key) for key in DECIDING})
     return text_digest(repr([*sorted(map(str, settings)), test_md5]))
 
 
 def check_targets(node: Any) -> Any:
-    """Return `node` unchanged if every `_target_` in it, at any depth, may be one: the class is looked at later."""
+    """Return `node` if every `_target_` in it, at any depth, has an allowed name; the class is checked on import."""
     for target in targets(node):
         if not (isinstance(target, str) and ALLOWED_TARGET.fullmatch(target)):
             raise ValueError(
-                f"{TARGET_KEY} {target!r} is not allowed: it must name something in keras.layers, optimizers, "
-                "initializers, regularizers or constraints, or below pipeline.train, where DVC sees it change"
+                f"{TARGET_KEY} {target!r} is not allowed: it must name an object in keras.layers, optimizers, "
+                "initializers, regularizers or constraints, or in pipeline.train, whose changes DVC tracks"
             )
     return node
 
 
 def check_learning_rate(value: Any) -> Any:
-    """Return a learning rate that is above zero, or a schedule that starts at zero or above."""
+    """Return `value` if it is a positive learning rate, or a schedule that starts at 0 or above."""
     scheduled = isinstance(value, dict)
     start = check_component(value).get("initial_learning_rate", 0) if scheduled else value
     number = isinstance(start, int | float) and not isinstance(start, bool) and math.isfinite(start)
@@ -74,9 +74,9 @@ def check_learning_rate(value: Any) -> Any:
 
 
 def check_component(node: dict[str, Any]) -> dict[str, Any]:
-    """Return `node` unchanged if it says what to build."""
+    """Return `node` if it has a `_target_` and all its targets are allowed."""
     if TARGET_KEY not in node:
-        raise ValueError(f"has no {TARGET_KEY}: name what to build, such as keras.layers.Dense")
+        raise ValueError(f"has no {TARGET_KEY}: set it to a class or function, such as keras.layers.Dense")
     check_targets(node)
     return node
 
@@ -86,17 +86,17 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys and values of another type are errors, and nothing changes later."""
+    """A section of the configuration: immutable; unknown keys and values of another type are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class RemoteFile(Section):
-    """A file by its name at the source, the SHA-256 of its bytes, and how many there are."""
+    """A file of a dataset: its name at the source, its SHA-256, and its size in bytes."""
 
     name: str
     sha256: Sha256
-    size: PositiveInt = 1 << 30  # or the most that is ever read of one whose size is not given
+    size: PositiveInt = 1 << 30  # default: the most bytes to download
 
 
 class IdxFiles(Section):
@@ -109,7 +109,7 @@ class IdxFiles(Section):
 
 
 class About(Section):
-    """What a model card says of a dataset."""
+    """The description of a dataset in the model card."""
 
     title: str
     url: Annotated[str, Field(pattern=r"^https?://")]
@@ -118,7 +118,7 @@ class About(Section):
 
 
 class IdxDataset(Section):
-    """A dataset that is published as four gzipped IDX files."""
+    """A dataset published as four gzipped IDX files."""
 
     source: Literal["idx"]
     name: str
@@ -129,13 +129,13 @@ class IdxDataset(Section):
 
 
 class PackagedFiles(Section):
-    """The one file of a dataset inside scikit-learn."""
+    """The file of a dataset that ships with scikit-learn."""
 
     package: RemoteFile
 
 
 class PackagedDataset(Section):
-    """A dataset that ships inside scikit-learn: its last `test_count` images are the test set."""
+    """A dataset that ships with scikit-learn; its last `test_count` images are the test set."""
 
     source: Literal["scikit-learn"]
     name: str
@@ -146,7 +146,7 @@ class PackagedDataset(Section):
 
 
 class Model(Section):
-    """A network: layers in a row, or a builder that returns layers. Other keys are knobs that these refer to."""
+    """A network: a list of layers, or a builder that returns layers. Both can refer to extra keys."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -158,7 +158,7 @@ class Model(Section):
 
     @model_validator(mode="after")
     def check_body(self) -> "Model":
-        """Ask for one body, of allowed parts."""
+        """Require either layers or a builder, with allowed targets."""
         if bool(self.layers) == bool(self.builder):
             raise ValueError("a model needs either layers or a builder")
         check_targets(self.model_extra)
@@ -166,7 +166,7 @@ class Model(Section):
 
 
 class Optimizer(Section):
-    """A Keras optimizer; other keys are its arguments."""
+    """A Keras optimizer; extra keys are its arguments."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -177,15 +177,15 @@ class Optimizer(Section):
     @model_validator(mode="before")
     @classmethod
     def check_target(cls, values: Any) -> Any:
-        """Ask for an allowed optimizer."""
+        """Require an allowed optimizer."""
         return check_targets(values)
 
 
-Xla = Literal["auto", True, False]  # whether XLA compiles the training
+Xla = Literal["auto", True, False]  # compile the training step with XLA
 
 
 class Training(Section):
-    """How the network learns, and what is watched while it does."""
+    """The training hyperparameters and the choice of validation set."""
 
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -207,14 +207,14 @@ class Training(Section):
 
     @model_validator(mode="after")
     def check_schedule(self) -> "Training":
-        """Refuse a rise of the learning rate that nothing follows."""
+        """Reject a warm-up without a decay."""
         if self.warm_up and self.decay == "none":
             raise ValueError(f"warm_up is {self.warm_up}, but decay is none: set training.decay=cosine, or warm_up=0")
         return self
 
     @model_validator(mode="after")
     def check_honesty(self) -> "Training":
-        """Refuse to select anything on the test images, and to hold out other images than are watched."""
+        """Reject model selection on the test set, and a `validation_fraction` that contradicts `validate_on`."""
         selects = [name for name in ("early_stopping", "keep_best_epoch") if getattr(self, name)]
         if selects and self.validate_on != "validation":
             raise ValueError(
@@ -224,13 +224,13 @@ class Training(Section):
             )
         if self.validate_on == "validation" and not self.validation_fraction:
             raise ValueError(
-                "validation_fraction is 0, so there is nothing to watch: "
+                "validation_fraction is 0, so the validation set is empty: "
                 "set training.validation_fraction above 0, or training.validate_on=none"
             )
         if self.validate_on != "validation" and self.validation_fraction:
             raise ValueError(
-                f"validation_fraction is {self.validation_fraction}, but validate_on is {self.validate_on}, so images "
-                "would be held out for nothing: set training.validation_fraction=0, or training.validate_on=validation"
+                f"validation_fraction is {self.validation_fraction}, but validate_on is {self.validate_on}, so the "
+                "held-out images are not used: set training.validation_fraction=0, or training.validate_on=validation"
             )
         return self
 
@@ -239,21 +239,21 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class SeedNoise(Section):
-    """How far runs of one recipe on one dataset differ when only the seed does, measured over `seeds` runs.
+    """Seed-to-seed variation of one recipe on one dataset, measured over `seeds` runs.
 
-    `python -m pipeline.gate --record` measures it and writes it into the recipe's file.
+    `python -m pipeline.gate --record` measures it and writes it to the recipe's file.
     """
 
     seeds: Annotated[int, Field(ge=10)]
-    configuration: str = ""  # a digest of the settings and the test images that it was measured with
+    configuration: str = ""  # digest of the settings and test images of these runs
     accuracy_std: Share
-    accuracy_disagreement: Share  # of the images, those that one of two runs gets wrong
-    recall_std: list[Share]  # per class, as the next
+    accuracy_disagreement: Share  # fraction of the images that only one of two runs misclassifies
+    recall_std: list[Share]  # per class, as is recall_disagreement
     recall_disagreement: list[Share]
 
 
 class Gate(Section):
-    """When a model counts as worse than the one it is compared with."""
+    """The criteria by which a candidate counts as worse than the baseline."""
 
     base: str
     alpha: Annotated[float, Field(gt=0, lt=0.5)]
@@ -264,10 +264,10 @@ class Gate(Section):
 
 
 class Config(Section):
-    """Everything that a run is configured to be: the content of composed.yaml."""
+    """The complete configuration of a run: the content of composed.yaml."""
 
     recipe: str
-    versions: dict[str, str] = {}  # of the packages that compute, as requirements.txt pins them
+    versions: dict[str, str] = {}  # of Keras and TensorFlow, as pinned in requirements.txt
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     dataset: Annotated[IdxDataset | PackagedDataset, Field(discriminator="source")]
     model: Model
@@ -277,7 +277,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def check_schedule(self) -> "Config":
-        """Refuse two schedules for one learning rate."""
+        """Reject two schedules for one learning rate."""
         if isinstance(self.optimizer.learning_rate, dict) and self.training.decay != "none":
             raise ValueError(
                 f"optimizer.learning_rate is a schedule, and training.decay is {self.training.decay}: "
@@ -287,7 +287,7 @@ class Config(Section):
 
 
 def describe(error: ValidationError) -> list[tuple[str, str]]:
-    """The key and the complaint of each thing that is wrong, such as ('training.epochs', "holds 'a'; input …")."""
+    """List the key and the message of each error, such as ('training.epochs', "got 'a'; input …")."""
     complaints = {}
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"] if part not in ("idx", "scikit-learn"))
@@ -298,15 +298,15 @@ def describe(error: ValidationError) -> list[tuple[str, str]]:
         elif item["type"] == "extra_forbidden":
             message = "is not a known key"
         elif not isinstance(held, dict | BaseModel):
-            message = f"holds {held!r}; {message[0].lower()}{message[1:]}"
+            message = f"got {held!r}; {message[0].lower()}{message[1:]}"
         complaints[key] = message
     return list(complaints.items())
 
 
 def parse_config(values: Any, origin: dict[str, str], fallback: str) -> Config:
-    """Check composed values once; `origin` names, per dotted key, the file that set it.
+    """Validate composed values. `origin` maps dotted keys to the files that set them; other keys are from `fallback`.
 
-    Raises PipelineError with one line per value that is wrong: its file, its key, what it holds and what is allowed.
+    Raises PipelineError with one line per invalid value: its file, key, value, and what is allowed.
     """
 
     def file_of(key: str) -> str:
@@ -320,8 +320,8 @@ def parse_config(values: Any, origin: dict[str, str], fallback: str) -> Config:
 
 
 def load_config(path: Path = paths.COMPOSED) -> Config:
-    """Read composed.yaml. Raises PipelineError if it is missing, or if it was edited into something invalid."""
-    remedy = f"{path} is written from conf/ and {paths.PARAMS}: run `dvc repro compose` to have it back"
+    """Load composed.yaml. Raises PipelineError if it is missing or invalid."""
+    remedy = f"{path} is generated from conf/ and {paths.PARAMS}: run `dvc repro compose` to restore it"
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

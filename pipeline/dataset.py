@@ -1,4 +1,4 @@
-"""The form in which images and labels pass from preprocess to train and evaluate."""
+"""The file format in which preprocess passes images and labels to train and evaluate."""
 
 import zipfile
 from pathlib import Path
@@ -12,16 +12,17 @@ from pipeline.files import replacing, zip_entry
 
 
 class Split(NamedTuple):
-    """Images (N, height, width) with grey levels from 0 to 255, and their class numbers (N,)."""
+    """Images (N, height, width) with gray levels from 0 to 255, and their labels (N,)."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
 
 
 def save_split(path: Path, split: Split) -> None:
-    """Write a split without compression: bytes are a quarter of float32, and load and hash at the disk's speed.
+    """Write a split as an uncompressed .npz file, which loads and hashes at disk speed.
 
-    As `np.savez` does, but with the same bytes from every version of Python.
+    The arrays are bytes, a quarter of the size of float32. Unlike with `np.savez`, the file does not depend on the
+    version of Python.
     """
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, array in split._asdict().items():

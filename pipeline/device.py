@@ -1,4 +1,4 @@
-"""Where the arithmetic happens: chosen when a stage runs, so that another machine does not mean another experiment."""
+"""Device selection at run time, so that a change of machine is not a change of experiment."""
 
 import os
 import shutil
@@ -11,16 +11,16 @@ from pipeline.machine import computes_bfloat16
 
 VARIABLE = "DEVICE"
 CHOICES = ("auto", "cpu", "gpu")
-NO_DRIVER = "there is no NVIDIA driver (no nvidia-smi). Install it"
+NO_DRIVER = "the NVIDIA driver is not installed (no nvidia-smi). Install it"
 
 
 def use_device(deterministic: bool = False) -> str:
-    """Make Keras's backend use the device that the environment variable DEVICE names, and return "cpu" or "gpu".
+    """Select the backend's device from the environment variable DEVICE, and return "cpu" or "gpu".
 
-    `auto`, the default, is a GPU where there is one. A GPU's memory is taken as it is needed, not all at once.
-    `deterministic` has the same operations give the same bits every time, at some cost in speed.
-    Must run before the backend computes anything.
-    Raises PipelineError for an unknown name, and for `gpu` where the backend sees none.
+    `auto`, the default, selects a GPU if one is available. GPU memory is allocated on demand.
+    `deterministic` makes operations bit-for-bit reproducible, at some cost in speed.
+    Call this before the backend computes anything.
+    Raises PipelineError if the name is unknown, or if it is `gpu` and the backend sees no GPU.
     """
     choice = (os.environ.get(VARIABLE) or "auto").lower()
     if choice not in CHOICES:
@@ -36,9 +36,10 @@ def use_device(deterministic: bool = False) -> str:
 
 
 def choose_precision(configured: str, device: str) -> str:
-    """The Keras dtype policy to train with: what is configured.
+    """Keras dtype policy for training: the configured one, unless it is `auto`.
 
-    `auto` is mixed_bfloat16 on a CPU that has instructions for it, where convolutions gain a quarter, else float32.
+    `auto` selects mixed_bfloat16 for TensorFlow on a CPU with bfloat16 instructions, which speed up convolutions by a
+    quarter, and float32 otherwise.
     """
     if configured != "auto":
         return configured

@@ -1,26 +1,26 @@
-"""What a stage tells its user when it cannot go on."""
+"""The error that stages report to the user, and the masking of secrets in texts."""
 
 import os
 import re
 from urllib.parse import unquote
 
-# The user name, which may be a token, and the password before the @ of an address.
+# The user name, which may be a token, and the password: the part of a URL before the @.
 PASSWORD = re.compile(r"(?<=://)(?:[^\s/?#'\"@:]*:[^\s'\"]*|[^\s/?#'\"]*)(?=@)")
 NAMES = "password|passwd|pass|pwd|token|key|keyid|secret|sig|signature|credential|auth|odbc_connect"
 PARAMETER = re.compile(rf"(?i)([?&][\w-]*(?:{NAMES})=)[^&\s'\"]+")
 ADDRESSES = ("MLFLOW_TRACKING_URI", "DATASET_MIRROR")  # environment variables that may hold a password
-SHORT = 3  # characters: replacing such a short password would mask parts of ordinary words
+SHORT = 3  # characters; masking a password this short would mask parts of ordinary words
 
 
 def without_secrets(text: str) -> str:
-    """Mask user names, passwords and tokens in the addresses of a text."""
+    """Mask user names, passwords and tokens in the URLs of a text."""
     for secret in known_secrets():
         text = text.replace(secret, "***")
     return PARAMETER.sub(r"\1***", PASSWORD.sub("***", text))
 
 
 def known_secrets() -> list[str]:
-    """Passwords and query strings of the addresses in the environment, raw and URL-decoded, longest first."""
+    """Passwords and query strings of the URLs in the environment, raw and URL-decoded, longest first."""
     found = set()
     for address in filter(None, map(os.environ.get, ADDRESSES)):
         _, _, rest = address.partition("://")
@@ -32,14 +32,14 @@ def known_secrets() -> list[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, or else the kind of error."""
+    """First non-blank line of an error's message, or the name of its class if there is no such line."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class PipelineError(Exception):
-    """Something outside the program is wrong: the message says what, where, and what to do about it.
+    """An error whose cause is outside the program: the message says what is wrong, where, and what to do.
 
-    Addresses in it are shown without passwords.
+    Passwords in its URLs are masked.
     """
 
     def __init__(self, message: str) -> None:

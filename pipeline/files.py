@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Atomic file writes, file digests, and YAML parsing."""
 
 import errno
 import hashlib
@@ -14,14 +14,14 @@ from typing import Any
 
 import yaml
 
-UNFINISHED = ".writing-"  # what the temporary folders' names start with; git and DVC ignore them
+UNFINISHED = ".writing-"  # prefix of temporary folders; git and DVC ignore them
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` with the same ending, and move it there if the block succeeds.
+    """Replace `path` atomically: yield a temporary path with the same name, and move it there if the block succeeds.
 
-    Whoever reads `path` sees the old file or the new one; a full disk, a kill or a power failure leaves the old one.
+    Readers see the old file or the new one. A full disk, a kill or a power failure leaves the old one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as folder:
@@ -33,26 +33,26 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the entries of a folder, written to the disk. What cannot be synchronized is left alone."""
+    """Flush a file, or the entries of a folder, to disk, if the file system supports it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # as on some network drives
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # which some network drives return
             raise
     finally:
         os.close(descriptor)
 
 
 def write_text(path: Path, text: str, mode: int = 0o666) -> None:
-    """Write `text` to `path` in UTF-8, whole or not at all; who may read it is `mode` less the process's umask."""
+    """Write `text` to `path` atomically in UTF-8, with the permissions `mode` minus the process's umask."""
     with replacing(path) as temporary:
         temporary.touch(mode)
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as JSON that reads well and diffs line by line: a list of numbers is one line."""
+    """Write `value` to `path` as indented JSON that diffs line by line; a list of numbers is one line."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     text = re.sub(
         r"\[\n[^\[\]{}\"]*\]", lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"), text
@@ -68,26 +68,26 @@ def zip_entry(name: str) -> zipfile.ZipInfo:
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """Like `yaml.safe_load`, but with libyaml where PyYAML has it, which takes a seventh of the time.
+    """Parse YAML like `yaml.safe_load`, but with libyaml if PyYAML has it, which takes a seventh of the time.
 
     Raises yaml.YAMLError.
     """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(text, loader)  # noqa: S506 (it is one of the two safe ones)
+    return yaml.load(text, loader)  # noqa: S506 (both loaders are safe)
 
 
 def md5(path: Path) -> str:
-    """The MD5 of a file's bytes in hexadecimal: the name by which DVC knows the file in dvc.lock."""
+    """MD5 of a file in hexadecimal, as DVC records it in dvc.lock."""
     return _digest(path, "md5")
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes in hexadecimal."""
+    """SHA-256 of a file in hexadecimal."""
     return _digest(path, "sha256")
 
 
 def text_digest(text: str) -> str:
-    """Sixteen hexadecimal digits that stand for a text."""
+    """The first 16 hexadecimal digits of a text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

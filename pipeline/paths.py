@@ -1,4 +1,4 @@
-"""Every path that passes between stages, relative to the folder of dvc.yaml, and the real root of the project."""
+"""Paths of the files that stages exchange, relative to the folder of dvc.yaml, and the root of the project."""
 
 from pathlib import Path
 
@@ -36,15 +36,15 @@ MISTAKES_PICTURE = Path("reports/pictures/worst_mistakes.png")
 RELIABILITY_PICTURE = Path("reports/pictures/reliability.png")
 PICTURES = (CURVES_PICTURE, CONFUSION_PICTURE, MISTAKES_PICTURE, RELIABILITY_PICTURE)
 
-CHECKPOINTS = Path(".resume")  # below the real root: DVC empties the folders of its outputs before a stage runs
+CHECKPOINTS = Path(".resume")  # relative to project_root(), because DVC empties output folders before a stage runs
 
-COMPILED = Path(".compiled")  # likewise below the real root: what JAX compiled, for this machine
+COMPILED = Path(".compiled")  # also relative to project_root(): JAX's compilation cache for this machine
 
 
 def project_root() -> Path:
-    """The folder that the user cloned, also inside the temporary folders of `dvc exp run --temp` and `--queue`.
+    """The cloned folder, even if the code runs in a temporary folder of `dvc exp run --temp` or `--queue`.
 
-    DVC makes these below .dvc/tmp/exps. Its variable DVC_ROOT is no help: it may be inherited from another project.
+    DVC creates those in .dvc/tmp/exps. DVC_ROOT is not reliable: it may be inherited from another project.
     """
     here = Path(__file__).parent.parent.resolve()
     temporary = next((folder for folder in here.parents if folder.parts[-3:] == (".dvc", "tmp", "exps")), None)

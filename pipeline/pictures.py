@@ -1,4 +1,4 @@
-"""What the stages' pictures have in common."""
+"""Drawing functions that the stages share."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from pipeline.files import replacing
 from pipeline.montage import montage
 
 DOTS_PER_INCH = 120
-TITLE = 0.45  # height of a title of two lines over that of its image
-GAP = 0.12  # between images, over their width
+TITLE = 0.45  # height of a two-line title, relative to that of its image
+GAP = 0.12  # between images, relative to their width
 LIGHT = 255
 
 
 def save_picture(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG, whole or not at all; the same figure gives the same bytes."""
+    """Write a figure as PNG atomically; equal figures give equal bytes."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=DOTS_PER_INCH, metadata={"Software": None})
 
@@ -24,9 +24,9 @@ def save_picture(path: Path, figure: Figure) -> None:
 def draw_grid(
     figure: FigureBase, images: NDArray[np.uint8], titles: list[str], shape: tuple[int, int], heading: str
 ) -> None:
-    """Draw images (N, height, width), each under its title, as long as a grid of `shape` (rows, columns) has room.
+    """Draw images (N, height, width), each under its title, in a grid of `shape` (rows, columns) until it is full.
 
-    All are one image, on which the titles are written: axes for each would take seconds.
+    All images share one pair of axes, because axes for each would take seconds.
     """
     rows, columns = shape
     _, height, width = images.shape

@@ -1,4 +1,4 @@
-"""How every stage starts and ends: `--help`, and one clear line instead of a traceback for what the user can mend."""
+"""Start and end of every stage: `--help`, and one line instead of a traceback for errors that the user can fix."""
 
 import argparse
 import faulthandler
@@ -17,42 +17,42 @@ from pipeline.surroundings import settle, use_own_keras_settings
 from pipeline.worker import RARELY, exit_at_once
 
 BACKENDS = {"tensorflow", "jax", "torch"}
-CRASH = "Fatal Python error"  # how faulthandler begins
-# `read` fails once the process, which holds the other end of the pipe, is gone. The process handles signals itself.
+CRASH = "Fatal Python error"  # the start of faulthandler's output
+# `read` fails when the process, which holds the other end of the pipe, ends. The process handles signals.
 WATCH = f'trap "" HUP INT TERM; read -r ended || {{ grep -qs "{CRASH}" "$1" && cat "$1" >&2; rm -f "$1"; }}'
 
 
 def run_stage(name: str, description: str | None, run: Callable[[], None], cleared: bool = False) -> NoReturn:
     """Run one stage as a command, and end the process.
 
-    `cleared` says that DVC removes what the stage made earlier before it starts.
-    Exits with status 1 and the message on standard error when `run` raises PipelineError or an OSError
-    (a full disk, a file without permission); any other exception is a bug and keeps its traceback.
+    `cleared` means that DVC removes the stage's earlier outputs before it starts.
+    Exits with status 1 and a message on standard error if `run` raises PipelineError or OSError, such as for a full
+    disk or a missing permission. Any other exception is a bug and keeps its traceback.
     """
     settle()
     gc.set_threshold(RARELY)
-    # Without AVX-512 TensorFlow leaves oneDNN off by itself; on AVX2, too, convolutions are a fifth quicker with it.
+    # TensorFlow disables oneDNN by default without AVX-512, although oneDNN makes convolutions on AVX2 a fifth faster.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     argparse.ArgumentParser(prog=f"python -m pipeline.{name}", description=description).parse_args()
-    rescue = " (`dvc checkout` brings the earlier results back.)" if cleared and "DVC_STAGE" in os.environ else ""
+    rescue = " (`dvc checkout` restores the earlier results.)" if cleared and "DVC_STAGE" in os.environ else ""
     try:
         run()
     except PipelineError as error:
         sys.exit(f"{name}: {error}{rescue}")
     except KeyboardInterrupt:
-        sys.exit(f"\n{name}: interrupted; `dvc repro` goes on from here")
+        sys.exit(f"\n{name}: interrupted; `dvc repro` continues from here")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"{name}: {where}{error.strerror or error}. Mend that and run `dvc repro` again.{rescue}")
+        sys.exit(f"{name}: {where}{error.strerror or error}. Fix this and run `dvc repro` again.{rescue}")
     exit_at_once()
 
 
 @contextmanager
 def importing_keras() -> Iterator[None]:
-    """Import Keras inside the block, without TensorFlow's greetings and without packages that no stage has it use.
+    """Import Keras inside the block, without TensorFlow's start-up messages and without unused optional packages.
 
-    Keras takes them along where they are there, and a third of its import is theirs. SciPy, which JAX needs, stays; of
-    Keras's backends the one that it computes with.
+    Keras imports these packages if they are installed, which takes a third of its import time. SciPy, which JAX needs,
+    and the chosen backend remain available.
     """
     with quietly(), absent("sklearn", "matplotlib", "pandas"), other_backends_absent():
         yield
@@ -60,32 +60,32 @@ def importing_keras() -> Iterator[None]:
 
 
 def other_backends_absent() -> AbstractContextManager[None]:
-    """Have Keras inside the block find no other of its backends than the one that it computes with."""
+    """Hide all Keras backends but the chosen one from imports inside the block."""
     return absent(*(BACKENDS - {chosen_backend()}))
 
 
 def chosen_backend() -> str:
-    """What Keras will compute with, as the environment variable KERAS_BACKEND says."""
+    """Name of the Keras backend in the environment variable KERAS_BACKEND; the default is tensorflow."""
     return os.environ.get("KERAS_BACKEND") or "tensorflow"
 
 
 def check_backend() -> None:
-    """Have Keras use the chosen backend, whatever its own file of settings says.
+    """Make Keras use the chosen backend, regardless of ~/.keras/keras.json.
 
-    Raises PipelineError for one that this pipeline does not know, or that is not installed.
+    Raises PipelineError if this pipeline does not support the backend, or if it is not installed.
     """
     name = os.environ["KERAS_BACKEND"] = chosen_backend()
     if name not in BACKENDS:
-        raise PipelineError(f"KERAS_BACKEND={name}: must be {', '.join(sorted(BACKENDS))}")
+        raise PipelineError(f"KERAS_BACKEND={name}: must be one of {', '.join(sorted(BACKENDS))}")
     if importlib.util.find_spec(name) is None:
         raise PipelineError(f"KERAS_BACKEND={name}: {name} is not installed: pip install {name}")
 
 
 @contextmanager
 def absent(*packages: str) -> Iterator[None]:
-    """Have imports inside the block not find these packages, unless they were imported before."""
+    """Hide packages from imports inside the block, unless they are already imported."""
     hidden = [name for name in packages if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: Python's own way to say so
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None makes an import fail
     try:
         yield
     finally:
@@ -95,12 +95,12 @@ def absent(*packages: str) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Hold back what is written to standard error, also by libraries in C++, and show it only if the block fails.
+    """Buffer standard error, including the output of C++ libraries, and show it only if the block fails.
 
-    It is shown, too, if C++ code aborts inside the block: nothing else says why.
-    TensorFlow greets every process with a dozen lines that no setting silences.
+    It is also shown if C++ code aborts inside the block, because nothing else tells why.
+    TensorFlow prints a dozen lines in every process, and no setting silences them.
     """
-    if sys.stderr is None:  # closed from the start
+    if sys.stderr is None:  # closed at start-up
         yield
         return
     sys.stderr.flush()
@@ -120,9 +120,9 @@ def quietly() -> Iterator[None]:
 
 @contextmanager
 def shown_after_crash(file: IO[bytes]) -> Iterator[None]:
-    """Show a file, with Python's traceback appended, if this process crashes inside the block: a shell waits for that.
+    """Start a shell that shows a file, with Python's traceback appended, if this process crashes inside the block.
 
-    If the process is killed, the shell only removes the file. Without a shell, nothing is shown.
+    If the process is killed, the shell only removes the file. If there is no shell, nothing is shown.
     """
     before = faulthandler.is_enabled()
     try:

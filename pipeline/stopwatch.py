@@ -1,4 +1,4 @@
-"""Where the seconds of a process go."""
+"""Run times of the phases of a process."""
 
 import time
 

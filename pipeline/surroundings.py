@@ -1,38 +1,38 @@
-"""Make commands independent of the environment they are started in; docs/surroundings.md lists what they heed."""
+"""Make commands independent of their environment; docs/surroundings.md lists the settings that they respect."""
 
 import os
 import shlex
 import sys
 
-COMPUTING = (  # settings of libraries that may change the bits of a result, its time, or the device
+COMPUTING = (  # library settings that may change the bits of a result, the run time, or the device
     *("DEVICE", "KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS"),
     *("JAX_PLATFORMS", "XLA_FLAGS", "TF_XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS"),
     *("TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS"),
 )
-LOOPBACK = ("127.0.0.1", "localhost")  # this pipeline's own servers, reached without a proxy
+LOOPBACK = ("127.0.0.1", "localhost")  # hosts of this pipeline's servers, which are reached without a proxy
 
 
 def settle() -> None:
     """Override environment settings that could change a result or end this process or its children.
 
-    Must run before matplotlib, Keras or MLflow is imported.
+    Call this before importing matplotlib, Keras or MLflow.
     """
-    for descriptor in range(3):  # otherwise the next file or socket would receive what native code prints
+    for descriptor in range(3):  # otherwise native code would print into the next file or socket
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    os.environ.pop("MPLBACKEND", None)  # Jupyter names a module that may not be installed
+    os.environ.pop("MPLBACKEND", None)  # Jupyter sets a module that may not be installed
     for name in ("NO_PROXY", "no_proxy"):
         listed = filter(None, os.environ.get(name, "").split(","))
         os.environ[name] = ",".join(dict.fromkeys([*listed, *LOOPBACK]))
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # None where it was closed; characters that it cannot encode become "?"
+        if stream is not None:  # None if it was closed; characters that it cannot encode become "?"
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 
 def computing_settings() -> str:
-    """The settings of `COMPUTING` that are set, such as `DEVICE=cpu OMP_NUM_THREADS=1`."""
+    """Variables of `COMPUTING` that are set, such as `DEVICE=cpu OMP_NUM_THREADS=1`."""
     return shlex.join(f"{name}={os.environ[name]}" for name in COMPUTING if os.environ.get(name))
 
 

@@ -1,4 +1,4 @@
-"""A worker process: it runs functions beside this process, one after the other."""
+"""A worker process that runs functions one at a time, in parallel with this process."""
 
 import atexit
 import gc
@@ -21,10 +21,10 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 from pipeline.errors import PipelineError
 from pipeline.surroundings import settle
 
-PATIENCE = 3.0  # seconds that a worker gets to finish when this process ends with an error or an interrupt
-NOT_WRITTEN = 120  # the exit status with which Python, too, says that standard output could not be written
+PATIENCE = 3.0  # seconds that the worker has to finish after an error or an interrupt in this process
+NOT_WRITTEN = 120  # Python's exit status if standard output cannot be written
 
-RARELY = 20_000  # new objects between two looks for garbage; Python's 700 cost a tenth of importing Keras
+RARELY = 20_000  # allocations between garbage collections; Python's 700 takes a tenth of the import of Keras
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,16 +35,16 @@ class WorkerDiedError(BrokenExecutor, PipelineError):
 
 
 class Worker(Executor):
-    """An executor with one process, which ends when this process ends, however that ends.
+    """An executor with one process, which ends when this process ends, even if this process is killed.
 
-    The workers of `concurrent.futures.ProcessPoolExecutor` stay behind when their parent is killed, because each holds
-    both ends of its queue (python/cpython#94777). This one holds a single end of a pipe and finishes what it was given.
-    A future raises what its function raised, and WorkerDiedError if the worker process died.
-    As with any process that is spawned, the main module must be importable, and guarded by `__name__ == "__main__"`.
+    The workers of `concurrent.futures.ProcessPoolExecutor` outlive a parent that is killed, because each holds both
+    ends of its queue (python/cpython#94777). This one holds one end of a pipe and finishes the tasks it has received.
+    A future raises the exception of its function, or WorkerDiedError if the worker process died.
+    As with any spawned process, the main module must be importable and guarded by `__name__ == "__main__"`.
     """
 
     def __init__(self) -> None:
-        context = get_context("spawn")  # a fork would copy the threads' locks of whatever is imported by then
+        context = get_context("spawn")  # a fork would copy locks that threads of imported modules hold
         self._connection, other = context.Pipe()
         self._process = context.Process(target=_work, args=(other,), daemon=True)
         self._pending: deque[Future[Any]] = deque()
@@ -57,11 +57,11 @@ class Worker(Executor):
         self._reader.start()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Have the worker call a function that it can import, and return the future result.
+        """Call a function in the worker, which must be able to import it, and return the future.
 
-        Waits while the worker is so far behind that the pipe is full.
+        Blocks while the pipe to the worker is full.
         """
-        task = ForkingPickler.dumps((fn, args, kwargs))  # before anything waits for an answer to it
+        task = ForkingPickler.dumps((fn, args, kwargs))  # may fail, so before the future is pending
         future: Future[T] = Future()
         with self._lock:
             broken = self._broken
@@ -76,15 +76,15 @@ class Worker(Executor):
         try:
             self._connection.send_bytes(task)
         except OSError:
-            return  # the worker has died: the reader finds the pipe closed, too, and answers for all that is pending
-        except BaseException:  # an interrupt: half a message may be under way, which nothing can follow
+            return  # the worker has died: the reader thread sees it, too, and fails all pending futures
+        except BaseException:  # an interrupt: no message can follow one that is only half sent
             self._process.kill()
             raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the worker after all that was submitted; soon, if the block was left by an error or an interrupt."""
+        """End the worker after all submitted tasks, or within seconds after an error or an interrupt in the block."""
         try:
             if error is None:
                 self._end()
@@ -94,17 +94,17 @@ class Worker(Executor):
             self.shutdown(cancel_futures=True)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the worker: after all that was submitted, or at once if the futures are to be cancelled."""
+        """End the worker after all submitted tasks, or at once if `cancel_futures` is true."""
         if not cancel_futures:
             self._end(None if wait else 0)
             return
-        with _without_interrupts():  # whoever keeps what was lost is not to be disturbed
+        with _without_interrupts():  # callbacks that save lost work must not be interrupted
             self._process.kill()
             self._reader.join()
             self._process.join()
 
     def _end(self, timeout: float | None = None) -> None:
-        with suppress(OSError), self._lock:  # it may have ended already
+        with suppress(OSError), self._lock:  # the worker may have ended already
             self._connection.send(None)
         self._reader.join(timeout)
 
@@ -122,22 +122,22 @@ class Worker(Executor):
                 future.set_result(outcome) if succeeded else future.set_exception(outcome)
         except (EOFError, OSError):
             pass
-        finally:  # also where an answer cannot be read
+        finally:  # also if an answer cannot be read
             self._process.kill()
-            with self._lock:  # so that callbacks of what is submitted later run later
+            with self._lock:  # so that callbacks of later submissions run later
                 self._broken = True
                 while self._pending:
                     self._pending.popleft().set_exception(self._death())
 
     def _death(self) -> WorkerDiedError:
         return WorkerDiedError(
-            f"the worker process {self._process.pid} was killed or ended by itself (is there enough memory?): "
-            "run this again"
+            f"the worker process {self._process.pid} was killed or crashed (is there enough memory?): "
+            "run this command again"
         )
 
 
 def _work(connection: Connection) -> None:
-    """Call what the parent sends until it says that this was all, or is gone."""
+    """Run the tasks that the parent sends, until it sends None or ends."""
     settle()
     gc.set_threshold(RARELY)
     while task := _receive_task(connection):
@@ -146,7 +146,7 @@ def _work(connection: Connection) -> None:
             answer = (True, function(*arguments, **named))
         except Exception as error:
             answer = (False, _portable(error))
-        with suppress(OSError):  # the parent may be gone: what it asked for is done all the same
+        with suppress(OSError):  # the parent may be gone; its tasks still run
             connection.send(answer)
     exit_at_once()
 
@@ -154,22 +154,22 @@ def _work(connection: Connection) -> None:
 def _receive_task(connection: Connection) -> Any:
     try:
         return connection.recv()
-    except (EOFError, OSError):  # also where the parent was killed in the middle of a message
+    except (EOFError, OSError):  # also if the parent was killed in the middle of a message
         return None
 
 
 def exit_at_once() -> NoReturn:
-    """End this process without taking apart what it has imported, which takes TensorFlow a second.
+    """End this process without tearing down imported modules, which takes TensorFlow a second.
 
-    What asked to be called at the end is called: TensorFlow removes temporary files then. The status is 0, or that of
-    Python itself where standard output or error could not be written.
+    Functions that are registered with `atexit` still run, such as TensorFlow's removal of temporary files. The exit
+    status is 0, or Python's own if standard output or error cannot be written.
     """
     with _without_interrupts():
         atexit._run_exitfuncs()
     status = 0
     for stream in (sys.stdout, sys.stderr):
         try:
-            if stream is not None:  # as where it was closed from the start
+            if stream is not None:  # None if it was closed at start-up
                 stream.flush()
         except (OSError, ValueError):
             status = NOT_WRITTEN
@@ -177,7 +177,7 @@ def exit_at_once() -> NoReturn:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself if another process can rebuild it from a pickle, else its text."""
+    """Return the error if another process can unpickle it, else a RuntimeError with its text."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 (its own bytes)
     except Exception:
@@ -187,7 +187,7 @@ def _portable(error: Exception) -> Exception:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C in this block, and so in processes that it starts: the parent decides what an interrupt ends."""
+    """Ignore Ctrl-C in this block and in processes that it starts: the parent decides what an interrupt ends."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

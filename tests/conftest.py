@@ -1,4 +1,4 @@
-"""What the tests share: projects of their own to run real commands in."""
+"""Shared code of the tests: temporary projects in which they run real commands."""
 
 import contextlib
 import functools
@@ -36,24 +36,24 @@ Start = Callable[..., "subprocess.Popen[str]"]
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
 BESIDE = ROOT.parent / "shared" / "mnist"
-MIRROR = {"DATASET_MIRROR": str(BESIDE)} if BESIDE.is_dir() else {}  # else the public mirrors
+MIRROR = {"DATASET_MIRROR": str(BESIDE)} if BESIDE.is_dir() else {}  # otherwise the public mirrors
 SETTINGS = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "DEVICE", "DATASET_MIRROR")
 
 
-PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where `python` and `dvc` are themselves
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # with the real `python` and `dvc`
 
-FORKING = "TESTS_FORK_SERVER"  # names the folder whose `python` and `dvc` are run by the fork server, if there is one
+FORKING = "TESTS_FORK_SERVER"  # set to the folder with the fork server's `python` and `dvc`, if it runs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--spawn", action="store_true", help="start an interpreter for every command, and fork none")
+    parser.addoption("--spawn", action="store_true", help="start a new interpreter for every command, without forks")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have `python -m …` and `dvc …` run in forks of a process that has imported Keras, MLflow and DVC before.
+    """Run `python -m …` and `dvc …` in forks of a process that has already imported Keras, MLflow and DVC.
 
-    All of pytest's processes share it. What is started with `sys.executable`, or with `PATH=PATH`, gets an interpreter
-    of its own.
+    All of pytest's processes share it. Commands that start with `sys.executable`, or with `PATH=PATH`, get a new
+    interpreter.
     """
     if FORKING in os.environ or config.getoption("--spawn") or not hasattr(os, "pidfd_open"):
         return
@@ -63,14 +63,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(stack.close)
 
 
-@pytest.hookimpl(trylast=True)  # after the order was made random
+@pytest.hookimpl(trylast=True)  # after pytest-randomly has shuffled the tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that at the end no process works alone."""
+    """Start the longest tests first, so that at the end no process works alone."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def pytest_collection_finish() -> None:
-    """Look for garbage as rarely as the stages do, and not in what was imported; have MLflow's tables made once."""
+    """Collect garbage as rarely as the stages do, without imported objects; create MLflow's tables only once."""
     gc.set_threshold(RARELY)
     gc.freeze()
     if FORKING in os.environ and "mlflow" in sys.modules:
@@ -78,20 +78,20 @@ def pytest_collection_finish() -> None:
 
 
 def environment(settings: dict[str, str]) -> dict[str, str]:
-    """The environment for a command: without the settings of whoever runs the tests, and of the tests before it."""
+    """Environment for a command, without the settings of the user and of earlier tests."""
     path = os.pathsep.join([*filter(None, [os.environ.get(FORKING)]), PATH])
     return {name: value for name, value in os.environ.items() if name not in SETTINGS} | {"PATH": path} | settings
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _interrupts() -> None:
-    """A shell's background jobs ignore Ctrl-C, and so would the tests that are about it."""
+    """Enable Ctrl-C for the tests of interrupts: a shell's background jobs ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow writes its address into this process's environment, and remembers it: neither outlives a test."""
+    """Reset the settings and MLflow's tracking URI, which MLflow also stores in this process and its environment."""
     if "mlflow" in sys.modules:
         sys.modules["mlflow"].set_tracking_uri(None)
     for name in SETTINGS:
@@ -99,20 +99,20 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def configured(tmp_path: Path, **params: object) -> Config:
-    """What conf/ and these values in params.yaml compose to."""
+    """Configuration composed from conf/ and a params.yaml with these values."""
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(params), encoding="utf-8")
     return parse_config(compose_ours(path), {}, "")
 
 
 def compose_ours(params: Path) -> dict[str, Any]:
-    """What conf/ and a params.yaml compose to. Hydra reads the files of the same options once in a process."""
+    """Compose conf/ and a params.yaml; Hydra reads the files of the same options once per process."""
     with mock.patch.object(composition, "compose", compose_once):
         return compose_config(CONF, params)
 
 
 def compose_once(name: str, overrides: list[str]) -> DictConfig:
-    """What Hydra makes of these options of conf/."""
+    """Compose these options of conf/ with Hydra, or return a copy of an earlier result."""
     return deepcopy(_compose(name, tuple(overrides)))
 
 
@@ -123,19 +123,19 @@ def _compose(name: str, overrides: tuple[str, ...]) -> DictConfig:
 
 
 def free_port() -> int:
-    """A port on loopback that nothing listens on."""
+    """An unused port on the loopback interface."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
 class Project:
-    """A clone of the working tree in a folder of its own."""
+    """A clone of the working tree in its own folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in the project and wait for it; standard output and error come together."""
+        """Run a command in the project and wait for it; standard output and error are merged."""
         return subprocess.run(
             command,
             cwd=self.root,
@@ -147,13 +147,13 @@ class Project:
         )
 
     def succeed(self, *command: str, **settings: str) -> str:
-        """Run a command that must succeed, and return what it printed."""
+        """Run a command that must succeed, and return its output."""
         result = self.run(*command, **settings)
         assert result.returncode == 0, result.stdout
         return result.stdout
 
     def fail(self, *command: str, **settings: str) -> str:
-        """Run a command that must fail with a message and not with a traceback, and return what it printed."""
+        """Run a command that must fail with a message instead of a traceback, and return its output."""
         result = self.run(*command, **settings)
         assert result.returncode != 0, result.stdout
         assert "Traceback" not in result.stdout, result.stdout
@@ -169,18 +169,18 @@ class Project:
         self.succeed("git", "commit", "-qm", "state")
 
     def report(self, name: str) -> dict[str, Any]:
-        """What a JSON file of reports/ holds."""
+        """Content of a JSON file in reports/."""
         loaded: dict[str, Any] = json.loads((self.root / "reports" / name).read_text(encoding="utf-8"))
         return loaded
 
     def files(self, *folders: str) -> dict[str, bytes]:
-        """The content of all files below some folders."""
+        """Content of all files in these folders and their subfolders."""
         found = [path for folder in folders for path in sorted((self.root / folder).rglob("*")) if path.is_file()]
         return {str(path.relative_to(self.root)): path.read_bytes() for path in found}
 
 
 def clone(target: Path) -> Project:
-    """A git repository in a new folder, with the files of the working tree, committed."""
+    """Create a git repository in a new folder, and commit the files of the working tree."""
     listing = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -194,26 +194,26 @@ def clone(target: Path) -> Project:
             shutil.copy2(ROOT / name, target / name)
     project = Project(target)
     project.succeed("git", "init", "-q", "-b", "main")
-    project.succeed("git", "config", "user.name", "tests")  # `dvc exp run --temp` and `--queue` ask for them
+    project.succeed("git", "config", "user.name", "tests")  # `dvc exp run --temp` and `--queue` need them
     project.succeed("git", "config", "user.email", "tests@localhost")
     project.commit()
     return project
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Project:
-    """A clone that is made in a folder once for all of pytest's processes, for tests that only look."""
+    """Make a clone in a folder once for all of pytest's processes, for read-only tests."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name / "project"
     with FileLock(f"{folder.parent}.lock"):
         if not (folder.parent / "made").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed to make it
+            shutil.rmtree(folder, ignore_errors=True)  # left by a process that failed to make it
             make(folder)
             (folder.parent / "made").touch()
     return Project(folder)
 
 
 def copy(project: Project, folder: Path) -> Project:
-    """A copy of a clone, for a test that changes something."""
+    """Copy a clone, for a test that modifies it."""
     shutil.copytree(project.root, folder, symlinks=True)
     if (folder / "mlflow.db").exists():
         relocate(f"sqlite:///{folder}/mlflow.db", folder / "mlartifacts", folder / "mlflow.db.use")
@@ -222,18 +222,18 @@ def copy(project: Project, folder: Path) -> Project:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """A fresh clone in which nothing has run."""
+    """A fresh clone in which no stage has run."""
     return clone(tmp_path / "project")
 
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A clone in which `dvc repro` has run recipe=smoke, for tests that only look."""
+    """A clone in which `dvc repro` has run recipe=smoke, for read-only tests."""
     return once(tmp_path_factory, "trained", train_smoke)
 
 
 def train_smoke(folder: Path) -> None:
-    """Train recipe=smoke in a clone, and keep what `dvc repro` printed."""
+    """Train recipe=smoke in a clone, and save the output of `dvc repro`."""
     project = clone(folder)
     project.params(recipe="smoke", training={"epochs": None}, optimizer=None)
     project.commit()
@@ -242,18 +242,18 @@ def train_smoke(folder: Path) -> None:
 
 @pytest.fixture
 def trained(trained_once: Project, tmp_path: Path) -> Project:
-    """A copy of `trained_once`, for tests that change something."""
+    """A copy of `trained_once`, for tests that modify it."""
     return copy(trained_once, tmp_path / "project")
 
 
 @pytest.fixture(scope="session")
 def mnist_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A clone in which recipe=fast was trained on MNIST and committed."""
+    """A clone in which recipe=fast was trained on MNIST and the results committed."""
     return once(tmp_path_factory, "mnist", train_mnist)
 
 
 def train_mnist(folder: Path) -> None:
-    """Train recipe=fast in a clone, and commit it."""
+    """Train recipe=fast in a clone, and commit the results."""
     project = clone(folder)
     project.params(recipe="fast")
     project.succeed("dvc", "repro", **MIRROR)
@@ -262,19 +262,19 @@ def train_mnist(folder: Path) -> None:
 
 @pytest.fixture
 def mnist(mnist_once: Project, tmp_path: Path) -> Project:
-    """A copy of `mnist_once`, for tests that change something."""
+    """A copy of `mnist_once`, for tests that modify it."""
     return copy(mnist_once, tmp_path / "project")
 
 
 def kill_all(process: "subprocess.Popen[str]") -> None:
-    """Kill a process that `start` started, and what it started: MLflow's server is a child of its command."""
+    """Kill a process that `start` started, and its children: MLflow's server is a child of its command."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def serve(start: Start, folder: Path, port: int, *command: str, **settings: str) -> "subprocess.Popen[str]":
-    """Start a server of MLflow's and wait until it answers."""
+    """Start an MLflow server and wait until it responds."""
     command = (sys.executable, "-m", "mlflow", *command, "--port", str(port))
     process = start(command, folder, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", **settings)
     try:
@@ -286,7 +286,7 @@ def serve(start: Start, folder: Path, port: int, *command: str, **settings: str)
 
 
 def serve_store(start: Start, folder: Path, port: int) -> "subprocess.Popen[str]":
-    """Start, or start again, a tracking server whose store is in `folder`."""
+    """Start or restart a tracking server whose store is in `folder`."""
     store = (
         "--backend-store-uri",
         f"sqlite:///{folder}/server.db",
@@ -296,14 +296,14 @@ def serve_store(start: Start, folder: Path, port: int) -> "subprocess.Popen[str]
     return serve(start, folder, port, "server", "--workers", "1", *store)
 
 
-def _heed_interrupts() -> None:
-    """A shell's background jobs, and what they start, ignore Ctrl-C otherwise."""
+def _enable_interrupts() -> None:
+    """Enable Ctrl-C, which background jobs of a shell and their children ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Start processes that are ended with the test."""
+    """Start processes that are killed at the end of the test."""
     started: list[subprocess.Popen[str]] = []
 
     def run(command: Sequence[str], cwd: Path, **settings: str) -> "subprocess.Popen[str]":
@@ -315,7 +315,7 @@ def start() -> Iterator[Start]:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=_heed_interrupts,  # noqa: PLW1509 (it touches nothing that a thread could hold)
+            preexec_fn=_enable_interrupts,  # noqa: PLW1509 (it needs no lock that a thread could hold)
         )
         started.append(process)
         return process

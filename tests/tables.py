@@ -1,4 +1,4 @@
-"""MLflow's tables, copied from a database that it made before: making them takes forty migrations, and two seconds."""
+"""MLflow's tables, copied from an existing database: creating them takes forty migrations and two seconds."""
 
 import sqlite3
 from pathlib import Path
@@ -11,7 +11,7 @@ make_tables = mlflow.store.db.utils._initialize_tables
 
 
 def copy_tables(folder: Path) -> None:
-    """Have MLflow fill this process's new SQLite databases from one in `folder`, which the first to need it makes."""
+    """Make MLflow fill this process's new SQLite databases from one in `folder`, which its first user creates."""
     tables = folder / "tables.db"
 
     def fill(engine: sqlalchemy.Engine) -> None:
@@ -24,6 +24,7 @@ def copy_tables(folder: Path) -> None:
                 (folder / "new.db").rename(tables)
         connection = engine.raw_connection()
         try:
+            assert isinstance(connection.driver_connection, sqlite3.Connection)
             sqlite3.connect(tables).backup(connection.driver_connection)
         finally:
             connection.close()

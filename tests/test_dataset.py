@@ -8,8 +8,8 @@ from pipeline.dataset import Split, load_split, save_split
 from pipeline.errors import PipelineError
 
 
-def test_a_split_is_read_as_it_was_written_and_has_the_same_bytes_everywhere(tmp_path: Path) -> None:
-    """The MD5 is the one of dvc.lock, whatever version of Python wrote the file."""
+def test_a_split_round_trips_and_has_the_same_bytes_everywhere(tmp_path: Path) -> None:
+    """The MD5, which dvc.lock records, does not depend on the version of Python that wrote the file."""
     split = Split(np.arange(48, dtype=np.uint8).reshape(3, 4, 4), np.array([3, 1, 2], np.uint8))
     save_split(tmp_path / "a.npz", split)
     whole = (tmp_path / "a.npz").read_bytes()

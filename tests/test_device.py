@@ -17,21 +17,21 @@ from pipeline.errors import PipelineError
         ("mixed_bfloat16", "cpu", False, "mixed_bfloat16"),
     ],
 )
-def test_auto_is_what_the_processor_has(
+def test_auto_precision_depends_on_the_processor(
     monkeypatch: pytest.MonkeyPatch, configured: str, where: str, has_bfloat16: bool, precision: str
 ) -> None:
     monkeypatch.setattr(device, "computes_bfloat16", lambda: has_bfloat16)
     assert choose_precision(configured, where) == precision
 
 
-def test_a_device_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_device_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEVICE", "tpu")
     with pytest.raises(PipelineError, match=r"^DEVICE=tpu: must be one of auto, cpu, gpu$"):
         use_device()
 
 
 @pytest.mark.parametrize(
-    ("flags", "has", "told"),
+    ("flags", "has_bfloat16", "vectors"),
     [
         ("fpu avx2 avx512f avx512_bf16", True, "AVX-512 with bfloat16"),
         ("fpu avx2 avx512f amx_bf16", True, "AVX-512"),
@@ -41,14 +41,14 @@ def test_a_device_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_the_processors_flags_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, has: bool, told: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, has_bfloat16: bool, vectors: str | None
 ) -> None:
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     machine.CPUINFO.write_text(f"processor\t: 0\nmodel name\t: One\nflags\t\t: {flags}\n", encoding="utf-8")
-    assert machine.computes_bfloat16() is has
-    assert machine.describe_machine().startswith(f"One ({told}), " if told else "One, ")
+    assert machine.computes_bfloat16() is has_bfloat16
+    assert machine.describe_machine().startswith(f"One ({vectors}), " if vectors else "One, ")
 
 
-def test_nothing_is_known_without_a_list_of_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cpuinfo_bfloat16_is_not_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "none")
     assert machine.computes_bfloat16() is False

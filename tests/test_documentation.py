@@ -1,4 +1,4 @@
-"""What README.md and docs/ refer to exists."""
+"""References in README.md and docs/ are valid: links, make targets, pages, recipes."""
 
 import re
 from pathlib import Path
@@ -14,18 +14,18 @@ CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
 def text(page: Path) -> str:
-    """A page without its blocks of code."""
+    """Text of a page without its code blocks."""
     return CODE.sub("", page.read_text(encoding="utf-8"))
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives to a page's headings."""
+    """Anchors that GitHub creates for the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", text(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_are_valid(page: Path) -> None:
     for link in LINK.findall(text(page)):
         name, _, anchor = link.partition("#")
         if name.startswith(("http:", "https:")):
@@ -36,7 +36,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_make_has_the_targets_that_are_named(page: Path) -> None:
+def test_named_make_targets_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     content = page.read_text(encoding="utf-8")
     named = re.findall(r"(?:^|`)make ((?:[a-z][a-z-]* ?)+)", content, re.MULTILINE)

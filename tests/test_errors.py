@@ -21,7 +21,7 @@ from pipeline.errors import PipelineError, without_secrets
         ("write to me@host", "write to me@host"),
     ],
 )
-def test_addresses_are_shown_without_passwords(text: str, shown: str) -> None:
+def test_passwords_in_urls_are_masked(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
     assert str(PipelineError(text)) == shown
 
@@ -36,9 +36,7 @@ def test_addresses_are_shown_without_passwords(text: str, shown: str) -> None:
     ],
 )
 @pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "DATASET_MIRROR"])
-def test_what_this_process_was_told_is_never_shown(
-    monkeypatch: pytest.MonkeyPatch, address: str, variable: str
-) -> None:
+def test_secrets_from_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch, address: str, variable: str) -> None:
     monkeypatch.setenv(variable, address)
-    for told in (address, unquote(address), address.replace("//", "/")):
-        assert "s3cret" not in without_secrets(f"cannot reach {told}: no such host")
+    for variant in (address, unquote(address), address.replace("//", "/")):
+        assert "s3cret" not in without_secrets(f"cannot reach {variant}: no such host")

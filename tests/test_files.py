@@ -11,7 +11,7 @@ import pytest
 from pipeline.files import replacing, write_json
 
 
-def test_a_list_of_numbers_is_a_line_and_texts_stay_as_they_are(tmp_path: Path) -> None:
+def test_a_list_of_numbers_is_one_line_and_strings_are_unchanged(tmp_path: Path) -> None:
     value = {"recall": [0.5, 1.0], "patch": "-a[ 1,  2 ]\n+a[\n  3 ]\n", "empty": [], "names": ["a", "b"]}
     write_json(tmp_path / "value.json", value)
     text = (tmp_path / "value.json").read_text(encoding="utf-8")
@@ -19,7 +19,7 @@ def test_a_list_of_numbers_is_a_line_and_texts_stay_as_they_are(tmp_path: Path) 
     assert '"recall": [0.5, 1.0],\n' in text
 
 
-def test_a_file_that_is_replaced_is_another_file_and_the_old_one_stays_whole(tmp_path: Path) -> None:
+def test_replacing_creates_a_new_file_and_open_readers_keep_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("old", encoding="utf-8")
     with path.open(encoding="utf-8") as reader:  # opened before, read after
@@ -32,7 +32,7 @@ def test_a_file_that_is_replaced_is_another_file_and_the_old_one_stays_whole(tmp
     assert [*tmp_path.iterdir()] == [path]
 
 
-def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(tmp_path: Path) -> None:
+def test_a_file_is_flushed_to_disk_before_it_replaces_another(tmp_path: Path) -> None:
     path, done = tmp_path / "a", []
     real_sync, real_replace = os.fsync, Path.replace
 
@@ -50,7 +50,7 @@ def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("error", "fatal"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
-def test_a_drive_that_cannot_synchronize_is_no_reason_to_stop(tmp_path: Path, error: int, fatal: bool) -> None:
+def test_a_drive_without_fsync_is_not_an_error(tmp_path: Path, error: int, fatal: bool) -> None:
     failing = mock.patch("os.fsync", side_effect=OSError(error, "x"))
     with failing, contextlib.suppress(OSError), replacing(tmp_path / "a") as temporary:
         temporary.write_text("new", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The layout is the architecture: what the files say of each other holds."""
+"""Layout and architecture: folders, dvc.yaml, paths, imports and configuration agree."""
 
 import ast
 import subprocess
@@ -44,27 +44,27 @@ def test_dvc_yaml_and_paths_agree() -> None:
     assert {path for path in declared if not path.startswith("pipeline/")} <= in_paths
 
 
-DECIDES_NOTHING = {  # what stages import that is no dependency of theirs, and why
-    "pipeline/errors.py": "words",
-    "pipeline/files.py": "writes what it is given",
-    "pipeline/paths.py": "dvc.yaml has the same paths",
-    "pipeline/stopwatch.py": "seconds",
-    "pipeline/tracking": "records what a stage made, and makes nothing that DVC keeps",
-    "pipeline/worker.py": "where recording happens",
+NO_DEPENDENCY = {  # imports of the stages that are not in their `deps`, and the reasons
+    "pipeline/errors.py": "messages only",
+    "pipeline/files.py": "writes its arguments unchanged",
+    "pipeline/paths.py": "dvc.yaml contains the same paths",
+    "pipeline/stopwatch.py": "only measures seconds",
+    "pipeline/tracking": "records results, and creates no output that DVC tracks",
+    "pipeline/worker.py": "the process that records",
 }
-CHECKED = {"pipeline/config.py": "composed.yaml is complete, and its keys are the parameters"}
-STARTED = {"pipeline/stage.py": "how it starts and ends", "pipeline/surroundings.py": "likewise"}
-DECIDES_NOTHING_IN = {
+CHECKED = {"pipeline/config.py": "composed.yaml is complete, and its keys are DVC parameters"}
+STARTED = {"pipeline/stage.py": "startup and exit of a stage", "pipeline/surroundings.py": "startup of a stage"}
+NO_DEPENDENCY_OF = {
     "compose": STARTED,
     "fetch": STARTED | CHECKED,
     "preprocess": STARTED | CHECKED,
     "train": CHECKED,
-    "evaluate": CHECKED | {"pipeline/machine.py": "a precision is chosen for a training alone"},
+    "evaluate": CHECKED | {"pipeline/machine.py": "only training chooses a precision"},
 }
 
 
 def imported(path: Path) -> set[Path]:
-    """The files of this pipeline that a file imports, anywhere in it."""
+    """Files of the pipeline that a file imports, in any scope."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -77,7 +77,7 @@ def imported(path: Path) -> set[Path]:
 
 
 def reached(stage: str) -> set[Path]:
-    """All files of this pipeline that a stage imports, directly or not."""
+    """Files of the pipeline that a stage imports, directly or indirectly."""
     found, waiting = set(), {ROOT / "pipeline" / stage / "__main__.py"}
     while waiting:
         path = waiting.pop()
@@ -87,9 +87,9 @@ def reached(stage: str) -> set[Path]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_all_code_that_decides_a_result_is_a_dependency(stage: str) -> None:
+def test_all_code_that_affects_a_result_is_a_dependency(stage: str) -> None:
     deps = [ROOT / dep for dep in STAGES[stage]["deps"]]
-    left_out = {ROOT / path for path in {**DECIDES_NOTHING, **DECIDES_NOTHING_IN[stage]}}
+    left_out = {ROOT / path for path in {**NO_DEPENDENCY, **NO_DEPENDENCY_OF[stage]}}
     known = [*deps, *left_out]
     unknown = {
         str(path.relative_to(ROOT))
@@ -97,7 +97,7 @@ def test_all_code_that_decides_a_result_is_a_dependency(stage: str) -> None:
         if path.stat().st_size and not any(path == place or place in path.parents for place in known)
     }
     assert unknown == set()
-    assert not left_out & set(deps), "it is one or the other"
+    assert not left_out & set(deps), "a file is either a dependency or excluded"
 
 
 def test_stages_do_not_import_each_other() -> None:
@@ -128,7 +128,7 @@ def test_params_of_stages_are_keys_of_the_configuration() -> None:
                     node = node[part]
 
 
-def test_the_committed_configuration_is_what_the_committed_files_compose() -> None:
+def test_the_committed_configuration_is_up_to_date() -> None:
     assert (ROOT / "composed.yaml").read_text(encoding="utf-8") == to_yaml(
         compose_config(ROOT / "conf", ROOT / "params.yaml")
     )
@@ -146,7 +146,7 @@ def test_light_stages_import_nothing_heavy(stage: str) -> None:
 
 
 @pytest.mark.parametrize("module", [*STAGES, "gate", "promote", "serve", "tracking"])
-def test_help_helps(module: str) -> None:
+def test_help_shows_the_command_and_its_purpose(module: str) -> None:
     command = [sys.executable, "-m", f"pipeline.{module}", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"python -m pipeline.{module}" in result.stdout

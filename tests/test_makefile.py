@@ -1,4 +1,4 @@
-"""The Makefile with real environments, installed from a package that is made here."""
+"""The Makefile with real virtual environments, into which it installs a package that the tests create."""
 
 import hashlib
 import shutil
@@ -16,7 +16,7 @@ WHEEL = "hello-1.0-py3-none-any.whl"
 
 
 def make(folder: Path, *arguments: str) -> str:
-    """Run make in a folder, and return what it printed."""
+    """Run make in a folder, and return its output."""
     command = ["make", f"PYTHON={sys.executable}", *arguments]
     result = subprocess.run(
         command,
@@ -32,7 +32,7 @@ def make(folder: Path, *arguments: str) -> str:
 
 
 def make_wheel(path: Path) -> None:
-    """Write a package `hello` of one module."""
+    """Write a wheel of the package `hello`, which has one module."""
     info = "hello-1.0.dist-info"
     files = {
         "hello.py": "print('hello')\n",
@@ -47,7 +47,7 @@ def make_wheel(path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A project of the Makefile and of requirements that need no network."""
+    """A project with the Makefile and with requirements that need no network."""
     make_wheel(tmp_path / WHEEL)
     digest = hashlib.sha256((tmp_path / WHEEL).read_bytes()).hexdigest()
     pin = f"hello @ file://{tmp_path / WHEEL} --hash=sha256:{digest}\n"
@@ -63,16 +63,15 @@ def says_hello(folder: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_an_environment_that_was_left_half_made_is_completed(folder: Path) -> None:
+def test_an_incomplete_environment_is_completed(folder: Path) -> None:
     stamp, python = folder / ".venv" / "requirements.txt", folder / ".venv" / "bin" / "python"
-    subprocess.run(
-        [sys.executable, "-m", "venv", "--without-pip", str(folder / ".venv")], check=True
-    )  # as if killed there
+    # as if killed before pip was installed
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / ".venv")], check=True)
     make(folder, ".venv/requirements.txt")
     assert says_hello(folder)
     assert "up to date" in make(folder, ".venv/requirements.txt")
 
-    stamp.rename(f"{stamp}.unfinished")  # as if killed while installing
+    stamp.rename(f"{stamp}.unfinished")  # as if killed during the installation
     (module,) = (folder / ".venv").rglob("hello.py")
     module.unlink()
     make(folder, ".venv/requirements.txt")
@@ -81,13 +80,13 @@ def test_an_environment_that_was_left_half_made_is_completed(folder: Path) -> No
 
     stamp.unlink()
     python.unlink()
-    python.symlink_to("/nowhere/python")  # as if the system's Python was replaced
+    python.symlink_to("/nowhere/python")  # as if the system's Python had been replaced
     make(folder, ".venv/requirements.txt")
     assert says_hello(folder)
 
 
 def test_no_command_relies_on_the_exported_path(folder: Path) -> None:
-    """Make 3.81, which macOS has, starts simple commands without it."""
+    """Make 3.81, the version on macOS, starts simple commands without it."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     recipes = [line.lstrip("\t@").split() for line in makefile.splitlines() if line.startswith("\t")]
     commands = [next(word for word in words if "=" not in word or word.startswith("$(")) for words in recipes if words]

@@ -1,4 +1,4 @@
-"""What takes minutes: the real MNIST, a server that goes away in the middle, a served model."""
+"""Tests that take minutes: the real MNIST, a server that stops during a training, a served model."""
 
 import re
 import sys
@@ -15,8 +15,8 @@ from tests.conftest import MIRROR, Project, Start, free_port, kill_all, serve, s
 pytestmark = pytest.mark.slow
 
 
-def test_a_recipe_reads_mnist(mnist_once: Project) -> None:
-    """The default one is trained, and compared with what is committed, by `make repro` and `make gate`."""
+def test_a_recipe_trains_on_mnist(mnist_once: Project) -> None:
+    """`make repro` and `make gate` train the default recipe and compare it with the committed reports."""
     found = mnist_once.report("metrics.json")
     assert found["test"]["accuracy"] >= 0.984
     assert found["test"]["images"] == 10_000
@@ -26,7 +26,7 @@ def test_a_recipe_reads_mnist(mnist_once: Project) -> None:
     assert data["duplicates"] == {"within_train": 0, "within_test": 0, "test_in_train": 0}
 
 
-def test_the_notebook_trains_on_everything_and_watches_the_test_images(project: Project) -> None:
+def test_the_notebook_trains_on_all_images_and_validates_on_the_test_images(project: Project) -> None:
     project.params(recipe="notebook", training={"epochs": 2})
     project.succeed("dvc", "repro", **MIRROR)
     found = project.report("metrics.json")
@@ -34,10 +34,10 @@ def test_the_notebook_trains_on_everything_and_watches_the_test_images(project: 
     assert [data[part]["images"] for part in ("train", "validation", "test")] == [60_000, 10_000, 10_000]
     last = (project.root / "models" / "history.csv").read_text(encoding="utf-8").splitlines()[-1].split(",")
     assert float(last[4]) == pytest.approx(found["test"]["accuracy"], abs=1e-6)
-    assert float(last[3]) == pytest.approx(found["test"]["loss"], abs=1e-4), "the loss is the one that Keras evaluates"
+    assert float(last[3]) == pytest.approx(found["test"]["loss"], abs=1e-4), "the loss is the one that Keras computes"
 
 
-def test_a_server_that_goes_away_costs_nothing(trained: Project, tmp_path: Path, start: Start) -> None:
+def test_a_training_survives_a_server_that_stops(trained: Project, tmp_path: Path, start: Start) -> None:
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     server = serve_store(start, tmp_path, port)
@@ -51,7 +51,7 @@ def test_a_server_that_goes_away_costs_nothing(trained: Project, tmp_path: Path,
             break
     output = training.communicate()[0]
     assert training.returncode == 0, output
-    assert "is kept in .unsent/" in output
+    assert "are kept in .unsent/" in output
     assert "python -m pipeline.tracking send" in output
     assert trained.report("metrics.json")["training"]["epochs"] == 60
 
@@ -88,7 +88,7 @@ def test_the_model_is_served_over_http(trained_once: Project, start: Start) -> N
     assert (probabilities.argmax(axis=1) == test.labels[:20]).mean() > 0.5
 
 
-def test_the_ui_opens_on_the_runs(trained_once: Project, start: Start) -> None:
+def test_the_ui_opens_at_the_list_of_runs(trained_once: Project, start: Start) -> None:
     command = [sys.executable, "-m", "pipeline.tracking", "ui", "--port", str(free_port())]
     process = start(command, trained_once.root, HTTP_PROXY="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9")
     assert process.stdout

@@ -1,4 +1,4 @@
-"""The whole pipeline for real: DVC commands in clones, on the small dataset, recorded in MLflow."""
+"""The whole pipeline, end to end: DVC commands in clones, on the small dataset, recorded in MLflow."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ from pipeline.dataset import load_split
 from pipeline.fetch.packaged import idx_bytes
 from tests.conftest import PATH, Project, Start
 
-# What a stage has imported when it ends.
+# Run a stage, and print the heavy packages that it has imported when it exits.
 IMPORTED = """
 import os, runpy, sys
 leave, heavy = os._exit, {"keras", "mlflow", "sklearn", "pandas", "matplotlib"}
@@ -42,7 +42,7 @@ def client(project: Project) -> MlflowClient:
 
 
 def runs(project: Project) -> list[Run]:
-    """All runs, the newest first."""
+    """All runs, newest first."""
     mlruns = client(project)
     return list(mlruns.search_runs([experiment.experiment_id for experiment in mlruns.search_experiments()]))
 
@@ -52,7 +52,7 @@ def snapshot(project: Project) -> dict[str, bytes]:
     return files | {name: (project.root / name).read_bytes() for name in ("composed.yaml", "dvc.lock")}
 
 
-# What one `dvc repro` leaves behind.
+# Results of one `dvc repro`.
 
 
 def test_repro_runs_every_stage_and_ends_with_a_table(trained_once: Project) -> None:
@@ -60,10 +60,10 @@ def test_repro_runs_every_stage_and_ends_with_a_table(trained_once: Project) -> 
     assert ran(log) == list(STAGES)
     for row in ("test loss", "test accuracy", "95 % interval", "errors", "training", "make ui"):
         assert row in log
-    assert len(re.findall(r"^epoch +\d/2 ", log, re.MULTILINE)) == 2, "one line an epoch where there is no terminal"
-    assert "cuda" not in log.lower(), "TensorFlow's greetings are held back"
+    assert len(re.findall(r"^epoch +\d/2 ", log, re.MULTILINE)) == 2, "one line per epoch without a terminal"
+    assert "cuda" not in log.lower(), "TensorFlow's startup messages are suppressed"
     for folder in (".resume", ".unsent"):
-        assert not list((trained_once.root / folder).glob("*/*")), "nothing is left over"
+        assert not list((trained_once.root / folder).glob("*/*")), "no temporary state remains"
 
 
 def test_the_reports_are_about_every_test_image(trained_once: Project) -> None:
@@ -89,7 +89,7 @@ def test_the_pictures_are_drawn_and_are_dvc_plots(trained: Project) -> None:
         assert plot in page
 
 
-def test_one_mlflow_run_tells_everything(trained_once: Project) -> None:
+def test_one_mlflow_run_records_everything(trained_once: Project) -> None:
     (run,) = runs(trained_once)
     test = trained_once.report("metrics.json")["test"]
     assert (run.info.run_name, run.info.status) == ("smoke-mlp-seed-1", "FINISHED")
@@ -139,27 +139,27 @@ def test_the_logged_model_takes_raw_images(trained_once: Project, monkeypatch: p
     assert {requirement.split("==")[0] for requirement in requirements} >= {"keras", "tensorflow", "mlflow"}
 
 
-def test_nothing_runs_twice(trained: Project) -> None:
+def test_a_second_repro_runs_no_stage(trained: Project) -> None:
     assert ran(trained.succeed("dvc", "repro")) == []
 
 
-# Only what changed runs again.
+# Only stages with changed inputs run again.
 
 
-def test_a_value_below_conf_runs_what_depends_on_it(trained: Project) -> None:
+def test_a_changed_value_in_conf_runs_the_stages_that_depend_on_it(trained: Project) -> None:
     path = trained.root / "conf" / "model" / "mlp.yaml"
     path.write_text(path.read_text(encoding="utf-8").replace("hidden_units: 512", "hidden_units: 32"), encoding="utf-8")
     assert ran(trained.succeed("dvc", "repro")) == ["compose", "train", "evaluate"]
     assert runs(trained)[0].data.params["model.hidden_units"] == "32"
 
 
-def test_a_comment_below_conf_runs_compose_alone(trained: Project) -> None:
+def test_a_changed_comment_in_conf_runs_only_compose(trained: Project) -> None:
     path = trained.root / "conf" / "config.yaml"
-    path.write_text(f"# Said anew.\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
+    path.write_text(f"# A new comment.\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
     assert ran(trained.succeed("dvc", "repro")) == ["compose"]
 
 
-def test_an_edit_of_params_and_back_comes_out_of_the_cache_and_into_mlflow(trained: Project) -> None:
+def test_params_that_are_changed_back_restore_the_model_from_the_cache(trained: Project) -> None:
     before = (trained.root / "models" / "model.keras").read_bytes()
     first = runs(trained)[0].info.run_id
     trained.params(recipe="smoke", seed=2)
@@ -180,12 +180,12 @@ def test_an_edit_of_params_and_back_comes_out_of_the_cache_and_into_mlflow(train
 
 
 @pytest.mark.long
-def test_exp_run_picks_a_recipe_and_sets_a_value_and_keeps_the_comments(project: Project) -> None:
+def test_exp_run_selects_a_recipe_sets_a_value_and_keeps_comments(project: Project) -> None:
     command = ("dvc", "exp", "run", "-n", "mine", "-S", "recipe=smoke", "-S", "training.epochs=1")
-    output = project.succeed(*command, PATH=PATH)  # every stage in an interpreter of its own
+    output = project.succeed(*command, PATH=PATH)  # every stage in a new interpreter
     assert "Ran experiment(s): mine" in output
     assert ran(output) == list(STAGES)
-    assert "cuda" not in output.lower(), "TensorFlow's greetings are held back"
+    assert "cuda" not in output.lower(), "TensorFlow's startup messages are suppressed"
     params = (project.root / "params.yaml").read_text(encoding="utf-8")
     assert "# What to run." in params
     assert yaml.safe_load(params)["training"]["epochs"] == 1
@@ -199,8 +199,10 @@ def test_exp_run_picks_a_recipe_and_sets_a_value_and_keeps_the_comments(project:
 def test_exp_run_in_a_temporary_folder_records_to_the_real_root(trained: Project) -> None:
     trained.succeed("dvc", "exp", "run", "--temp", "-n", "aside", "-S", "training.epochs=1")
     assert sorted(run.info.run_name for run in runs(trained)) == ["smoke-mlp-seed-1", "smoke-mlp-seed-1 (aside)"]
-    assert len(client(trained).list_artifacts(runs(trained)[0].info.run_id, "plots")) == 5, "DVC deleted the folder"
-    assert trained.report("metrics.json")["training"]["epochs"] == 2, "the workspace stays as it was"
+    assert len(client(trained).list_artifacts(runs(trained)[0].info.run_id, "plots")) == 5, (
+        "they are not in the folder that DVC deleted"
+    )
+    assert trained.report("metrics.json")["training"]["epochs"] == 2, "the workspace is unchanged"
 
 
 @pytest.mark.long
@@ -219,11 +221,11 @@ def test_queued_experiments_run_side_by_side(trained: Project) -> None:
     trained.run("dvc", "queue", "stop", "--kill")
 
 
-# Training that is killed, and models without a run.
+# Killed trainings, and models without a run.
 
 
 @pytest.mark.long
-def test_an_interrupted_training_goes_on_with_the_next_repro(trained: Project, start: Start) -> None:
+def test_the_next_repro_resumes_an_interrupted_training(trained: Project, start: Start) -> None:
     trained.params(
         recipe="smoke", training={"epochs": 15, "deterministic": True}, model={"name": None, "hidden_units": 64}
     )
@@ -236,21 +238,21 @@ def test_an_interrupted_training_goes_on_with_the_next_repro(trained: Project, s
     assert "Traceback" not in process.stdout.read()
     assert runs(trained)[0].info.status == "KILLED"
     output = trained.succeed("dvc", "repro")
-    assert re.search(r"going on after epoch \d+ of 15", output)
-    check_that_it_went_on(trained, 2)
+    assert re.search(r"resuming after epoch \d+ of 15", output)
+    check_resumed(trained, 2)
 
 
-def check_that_it_went_on(project: Project, count: int) -> None:
-    """The newest of so many runs is a training of 15 epochs that is over and has each of them once."""
+def check_resumed(project: Project, count: int) -> None:
+    """Check that the newest of `count` runs is a finished training of 15 epochs, with each epoch once."""
     newest = runs(project)[0]
-    assert len(runs(project)) == count, "the run goes on, too"
+    assert len(runs(project)) == count, "the run is resumed, too"
     assert newest.info.status == "FINISHED"
     history = client(project).get_metric_history(newest.info.run_id, "train/loss")
     assert sorted(point.step for point in history) == list(range(1, 16)), "each epoch once"
     assert list((project.root / ".resume").iterdir()) == []
 
 
-def test_a_training_that_was_killed_ends_as_one_that_was_not_and_dvc_sees_it(trained: Project, start: Start) -> None:
+def test_a_killed_training_resumes_to_the_same_model_and_dvc_notices(trained: Project, start: Start) -> None:
     trained.params(
         recipe="smoke", training={"epochs": 15, "deterministic": True}, model={"name": None, "hidden_units": 64}
     )
@@ -263,17 +265,17 @@ def test_a_training_that_was_killed_ends_as_one_that_was_not_and_dvc_sees_it(tra
     assert "Traceback" not in process.stdout.read()
     assert runs(trained)[0].info.status == "RUNNING"
     output = trained.succeed("dvc", "repro", "--force", "--single-item", "train")
-    assert re.search(r"going on after epoch \d+ of 15", output)
-    check_that_it_went_on(trained, 3)
+    assert re.search(r"resuming after epoch \d+ of 15", output)
+    check_resumed(trained, 3)
     assert (trained.root / "models" / "model.keras").read_bytes() == whole
     changed = trained.succeed("dvc", "status", "evaluate")
     assert "models/run.json" in changed
-    assert "models/model.keras" not in changed, "the same weights are the same bytes"
-    assert ran(trained.succeed("dvc", "repro")) == ["evaluate"], "the new run gets its figures"
+    assert "models/model.keras" not in changed, "the same weights give the same bytes"
+    assert ran(trained.succeed("dvc", "repro")) == ["evaluate"], "the new run gets its metrics"
     assert "test/accuracy" in runs(trained)[0].data.metrics
 
 
-def test_a_terminal_gets_keras_progress_bar_and_train_imports_nothing_that_it_does_not_use(trained: Project) -> None:
+def test_a_terminal_shows_keras_progress_bar_and_train_imports_no_unused_packages(trained: Project) -> None:
     terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
     output = trained.succeed("python", "-c", terminal, sys.executable, "-c", IMPORTED % "train")
     assert "imported: ['keras']" in output
@@ -282,12 +284,12 @@ def test_a_terminal_gets_keras_progress_bar_and_train_imports_nothing_that_it_do
     assert "epoch   2/2" not in output
 
 
-def test_a_model_whose_run_is_not_in_this_store_gets_a_restored_one(trained: Project) -> None:
+def test_a_model_without_a_run_in_this_store_gets_a_restored_run(trained: Project) -> None:
     (before,) = runs(trained)
     other = f"sqlite:///{trained.root}/other.db"
     command = ("dvc", "repro", "--force", "--single-item", "evaluate")
     output = trained.succeed(*command, MLFLOW_TRACKING_URI=other)
-    assert "the model was restored, and so is its run" in output
+    assert "recording a restored run for this model" in output
     store = MlflowClient(other)
     (run,) = store.search_runs([store.get_experiment_by_name("digits").experiment_id])
     assert (run.data.tags["restored"], run.data.tags["restored.from"]) == ("true", before.info.run_id)
@@ -298,10 +300,10 @@ def test_a_model_whose_run_is_not_in_this_store_gets_a_restored_one(trained: Pro
     assert len(run.outputs.model_outputs) == 1
     report = (trained.root / "reports" / "report.html").read_text(encoding="utf-8")
     assert run.info.run_id in report
-    assert before.info.run_id not in report, "it is not in this store"
+    assert before.info.run_id not in report, "the original run is not in this store"
 
 
-# Bad input: one clear line, an exit code, and everything from before still there.
+# Invalid input: one clear line, an exit code, and all earlier results intact.
 
 
 @pytest.mark.parametrize(
@@ -309,10 +311,10 @@ def test_a_model_whose_run_is_not_in_this_store_gets_a_restored_one(trained: Pro
     [
         ({"recipe": "nope"}, "compose: params.yaml: recipe: 'nope' is not one of conf/recipe/: "),
         ({"training": {"epoch": 3}}, "compose: params.yaml: training.epoch: unknown key 'epoch'"),
-        ({"training": {"epochs": 0}}, "compose: params.yaml: training.epochs: holds 0; "),
+        ({"training": {"epochs": 0}}, "compose: params.yaml: training.epochs: got 0; "),
     ],
 )
-def test_bad_params_stop_repro_before_anything_else(trained: Project, params: dict[str, Any], message: str) -> None:
+def test_invalid_params_stop_repro_in_its_first_stage(trained: Project, params: dict[str, Any], message: str) -> None:
     before = snapshot(trained)
     trained.params(**params)
     output = trained.fail("dvc", "repro")
@@ -321,7 +323,22 @@ def test_bad_params_stop_repro_before_anything_else(trained: Project, params: di
     assert snapshot(trained) == before
 
 
-def test_what_was_edited_or_deleted_by_hand_comes_back(trained: Project) -> None:
+def test_a_refused_setting_says_how_to_restore_params(project: Project) -> None:
+    """`dvc exp run -S` leaves the setting in params.yaml, where every later command finds it."""
+    restore = "git checkout params.yaml"
+    refused = ("dvc", "exp", "run", "-S", "model.name=cnn", "-S", "+model.hidden_units=256", "compose")
+    assert restore not in project.fail(*refused, "--temp")
+    assert project.succeed("git", "status", "--short") == ""
+    assert restore in project.fail(*refused)
+    assert restore in project.fail("dvc", "repro", "compose")
+    project.succeed(*restore.split())
+    project.succeed("dvc", "repro", "compose")
+    project.params(recipe="absent")
+    project.commit()
+    assert restore not in project.fail("dvc", "repro", "compose"), "the committed params.yaml is invalid, too"
+
+
+def test_repro_restores_edited_and_deleted_results(trained: Project) -> None:
     before = snapshot(trained)
     (trained.root / "composed.yaml").write_text("edited: true\n", encoding="utf-8")
     (trained.root / "models" / "model.keras").write_bytes(b"edited")
@@ -339,7 +356,7 @@ def test_what_was_edited_or_deleted_by_hand_comes_back(trained: Project) -> None
             "composed.yaml",
             b"seed: 1",
             "preprocess",
-            "composed.yaml is written from conf/ and params.yaml: run `dvc repro",
+            "composed.yaml is generated from conf/ and params.yaml: run `dvc repro",
         ),
         (
             "data/raw/t10k-labels-idx1-ubyte.gz",
@@ -369,7 +386,7 @@ def test_what_was_edited_or_deleted_by_hand_comes_back(trained: Project) -> None
         ("models/history.csv", b"", "evaluate", "evaluate: models/history.csv cannot be read"),
     ],
 )
-def test_a_stage_by_itself_says_what_is_wrong_with_its_input(
+def test_a_single_stage_reports_invalid_input(
     trained: Project, path: str, content: bytes | None, stage: str, message: str
 ) -> None:
     before = snapshot(trained)
@@ -382,24 +399,24 @@ def test_a_stage_by_itself_says_what_is_wrong_with_its_input(
     assert snapshot(trained) == before
 
 
-def test_a_flipped_byte_in_the_model_is_noticed(trained: Project) -> None:
+def test_a_flipped_byte_in_the_model_is_detected(trained: Project) -> None:
     path = trained.root / "models" / "model.keras"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(bytes(content))
     message = trained.fail("python", "-m", "pipeline.evaluate")
     assert "evaluate: models/model.keras is not the file that train wrote: its MD5 is" in message
-    assert "`dvc checkout` brings that one back" in message
+    assert "Run `dvc checkout` to restore it" in message
 
 
-def test_a_folder_that_was_deleted_comes_back(trained: Project) -> None:
+def test_repro_restores_a_deleted_folder(trained: Project) -> None:
     before = snapshot(trained)
     shutil.rmtree(trained.root / "models")
     assert ran(trained.succeed("dvc", "repro")) == []
     assert snapshot(trained) == before
 
 
-def test_without_any_intact_source_fetch_says_how_to_go_on(project: Project) -> None:
+def test_without_an_intact_source_fetch_says_what_to_do(project: Project) -> None:
     composed = project.root / "conf" / "dataset" / "mnist.yaml"
     text = re.sub(r"https://[^\s]+", "http://127.0.0.1:9/", composed.read_text(encoding="utf-8"))
     composed.write_text(text, encoding="utf-8")
@@ -416,7 +433,7 @@ def test_a_failed_training_leaves_the_earlier_model_in_the_cache(trained: Projec
     trained.params(recipe="smoke", optimizer={"name": None, "learning_rate": 1e30})
     output = trained.fail("dvc", "repro")
     assert "train: the loss is nan in epoch 1: the training diverged" in output
-    assert "`dvc checkout` brings the earlier results back" in output
+    assert "`dvc checkout` restores the earlier results" in output
     assert runs(trained)[0].info.status == "FAILED"
     trained.params(recipe="smoke")
     trained.succeed("dvc", "repro")
@@ -436,7 +453,7 @@ def test_a_failed_training_leaves_the_earlier_model_in_the_cache(trained: Projec
         ({"MLFLOW_TRACKING_URI": "./mlruns", "DEVICE": "tpu"}, "train: MLFLOW_TRACKING_URI=./mlruns: MLflow 3 no"),
     ],
 )
-def test_what_is_read_at_run_time_is_checked_before_training(
+def test_the_environment_is_checked_before_training(
     trained: Project, environment: dict[str, str], message: str
 ) -> None:
     if environment.get("DEVICE") == "gpu" and shutil.which("nvidia-smi"):
@@ -451,8 +468,8 @@ def test_what_is_read_at_run_time_is_checked_before_training(
 @pytest.mark.parametrize(
     ("stage", "kib"), [("compose", 0), ("fetch", 20), ("preprocess", 40), ("train", 2000), ("evaluate", 20)]
 )
-def test_a_full_disk_is_one_clear_line_and_loses_nothing(trained: Project, stage: str, kib: int) -> None:
-    """A limit on the size of files stands for the full disk: the write fails half-way in the same place."""
+def test_a_full_disk_gives_one_clear_line_and_loses_nothing(trained: Project, stage: str, kib: int) -> None:
+    """A file size limit simulates a full disk: the write fails halfway in the same place."""
     before = snapshot(trained)
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({kib} << 10,) * 2); "
     limited += f"import runpy, sys; sys.argv = ['x']; runpy.run_module('pipeline.{stage}', run_name='__main__')"
@@ -466,16 +483,16 @@ def test_outside_git_make_repro_says_what_is_missing(project: Project) -> None:
     shutil.rmtree(project.root / ".git")
     environment = project.root / ".venv"
     environment.mkdir()
-    (environment / "requirements.txt").touch()  # as after set-up
+    (environment / "requirements.txt").touch()  # as after setup
     assert "is not a git repository, which DVC needs" in project.fail("make", "repro")
     assert "is not a git repository" in project.fail("dvc", "repro")
 
 
-def test_evaluate_imports_nothing_that_it_does_not_use(trained: Project) -> None:
+def test_evaluate_imports_no_unused_packages(trained: Project) -> None:
     assert "imported: ['keras', 'matplotlib']" in trained.succeed(sys.executable, "-c", IMPORTED % "evaluate")
 
 
-def test_a_training_that_nobody_can_watch(trained: Project) -> None:
+def test_training_works_with_standard_output_closed(trained: Project) -> None:
     trained.succeed("sh", "-c", f"{sys.executable} -m pipeline.train >&-")
 
 
@@ -493,9 +510,9 @@ def test_an_ensemble_is_one_model(trained: Project) -> None:
     assert facts["precision"] == "mixed_bfloat16"
     images = load_split(trained.root / "data" / "prepared" / "train.npz").images
     for member in members:
-        (convolution, normalisation) = member.layers[3:5]
+        (convolution, normalization) = member.layers[3:5]
         expected = keras.Model(member.input, convolution.output).predict(images, verbose=0).mean((0, 1, 2))
-        np.testing.assert_allclose(normalisation.moving_mean, expected, atol=1e-4, err_msg="not recalibrated")
+        np.testing.assert_allclose(normalization.moving_mean, expected, atol=1e-4, err_msg="not recalibrated")
     test = load_split(trained.root / "data" / "prepared" / "test.npz")
     right = network.predict(test.images, verbose=0).argmax(axis=1) == test.labels
     assert trained.report("metrics.json")["test"]["accuracy"] == pytest.approx(right.mean())

@@ -21,7 +21,7 @@ def commit(content: str) -> str:
     return git("rev-parse", "HEAD")
 
 
-def test_a_commit_whose_content_a_merge_dropped_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_is_found_even_if_a_merge_dropped_its_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     git("init", "-q", "-b", "main")
     first = commit("first")
@@ -30,7 +30,7 @@ def test_a_commit_whose_content_a_merge_dropped_is_found(tmp_path: Path, monkeyp
     git("switch", "-q", "main")
     git("merge", "-q", "--strategy=ours", "--no-edit", "tried")
     git("branch", "-qD", "tried")
-    assert set(commits_of(REPORT)) == {git("rev-parse", "HEAD"), dropped, first}, "the merge made a choice, too"
+    assert set(commits_of(REPORT)) == {git("rev-parse", "HEAD"), dropped, first}, "the merge commit counts, too"
 
 
 def lock(**params: object) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def lock(**params: object) -> dict[str, Any]:
     return {"stages": {"compose": {"params": {}}, "train": train}}
 
 
-def test_seeds_of_one_recipe_differ_in_nothing_else() -> None:
+def test_recipe_of_ignores_the_seed_and_the_gate_settings() -> None:
     same: list[dict[str, Any]] = [{"seed": 2}, {"gate.alpha": 0.01}, {"seed": 3, "gate.seed_noise.mnist.seeds": 4}]
     others: list[dict[str, Any]] = [{"model.name": "cnn"}, {"training.epochs": 2}, {"gatekeeper": 1}]
     for params in same:

@@ -1,4 +1,4 @@
-"""Surroundings that people have: docs/surroundings.md lists them."""
+"""Commands in the environments that docs/surroundings.md lists."""
 
 import json
 import re
@@ -19,7 +19,7 @@ PROXY = "http://127.0.0.1:9"
 
 
 def hostile(folder: Path) -> dict[str, str]:
-    """Every setting at once that must not matter."""
+    """All settings that must not affect a command, combined."""
     home = folder / "home"
     (home / ".keras").mkdir(parents=True)
     keras = {"image_data_format": "channels_first", "floatx": "float16", "epsilon": 0.1, "backend": "torch"}
@@ -31,7 +31,7 @@ def hostile(folder: Path) -> dict[str, str]:
     return {"HOME": str(home), "DEVICE": "", **other, **proxies, **ascii_alone, **notebook}
 
 
-def test_a_training_is_the_same_whatever_surrounds_it(trained: Project, tmp_path: Path) -> None:
+def test_training_does_not_depend_on_its_environment(trained: Project, tmp_path: Path) -> None:
     before = trained.report("metrics.json")
     settings = hostile(tmp_path)
     for stage in ("compose", "preprocess", "train", "evaluate"):
@@ -41,12 +41,12 @@ def test_a_training_is_the_same_whatever_surrounds_it(trained: Project, tmp_path
     assert after["test"] == before["test"]
     trained.commit()
     status = trained.run(sys.executable, "-m", "pipeline.gate", "--base", "HEAD", PATH=PATH, **settings)
-    assert status.returncode in (0, 2), status.stdout  # 2: a stage was run by hand, and DVC has not seen it
+    assert status.returncode in (0, 2), status.stdout  # 2: the stages ran without DVC, so `dvc status` reports changes
     assert "Traceback" not in status.stdout
 
 
 def test_an_experiment_in_a_temporary_folder_is_recorded_in_the_project(trained: Project, tmp_path: Path) -> None:
-    """Though DVC_ROOT was inherited from another one."""
+    """Even if DVC_ROOT is inherited from another project."""
     other = str(tmp_path / "another-project")
     trained.succeed("dvc", "exp", "run", "--temp", "-S", "+seed=5", DVC_ROOT=other)
     assert not Path(other).exists()
@@ -55,16 +55,16 @@ def test_an_experiment_in_a_temporary_folder_is_recorded_in_the_project(trained:
     assert {run.data.params["seed"] for run in runs} == {"1", "5"}
 
 
-def test_dvc_composes_nothing_into_params_yaml(project: Project, tmp_path: Path) -> None:
-    """Though the user's own settings have it do so for other projects."""
+def test_dvc_does_not_compose_params_yaml(project: Project, tmp_path: Path) -> None:
+    """Even if the user's global settings enable it for other projects."""
     settings = tmp_path / "config"
     settings.mkdir()
     (settings / "config").write_text("[hydra]\n    enabled = true\n", encoding="utf-8")
-    told = project.succeed("dvc", "config", "hydra.enabled", DVC_GLOBAL_CONFIG_DIR=str(settings))
-    assert told.strip() == "false"
+    output = project.succeed("dvc", "config", "hydra.enabled", DVC_GLOBAL_CONFIG_DIR=str(settings))
+    assert output.strip() == "false"
 
 
-def test_line_ends_are_those_of_the_repository(project: Project) -> None:
+def test_line_endings_are_those_of_the_repository(project: Project) -> None:
     project.succeed("git", "config", "core.autocrlf", "true")
     for name in ("params.yaml", "conf/config.yaml", "pipeline/train/fitting.py"):
         (project.root / name).unlink()
@@ -73,7 +73,7 @@ def test_line_ends_are_those_of_the_repository(project: Project) -> None:
     assert project.succeed("git", "status", "--short") == ""
 
 
-def test_what_may_change_a_result_is_recorded_and_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_can_change_a_result_are_recorded_and_documented(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in COMPUTING:
         monkeypatch.delenv(name, raising=False)
     assert computing_settings() == ""
@@ -88,22 +88,22 @@ def test_what_may_change_a_result_is_recorded_and_documented(monkeypatch: pytest
 
 
 def places(project: Project) -> set[str]:
-    """Where the project's database says that artifacts are."""
+    """Artifact locations in the project's database."""
     with sqlite3.connect(project.root / "mlflow.db") as database:
         dump = "\n".join(database.iterdump())
     return {line.partition("/mlartifacts")[0] for line in dump.split("file://")[1:]}
 
 
 @pytest.mark.parametrize("moved", [True, False])
-def test_a_project_that_was_moved_or_copied_is_complete(trained: Project, moved: bool) -> None:
+def test_a_moved_or_copied_project_is_complete(trained: Project, moved: bool) -> None:
     old, new = trained.root, trained.root.parent / 'it\'s "100%" [new] $HOME; #1 & é'
     before = trained.files("mlartifacts")
     shutil.copytree(old, new, symlinks=True)
     if moved:
         shutil.rmtree(old)
     project = Project(new)
-    told = project.succeed("dvc", "repro", "--force", "--single-item", "evaluate")
-    assert f"this project was at {old.as_uri()}/mlartifacts" in told
+    output = project.succeed("dvc", "repro", "--force", "--single-item", "evaluate")
+    assert f"this project was at {old.as_uri()}/mlartifacts" in output
     assert places(project) == {new.as_uri().removeprefix("file://")}
     client = MlflowClient(f"sqlite:///{new}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
@@ -117,8 +117,8 @@ def test_a_project_that_was_moved_or_copied_is_complete(trained: Project, moved:
 
 
 @pytest.mark.parametrize("name", ["what?", "a%20b"])
-def test_a_folder_that_no_address_can_name_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_folder_that_a_url_cannot_name_is_rejected(tmp_path: Path, name: str) -> None:
     with pytest.raises(
-        PipelineError, match=r"cannot name the folder '.*': rename it, or name another store in MLFLOW_"
+        PipelineError, match=r"cannot contain the folder '.*': rename it, or set MLFLOW_TRACKING_URI to another store"
     ):
         locate_store(tmp_path / name)

@@ -1,4 +1,4 @@
-"""A worker process that works, fails, is killed, and whose parent is killed."""
+"""Worker processes that succeed, that fail, that are killed, and whose parent is killed."""
 
 import math
 import os
@@ -46,32 +46,32 @@ def interrupt() -> str:
     return "still there"
 
 
-def test_it_answers_from_another_process_and_in_order(tmp_path: Path) -> None:
+def test_tasks_run_in_another_process_and_in_order(tmp_path: Path) -> None:
     with Worker() as worker:
         assert worker.submit(os.getpid).result() != os.getpid()
         assert worker.submit(int, "11", base=2).result() == 3
         assert list(worker.map(math.factorial, range(5))) == [1, 1, 2, 6, 24]
         for letter in "abcdef":
             worker.submit(append, tmp_path / "letters", letter)
-    assert (tmp_path / "letters").read_text(encoding="utf-8") == "abcdef", "the block waits for what was submitted"
+    assert (tmp_path / "letters").read_text(encoding="utf-8") == "abcdef", "the block waits for all submitted tasks"
 
 
-def test_an_error_is_raised_where_the_result_is_asked_for() -> None:
+def test_an_error_is_raised_by_the_future() -> None:
     with Worker() as worker:
         with pytest.raises(PipelineError, match=r"^not this$"):
             worker.submit(refuse, "not this").result()
         with pytest.raises(RuntimeError, match="LocalError: nor that"):
             worker.submit(fail, "nor that").result()
-        assert worker.submit(abs, -1).result() == 1, "and the worker goes on"
+        assert worker.submit(abs, -1).result() == 1, "the worker continues"
 
 
-def test_ctrl_c_is_for_the_parent_alone() -> None:
+def test_the_worker_ignores_ctrl_c() -> None:
     with Worker() as worker:
         assert worker.submit(interrupt).result() == "still there"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_what_a_killed_worker_had_is_broken_and_what_comes_later() -> None:
+def test_all_futures_of_a_killed_worker_fail_and_so_do_later_ones() -> None:
     with Worker() as worker:
         pid = worker.submit(os.getpid).result()
         futures = [worker.submit(time.sleep, 60) for _ in range(3)]
@@ -82,15 +82,15 @@ def test_what_a_killed_worker_had_is_broken_and_what_comes_later() -> None:
         assert isinstance(worker.submit(abs, -1).exception(timeout=30), BrokenExecutor)
 
 
-def test_what_cannot_be_sent_leaves_no_answer_for_another() -> None:
+def test_a_task_that_cannot_be_pickled_does_not_shift_later_answers() -> None:
     with Worker() as worker:
         with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
             worker.submit(callable, lambda: None)
         assert [worker.submit(len, "abc").result(30), worker.submit(len, "abcd").result(30)] == [3, 4]
 
 
-def test_an_interrupt_while_the_worker_is_behind_ends_it() -> None:
-    """The pipe has room for a few hundred messages; then `submit` waits."""
+def test_an_interrupt_ends_a_worker_whose_pipe_is_full() -> None:
+    """The pipe holds a few hundred messages; then `submit` blocks."""
     worker, submitted = Worker(), []
     os.kill(worker.submit(os.getpid).result(), signal.SIGSTOP)
     threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -106,7 +106,7 @@ def test_an_interrupt_while_the_worker_is_behind_ends_it() -> None:
     worker.shutdown(cancel_futures=True)
 
 
-def test_an_error_does_not_wait_for_ever() -> None:
+def test_an_error_in_the_block_does_not_wait_for_the_worker() -> None:
     futures = []
 
     def leave() -> None:
@@ -122,14 +122,14 @@ def test_an_error_does_not_wait_for_ever() -> None:
 
 
 @pytest.mark.parametrize(("redirected", "status"), [(">&-", 0), ("| true", 0), ("> /dev/full", 120)])
-def test_a_standard_output_that_cannot_be_written_is_no_traceback(redirected: str, status: int) -> None:
+def test_an_unwritable_standard_output_causes_no_traceback(redirected: str, status: int) -> None:
     command = f"{sys.executable} -c 'from pipeline.worker import exit_at_once; print(1); exit_at_once()' {redirected}"
-    shell = ["env", "-u", "PYTHONUNBUFFERED", "sh", "-c", command]  # unbuffered, print itself would fail
+    shell = ["env", "-u", "PYTHONUNBUFFERED", "sh", "-c", command]  # if unbuffered, print would fail
     result = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (status, "")
 
 
-def test_it_can_be_ended_at_once() -> None:
+def test_shutdown_can_end_the_worker_at_once() -> None:
     started = time.monotonic()
     with Worker() as worker:
         future = worker.submit(time.sleep, 60)
@@ -150,8 +150,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_it_finishes_and_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
-    """The workers of `concurrent.futures` stay for ever."""
+def test_the_worker_finishes_its_tasks_and_ends_if_its_parent_is_killed(tmp_path: Path) -> None:
+    """The workers of `concurrent.futures` never end in this case."""
     path = tmp_path / "letters"
     parent = subprocess.run([sys.executable, "-c", PARENT, path], cwd=ROOT, capture_output=True, text=True, check=False)
     assert parent.returncode == -signal.SIGKILL, parent.stderr
@@ -161,5 +161,5 @@ def test_it_finishes_and_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
             break
         time.sleep(0.1)
     else:
-        raise AssertionError("the worker is still there")
+        raise AssertionError("the worker is still running")
     assert path.read_text(encoding="utf-8") == "abcdef"

@@ -1,4 +1,4 @@
-"""The shell of the workflow's report job, with a stand-in for GitHub's command line, which needs GitHub."""
+"""The shell steps of the workflow's report job, with a fake `gh`, because the real one needs GitHub."""
 
 import json
 import os
@@ -35,9 +35,9 @@ PICTURE = f"repos/me/digits/contents/gate/{'a' * 40}.png"
 
 
 def run_report(folder: Path, answers: dict[str, Any]) -> list[list[str]]:
-    """Run the job's shell as GitHub does, and return how it called `gh`."""
+    """Run the job's shell steps as GitHub does, and return the arguments of every call of `gh`."""
     if shutil.which("jq") is None:
-        pytest.skip("needs jq, as `gh --jq` has it")
+        pytest.skip("needs jq, which `gh --jq` contains")
     (folder / "gh").write_text(GH.format(python=sys.executable), encoding="utf-8")
     (folder / "gh").chmod(0o755)
     (folder / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
@@ -61,7 +61,7 @@ def test_the_first_report_is_a_new_comment(tmp_path: Path) -> None:
     assert calls[-1] == ["api", COMMENTS, "-F", "body=@report.md", "--silent"]
 
 
-def test_a_later_report_replaces_the_comment_of_the_gate_and_no_other(tmp_path: Path) -> None:
+def test_a_later_report_replaces_only_the_comment_of_the_gate(tmp_path: Path) -> None:
     (tmp_path / "report.md").write_text(not_compared("why"), encoding="utf-8")
     comments = [comment(2, "Bot", f"quoting {MARKER}"), comment(3, "Bot", not_compared("earlier"))]
     calls = run_report(tmp_path, {COMMENTS: comments})

@@ -1,1 +1,1 @@
-"""Plain scripts of the same job, to compare with: `python -m benchmarks.peers.NAME FOLDER EPOCHS`."""
+"""Plain scripts for the same task, to compare with the recipes: `python -m benchmarks.peers.NAME FOLDER EPOCHS`."""

@@ -1,4 +1,4 @@
-"""The seconds of each epoch of a Keras training."""
+"""Epoch times of a Keras training."""
 
 import time
 from typing import Any
@@ -7,7 +7,7 @@ import keras
 
 
 class Clock(keras.callbacks.Callback):
-    """Notes how long each epoch takes."""
+    """Record the seconds of each epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -15,9 +15,9 @@ class Clock(keras.callbacks.Callback):
         self._begun = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Start."""
+        """Start the clock."""
         self._begun = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Stop."""
+        """Record the seconds since the start."""
         self.seconds.append(time.perf_counter() - self._begun)

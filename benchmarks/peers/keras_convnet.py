@@ -1,4 +1,4 @@
-"""The network and hyperparameters of Keras's convolutional MNIST example: 34,826 parameters, Adam, a tenth held out.
+"""The network and hyperparameters of Keras's convolutional MNIST example: 34,826 parameters, Adam, 10 % held out.
 
 https://keras.io/examples/vision/mnist_convnet/ trains for 15 epochs.
 """

@@ -1,4 +1,4 @@
-"""The notebook as a plain Keras script: two dense layers with dropout, RMSprop, the test images watched."""
+"""The notebook as a plain Keras script: two dense layers with dropout, RMSprop, the test images as validation set."""
 
 import keras
 

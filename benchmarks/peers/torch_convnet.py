@@ -1,7 +1,7 @@
 """The network and hyperparameters of PyTorch's MNIST example: 1,199,882 parameters, Adadelta, batches of 64.
 
-https://github.com/pytorch/examples/tree/main/mnist trains for 14 epochs. Its loader decodes and normalises image by
-image; here all images are one normalised tensor, so that the network is measured and not the loader.
+https://github.com/pytorch/examples/tree/main/mnist trains for 14 epochs. Its loader decodes and normalizes image by
+image; here all images are one normalized tensor, so that the benchmark measures the network and not the loader.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""What Keras's backends do differently: a module for each, found by the backend's name."""
+"""Backend-specific training code: one module per Keras backend, found by the backend's name."""
 
 import importlib
 
@@ -8,6 +8,6 @@ from pipeline.backends.base import Backend
 
 
 def load_backend() -> Backend:
-    """The backend that Keras computes with."""
+    """Backend that Keras is using."""
     backend: Backend = importlib.import_module(f"{__name__}.{keras.backend.backend()}").BACKEND
     return backend

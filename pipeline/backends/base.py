@@ -1,4 +1,4 @@
-"""What a backend does for a training, as Keras does it with any of them."""
+"""Interface of the backends. The defaults are Keras's implementations, which work on any backend."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,64 +16,64 @@ VALIDATION_BATCH = 1000
 
 
 class Pass(NamedTuple):
-    """One pass over training images, and one over the validation images after it, by their numbers."""
+    """Indices for one pass over training images, followed by one over the validation images."""
 
     order: NDArray[np.int32]
-    watched: NDArray[np.int32]  # the validation images: none if nothing is watched
-    labels: NDArray[np.float32]  # of all images, one-hot
+    watched: NDArray[np.int32]  # validation images; empty without validation
+    labels: NDArray[np.float32]  # one-hot, of all images (N, classes)
     batch_size: int
 
 
 class Backend(ABC):
-    """Keras's own ways, which a backend replaces where it knows a quicker one."""
+    """Keras's implementations, which a backend overrides where it has a faster one."""
 
-    errors: ClassVar[tuple[type[Exception], ...]] = ()  # raised by the backend for operations that it cannot run
-    missing_gpu: ClassVar[str]  # what to do about libraries that a GPU needs and that are not there
-    joins_updates: ClassVar[bool] = True  # whether `fit` can make several updates in one call, to the same result
+    errors: ClassVar[tuple[type[Exception], ...]] = ()  # raised for operations that the backend cannot run
+    missing_gpu: ClassVar[str]  # error text: the missing GPU libraries, and the remedy
+    joins_updates: ClassVar[bool] = True  # whether `fit` can run several updates per call, with the same result
 
     @abstractmethod
     def use_device(self, choice: str) -> bool:
-        """Compute on a CPU for the choice "cpu", otherwise on a GPU if there is one, and return whether it is a GPU.
+        """Use the CPU if `choice` is "cpu", otherwise a GPU if one is available. Return whether it is a GPU.
 
-        A GPU's memory is taken as it is needed, not all at once.
+        GPU memory is allocated on demand, not all at once.
         """
 
     @abstractmethod
     def make_deterministic(self) -> None:
-        """Have the same operations give the same bits every time, at some cost in speed."""
+        """Make operations bit-for-bit reproducible, at some cost in speed."""
 
     @abstractmethod
     def use_xla(self, setting: Xla, networks: list[keras.Model], whole: bool) -> bool:
-        """Whether to compile these networks with XLA, given `training.xla`: the `whole` update, or the networks alone.
+        """Whether to compile with XLA, given `training.xla`: the `whole` update, or only the networks.
 
-        Raises PipelineError if the setting cannot be honoured.
+        Raises PipelineError if the backend does not support the setting.
         """
 
     def compile_network(self, network: keras.Model) -> Callable[[Any], Any]:
-        """The network, compiled by XLA separately because XLA cannot compile the whole update."""
+        """Compile the network separately with XLA, for updates that XLA cannot compile as a whole."""
         return network
 
     def fuse_layers(self, network: keras.Model) -> keras.Model:
-        """The same network, or a copy whose layers compute the same with fewer operations."""
+        """Return the network, or an equivalent copy whose layers need fewer operations."""
         return network
 
     def fuse_optimizer(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-        """The same optimizer, or one with the same rule in fewer operations."""
+        """Return the optimizer, or one with the same update rule in fewer operations."""
         return optimizer
 
-    def compile(self, learner: keras.Model, data: Pass) -> None:  # noqa: B027 (nothing is what Keras's own way needs)
-        """Compile what an epoch of this size needs, where that does not happen by itself in the first one."""
+    def compile(self, learner: keras.Model, data: Pass) -> None:  # noqa: B027 (Keras's `fit` needs nothing)
+        """Compile for epochs of this size in advance. By default, the first epoch compiles."""
 
     def learning_rate(self, optimizer: keras.optimizers.Optimizer) -> float:
-        """What the next update will be made with."""
+        """Learning rate of the next update."""
         return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
 
     def batches(self, numbers: NDArray[np.int32], labels: NDArray[np.float32], size: int) -> Any:
-        """Numbers and labels, `size` at a time and in this order, as `model.fit` takes them."""
+        """Batches of `size` image indices and labels, in this order, for `model.fit`."""
         return ArrayBatches(numbers, labels, size)
 
     def fit_epoch(self, learner: keras.Model, data: Pass, bars: list[keras.callbacks.Callback]) -> dict[str, float]:
-        """Update the learner once for each batch, then look at the validation images; the figures by their names."""
+        """Update the learner once per batch, evaluate the validation images, and return the metrics by name."""
         order, watched, labels, size = data
         with unfinished(learner.optimizer):
             history = learner.fit(
@@ -90,7 +90,7 @@ class Backend(ABC):
 def unfinished(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     """Keep `fit` from overwriting the weights with their moving averages (`use_ema`) inside the block.
 
-    Keras does so at the end of each `fit`; here that is only wanted after the last epoch.
+    Keras does so at the end of each `fit`, which is one epoch here. Only the last epoch should end with it.
     """
     vars(optimizer)["finalize_variable_values"] = lambda _: None
     try:
@@ -100,7 +100,7 @@ def unfinished(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
 
 
 class ArrayBatches(keras.utils.PyDataset):
-    """Numbers and labels, batch by batch, for any backend."""
+    """Batches of image indices and labels, for any backend."""
 
     def __init__(self, numbers: NDArray[np.int32], labels: NDArray[np.float32], size: int) -> None:
         super().__init__()

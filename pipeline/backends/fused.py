@@ -1,15 +1,15 @@
-"""TensorFlow's own operations where Keras composes the same of a dozen, each of which passes over memory again."""
+"""Layers and optimizers that use one TensorFlow operation where Keras uses a dozen, each another pass over memory."""
 
 from typing import Any
 
 import keras
 from tensorflow import IndexedSlices, raw_ops
 
-RANK = 4  # of what a convolution makes of a batch
+RANK = 4  # dimensions of a convolution's output
 
 
 def fuse_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The same optimizer, or one with the same rule in one operation a variable, where there is one."""
+    """Return the optimizer, or one with the same update rule in one operation per variable, if TensorFlow has it."""
     fused: dict[type, type[keras.optimizers.Optimizer]]
     fused = {keras.optimizers.Adam: FusedAdam, keras.optimizers.RMSprop: FusedRMSprop}
     has_more = any(getattr(optimizer, name, False) for name in ("amsgrad", "centered", "momentum"))
@@ -20,7 +20,7 @@ def fuse_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Op
 
 
 def fuse_layers(network: keras.Model) -> keras.Model:
-    """The network, or one that shares its layers except for fused copies of its batch normalisations."""
+    """Return the network, or one that shares its layers except for fused copies of batch normalization layers."""
     if not any(is_fusible(layer) for layer in network.layers):
         return network
     copy = keras.models.clone_model(network, clone_function=fuse_layer)
@@ -29,16 +29,16 @@ def fuse_layers(network: keras.Model) -> keras.Model:
 
 
 def fuse_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """The layer itself, or its fused copy. Not built by `from_config`, which cannot restore custom objects."""
+    """Return the layer, or its fused copy, built without `from_config`, which cannot restore custom objects."""
     if not is_fusible(layer):
         return layer
     parts = ("beta_regularizer", "gamma_regularizer", "beta_constraint", "gamma_constraint", "activity_regularizer")
-    told = ("axis", "momentum", "epsilon", "name", "trainable", *parts)
-    return FusedBatchNormalization(dtype=layer.dtype_policy, **{name: getattr(layer, name) for name in told})
+    copied = ("axis", "momentum", "epsilon", "name", "trainable", *parts)
+    return FusedBatchNormalization(dtype=layer.dtype_policy, **{name: getattr(layer, name) for name in copied})
 
 
 def is_fusible(layer: keras.layers.Layer) -> bool:
-    """Whether this is a plain batch normalisation of what a convolution makes (N, height, width, channels)."""
+    """Whether this is a plain batch normalization of a convolution's output (N, height, width, channels)."""
     return (
         type(layer) is keras.layers.BatchNormalization
         and layer.input_spec.ndim == RANK
@@ -51,13 +51,13 @@ def is_fusible(layer: keras.layers.Layer) -> bool:
 
 
 class FusedBatchNormalization(keras.layers.BatchNormalization):
-    """Keras's layer while it learns, without its conversion to float32 and back.
+    """Keras's layer, whose training step is one operation, without a conversion to float32 and back.
 
-    The moving variance is of unbiased variances: n / (n - 1) of Keras's, for n values of a channel in a batch.
+    The moving variance averages unbiased variances: n / (n - 1) times Keras's, for n values per channel in a batch.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        """The inputs, normalised by their own mean and variance while training, by the moving ones otherwise."""
+        """Normalize the inputs by their own mean and variance while training, by the moving ones otherwise."""
         if mask is not None or not (training and self.trainable):
             return super().call(inputs, training=training, mask=mask)
         outputs, mean, variance, *_ = raw_ops.FusedBatchNormV3(
@@ -75,11 +75,11 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 
 class FusedAdam(keras.optimizers.Adam):
-    """Keras's Adam, which is Kingma and Ba's (arXiv:1412.6980) with the reordered step of their section 2."""
+    """Keras's Adam: that of Kingma and Ba (arXiv:1412.6980), with the reordered computation of their section 2."""
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Change the variable and its two moments."""
-        if isinstance(gradient, IndexedSlices):  # sparse: the gradient of an embedding
+        """Update the variable and its two moments."""
+        if isinstance(gradient, IndexedSlices):  # sparse, as for embeddings
             super().update_step(gradient, variable, learning_rate)
             return
         index, step = self._get_variable_index(variable), keras.ops.cast(self.iterations + 1, variable.dtype)
@@ -98,16 +98,16 @@ class FusedAdam(keras.optimizers.Adam):
 
 
 class FusedRMSprop(keras.optimizers.RMSprop):
-    """Keras's RMSprop without momentum. TensorFlow's operation writes what it subtracts, so it needs room for that."""
+    """Keras's RMSprop without momentum. TensorFlow's operation needs a buffer for the increment that it subtracts."""
 
     def build(self, variables: Any) -> None:
-        """Make the moments, and the room."""
+        """Create the moments and the buffers."""
         if not self.built:
             super().build(variables)
             self._increments = self.add_optimizer_variables(variables, "increment")
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Change the variable and the mean of its squared gradients."""
+        """Update the variable and the mean of its squared gradients."""
         if isinstance(gradient, IndexedSlices):
             super().update_step(gradient, variable, learning_rate)
             return
@@ -125,5 +125,5 @@ class FusedRMSprop(keras.optimizers.RMSprop):
 
 
 def handle(variable: Any) -> Any:
-    """What TensorFlow's operations know a variable by, Keras's or its own."""
+    """Resource handle of a Keras or TensorFlow variable, as TensorFlow's operations take it."""
     return (variable.value if isinstance(variable, keras.Variable) else variable).handle

@@ -1,4 +1,4 @@
-"""JAX: an epoch is one call of one compiled function, with everything that it needs on the device."""
+"""JAX: an epoch is one call of one compiled function, with all data on the device."""
 
 import functools
 import math
@@ -20,57 +20,57 @@ from pipeline.files import text_digest
 from pipeline.machine import describe_machine
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
-MOVES = 20  # of a progress bar in an epoch
+MOVES = 20  # steps of a progress bar per epoch
 
-State = Any  # lists of arrays: as `train_step` and `test_step` of a Keras model on JAX take and return them
+State = Any  # lists of arrays, as taken and returned by `train_step` and `test_step` of a Keras model on JAX
 Step = Callable[[State, tuple[Any, Any]], tuple[dict[str, Any], State]]
 
 
 class Jax(Backend):
-    """XLA compiles everything; what it compiled is kept between processes."""
+    """XLA compiles everything; the compiled code is cached on disk between processes."""
 
-    missing_gpu = "jax's CUDA libraries are not installed: `pip install jax[cuda13]`"
+    missing_gpu = "JAX's CUDA libraries are not installed. Install them with `pip install jax[cuda13]`"
 
     def use_device(self, choice: str) -> bool:
-        """Choose JAX's platform, and where it keeps what it compiled."""
+        """Select JAX's platform and its compilation cache."""
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         if choice == "cpu":
             jax.config.update("jax_platforms", "cpu")
-        if CACHE_VARIABLE not in os.environ:  # code for one processor may crash another
+        if CACHE_VARIABLE not in os.environ:  # one cache per machine: code for another processor may crash
             folder = paths.project_root() / paths.COMPILED / text_digest(describe_machine())
             jax.config.update("jax_compilation_cache_dir", str(folder))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
             jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         try:
             return bool(jax.default_backend() == "gpu")
-        except (RuntimeError, AssertionError) as error:  # a platform that is not there
+        except (RuntimeError, AssertionError) as error:  # the platform is not available
             chosen = os.environ.get("JAX_PLATFORMS", "")
             raise PipelineError(f"JAX finds no device (JAX_PLATFORMS={chosen}): {first_line(error)}") from None
 
     def make_deterministic(self) -> None:
-        """As XLA offers it; a CPU's results are the same every time."""
+        """Set XLA's option for GPUs; results on a CPU are always reproducible."""
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
 
     def use_xla(self, setting: Xla, networks: list[keras.Model], whole: bool) -> bool:
-        """Always: JAX has no other compiler."""
+        """Always True: JAX has no other compiler."""
         if setting is False:
             raise PipelineError("training.xla: false: JAX always uses XLA; set auto or true")
         return True
 
     def compile(self, learner: keras.Model, data: Pass) -> None:
-        """Compile by an epoch of no batches: it leaves everything as it is."""
+        """Compile by running an epoch of zero batches, which changes nothing."""
         run_epoch(learner, data, idle=True)
         self.learning_rate(learner.optimizer)
 
     def learning_rate(self, optimizer: keras.optimizers.Optimizer) -> float:
-        """As Keras does, but without compiling a schedule's condition anew each time, which takes 15 ms."""
+        """Compute the learning rate without recompiling a schedule's condition in every call, which takes 15 ms."""
         with jax.disable_jit():
             return super().learning_rate(optimizer)
 
     def fit_epoch(self, learner: keras.Model, data: Pass, bars: list[keras.callbacks.Callback]) -> dict[str, float]:
-        """All updates in one call, and one more where the last batch is smaller than the others.
+        """Run all updates in one call, and a smaller last batch in a second call.
 
-        A bar moves between calls, so with bars there are some more.
+        Progress bars advance between calls, so an epoch with bars takes more calls.
         """
         for bar in bars:
             bar.set_params({"steps": math.ceil(len(data.order) / data.batch_size)})
@@ -84,23 +84,23 @@ class Jax(Backend):
 def run_epoch(
     learner: keras.Model, data: Pass, bars: Sequence[keras.callbacks.Callback] = (), idle: bool = False
 ) -> dict[str, float]:
-    """Train on all batches and look at the images that are watched; `idle` calls everything for no batches at all."""
+    """Train on all batches and evaluate the validation images; `idle` makes the same calls for zero batches."""
     train, test = compile_passes(learner)
     labels, images = jnp.asarray(data.labels), len(data.labels) - len(data.watched)
     batches = list(stacked(data.order, data.batch_size, images))
     figures = run_pass(learner, train, batches, labels, bars, idle)
     if len(data.watched):
         batches = list(stacked(data.watched, VALIDATION_BATCH, len(data.watched)))
-        watched = run_pass(learner, test, batches, labels, idle=idle)
-        figures |= {f"val_{name}": value for name, value in watched.items()}
+        validation = run_pass(learner, test, batches, labels, idle=idle)
+        figures |= {f"val_{name}": value for name, value in validation.items()}
     return figures
 
 
 @functools.lru_cache(maxsize=1)
 def compile_passes(learner: keras.Model) -> tuple[Callable[..., State], Callable[..., State]]:
-    """The functions that take the learner's state over batches: one that trains, and one that only looks.
+    """Compiled functions that carry the learner's state over batches: one trains, the other evaluates.
 
-    Both take the state, batches (B, size) of numbers, the first of them to use and the one after the last, and the
+    Both take the state, batches (B, size) of image indices, the first batch to use and the one after the last, and the
     labels of all images.
     """
 
@@ -113,7 +113,7 @@ def compile_passes(learner: keras.Model) -> tuple[Callable[..., State], Callable
 
 
 def over_batches(step: Step) -> Callable[..., State]:
-    """One compiled function that takes a step for each batch. How many is no constant: no epoch compiles anew."""
+    """Compiled loop of one step per batch. The number of batches is an argument, so that epochs share the code."""
 
     @functools.partial(jax.jit, donate_argnums=0)
     def run(state: State, batches: Any, start: Any, stop: Any, labels: Any) -> State:
@@ -130,7 +130,7 @@ def run_pass(
     bars: Sequence[keras.callbacks.Callback] = (),
     idle: bool = False,
 ) -> dict[str, float]:
-    """Take the learner over the batches of all parts, of each as many as it says, and return its metrics."""
+    """Run the learner over the first `count` batches of each part `(batches, count)` and return its metrics."""
     learner.reset_metrics()
     state, done = tuple([variable.value for variable in group] for group in variables(learner)), 0
     for batches, count in parts:
@@ -149,7 +149,7 @@ def run_pass(
 
 
 def variables(learner: keras.Model) -> tuple[list[keras.Variable], ...]:
-    """Everything that a step may change, in the order of its state."""
+    """Variables that a step may change, in the order of its state."""
     return (
         learner.trainable_variables,
         learner.non_trainable_variables,
@@ -159,7 +159,7 @@ def variables(learner: keras.Model) -> tuple[list[keras.Variable], ...]:
 
 
 def stacked(numbers: NDArray[np.int32], size: int, most: int) -> Iterator[tuple[NDArray[np.int32], int]]:
-    """The whole batches as rows (B, size), of a B that fits `most` numbers, and how many rows count; then the rest."""
+    """Yield the full batches as rows (B, size), padded to the B for `most` indices, and their number; then the rest."""
     count, rest = divmod(len(numbers), size)
     if count:
         rows = np.zeros((most // size, size), np.int32)

@@ -1,4 +1,4 @@
-"""TensorFlow: fused operations, and a feed without tf.data's tuner."""
+"""TensorFlow: fused operations, and input without tf.data's autotuner."""
 
 import sys
 from collections.abc import Callable
@@ -20,10 +20,10 @@ class TensorFlow(Backend):
 
     errors = (tf.errors.OpError,)
     _deterministic = False
-    missing_gpu = "CUDA's libraries are not installed. `make repro GPU=1` installs them"
+    missing_gpu = "the CUDA libraries are not installed. Install them with `make repro GPU=1`"
 
     def use_device(self, choice: str) -> bool:
-        """Let TensorFlow see no GPU, or let it take a GPU's memory bit by bit."""
+        """Hide all GPUs from TensorFlow, or make it allocate GPU memory on demand."""
         gpus = tf.config.list_physical_devices("GPU")
         if choice == "cpu":
             tf.config.set_visible_devices([], "GPU")
@@ -33,15 +33,15 @@ class TensorFlow(Backend):
         return bool(gpus)
 
     def make_deterministic(self) -> None:
-        """As TensorFlow offers it."""
+        """Enable TensorFlow's op determinism."""
         tf.config.experimental.enable_op_determinism()
         self._deterministic = True
 
     def use_xla(self, setting: Xla, networks: list[keras.Model], whole: bool) -> bool:
-        """For `auto`, whether a GPU is in use and every layer supports XLA. Keras also counts GPUs that are hidden."""
+        """For `auto`, whether a GPU is in use and every layer supports XLA. Keras would also count hidden GPUs."""
         layers = [layer for network in networks for layer in network._flatten_layers()]
         obstacles = [f"keras.layers.{type(layer).__name__}" for layer in layers if not layer.supports_jit]
-        if not whole and any(layer.activity_regularizer for layer in layers):  # its loss could not leave the function
+        if not whole and any(layer.activity_regularizer for layer in layers):  # the loss cannot leave the function
             obstacles.append("activity regularizers together with this augmentation")
         if self._deterministic:
             obstacles.append("training.deterministic")
@@ -53,22 +53,22 @@ class TensorFlow(Backend):
         return setting is True or (setting == "auto" and used and not obstacles)
 
     def compile_network(self, network: keras.Model) -> Callable[[Any], Any]:
-        """The network in an XLA function of its own; augmentation stays outside."""
+        """Wrap the network in its own XLA function; augmentation stays outside."""
         return Compiled(network)
 
     def fuse_layers(self, network: keras.Model) -> keras.Model:
-        """A copy in which convolutions are normalised in one operation each."""
+        """Return a copy in which each batch normalization of a convolution is one operation."""
         return fuse_layers(network)
 
     def fuse_optimizer(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-        """One operation a variable, where TensorFlow has one."""
+        """Use one operation per variable, where TensorFlow has one."""
         return fuse_optimizer(optimizer)
 
     def batches(self, numbers: NDArray[np.int32], labels: NDArray[np.float32], size: int) -> Any:
-        """A dataset without tf.data's tuner.
+        """Dataset without tf.data's autotuner.
 
-        That would wake 10, 20, 40 … 2,560 ms after one another, and at the end of an epoch `fit` waits for it to wake
-        once more. There is nothing to tune: a batch is a few kilobytes.
+        The autotuner wakes up at intervals of 10, 20, 40 … 2,560 ms, and at the end of an epoch `fit` waits for its
+        next wake-up. There is nothing to tune: a batch is a few kilobytes.
         """
         options = tf.data.Options()
         options.autotune.enabled = False
@@ -76,7 +76,7 @@ class TensorFlow(Backend):
 
 
 class Compiled(keras.layers.Layer):
-    """A network compiled with XLA inside a function that is not."""
+    """A network compiled with XLA inside a function that is not compiled with XLA."""
 
     def __init__(self, network: keras.Model) -> None:
         super().__init__(name=f"compiled_{network.name}")
@@ -84,7 +84,7 @@ class Compiled(keras.layers.Layer):
         self._function = tf.function(network, jit_compile=True)
 
     def call(self, images: Any, training: bool = False) -> Any:
-        """The output of the network."""
+        """Output of the network."""
         return self._function(images, training=training)
 
 

@@ -1,17 +1,33 @@
-"""Compose conf/ and params.yaml into composed.yaml, checked before any other stage runs."""
+"""Compose conf/ and params.yaml into composed.yaml, and validate it before any other stage runs."""
+
+import subprocess
+from pathlib import Path
 
 from pipeline import paths
 from pipeline.compose.composition import compose_config, to_yaml
+from pipeline.errors import PipelineError
 from pipeline.files import write_text
 from pipeline.stage import run_stage
 
 
 def run() -> None:
     """Write composed.yaml."""
-    config = compose_config(paths.CONF, paths.PARAMS)
+    try:
+        config = compose_config(paths.CONF, paths.PARAMS)
+    except PipelineError as error:
+        raise PipelineError(f"{error}{remedy()}") from None
     write_text(paths.COMPOSED, to_yaml(config))
     chosen = [config["recipe"], *(config[group]["name"] for group in ("dataset", "model", "optimizer"))]
     print(f"composed {paths.COMPOSED}: recipe {chosen[0]}, {', '.join(chosen[1:])}, seed {config['seed']}")
+
+
+def remedy() -> str:
+    """Say how to restore params.yaml if it has uncommitted changes: `dvc exp run -S` keeps refused values in it."""
+    if paths.project_root() != Path.cwd():  # an experiment in a temporary folder, which leaves the project's file alone
+        return ""
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", paths.PARAMS], capture_output=True, check=False)
+    restore = f"\n`git checkout {paths.PARAMS}` restores the committed settings"
+    return restore if changed.returncode == 1 else ""  # other statuses: no git, no repository, or no commit
 
 
 if __name__ == "__main__":

@@ -26,30 +26,30 @@ HEADER = "# Written by the compose stage from conf/ and params.yaml: edit those,
 
 
 def options(conf: Path) -> dict[str, list[str]]:
-    """The groups under `conf` and the options of each: {'model': ['cnn', 'mlp'], …}."""
+    """Config groups in `conf` and the options of each, such as {'model': ['cnn', 'mlp'], …}."""
     folders = sorted(folder for folder in conf.iterdir() if folder.is_dir())
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
 def read_params(path: Path) -> dict[str, Any]:
-    """What params.yaml holds. Raises PipelineError if it is no mapping in YAML."""
+    """Read params.yaml. Raises PipelineError if it is not a YAML mapping."""
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
-        raise PipelineError(f"{path} is missing: `git checkout {path}` brings it back") from None
+        raise PipelineError(f"{path} is missing: `git checkout {path}` restores it") from None
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeError) as error:
         raise PipelineError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise PipelineError(f"{path} refers to itself: an alias (*) lies inside its own anchor (&)") from None
+        raise PipelineError(f"{path} refers to itself: an alias (*) is inside its own anchor (&)") from None
     if not isinstance(values, dict):
         raise PipelineError(f"{path} must be a mapping of keys to values, such as `recipe: baseline`")
     return {str(key): value for key, value in values.items()}
 
 
 def compose_config(conf: Path, params: Path, requirements: Path = paths.REQUIREMENTS) -> dict[str, Any]:
-    """The checked configuration as plain values, complete and ready to be written.
+    """Compose and validate the configuration, and return it as plain values.
 
-    Raises PipelineError naming the file, the key, what it holds and what is allowed.
+    Raises PipelineError with the file, the key, its value and what is allowed.
     """
     groups = options(conf)
     choices, values = split_choices(read_params(params), groups, params)
@@ -59,7 +59,7 @@ def compose_config(conf: Path, params: Path, requirements: Path = paths.REQUIREM
         with without_environment(), initialize_config_dir(str(conf.resolve()), version_base="1.3"):
             composed = compose("config", [f"{group}={option}" for group, option in choices.items()])
         with without_environment():
-            if isinstance(composed.gate, DictConfig):  # if not, the check below says so
+            if isinstance(composed.gate, DictConfig):  # otherwise parse_config reports it
                 composed.gate.seed_noise = own_record(conf, str(composed.recipe), groups["recipe"])
             for key in _keys(values):
                 check_key(composed, key, params)
@@ -68,22 +68,22 @@ def compose_config(conf: Path, params: Path, requirements: Path = paths.REQUIREM
             composed.merge_with(values)
             plain = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise PipelineError(f"{conf}/ and {params} do not compose: {' '.join(str(error).split())}") from None
+        raise PipelineError(f"cannot compose {conf}/ and {params}: {' '.join(str(error).split())}") from None
     assert isinstance(plain, dict)
     found = {str(key): value for key, value in plain.items()} | {"versions": pinned_versions(requirements)}
     return parse_config(found, origin, f"{conf}/").model_dump(by_alias=True)
 
 
 def pinned_versions(requirements: Path) -> dict[str, str]:
-    """The pinned versions of Keras and TensorFlow in a requirements.txt; empty if there is no such file."""
+    """Versions of Keras and TensorFlow that requirements.txt pins; empty if the file does not exist."""
     text = requirements.read_text(encoding="utf-8") if requirements.exists() else ""
     return dict(PIN.findall(text))
 
 
 def check_for_hydra(path: Path) -> None:
-    """Raise PipelineError if a file of conf/ configures Hydra itself, which could make it import a package.
+    """Raise PipelineError if a file of conf/ configures Hydra itself, which could make Hydra import a package.
 
-    Anything but plain YAML is an error, too: Hydra's own loader accepts more.
+    Anything but plain YAML is also an error, because Hydra's loader accepts more.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -100,7 +100,7 @@ def check_for_hydra(path: Path) -> None:
 
 @contextmanager
 def without_environment() -> Iterator[None]:
-    """Make interpolations that depend on the machine or the time errors: the composed file is committed."""
+    """Reject interpolations that depend on the machine or the time, because composed.yaml is committed."""
 
     def refuse(*_: str) -> None:
         raise ValueError(f"{paths.COMPOSED} is committed, so it must not depend on one machine's environment (oc.env)")
@@ -111,11 +111,11 @@ def without_environment() -> Iterator[None]:
         yield
     finally:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
-        setup_globals()  # Hydra's own
+        setup_globals()  # registers Hydra's resolvers again
 
 
 def own_record(conf: Path, recipe: str, recipes: list[str]) -> Any:
-    """What a recipe's file says its seeds change: a recipe that builds on another one does not have that one's."""
+    """Seed noise in a recipe's own file: a recipe does not inherit the record of the recipe that it extends."""
     if recipe not in recipes:
         return {}
     values = parse_yaml((conf / "recipe" / f"{recipe}.yaml").read_text(encoding="utf-8"))
@@ -126,20 +126,20 @@ def own_record(conf: Path, recipe: str, recipes: list[str]) -> Any:
 def split_choices(
     given: dict[str, Any], groups: dict[str, list[str]], params: Path
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Divide what params.yaml says into options picked by name and values set on top of them.
+    """Split the content of params.yaml into options, chosen by name, and values that override them.
 
-    Under a group, a name picks the option, and so does `name` in a mapping.
-    Raises PipelineError for a name that is no option of its group.
+    The value of a group is the name of an option, or a mapping with that name under `name`.
+    Raises PipelineError if the group has no option of that name.
     """
     choices, values = {}, {}
     for key, value in given.items():
         if key not in groups:
             values[key] = value
             continue
-        if isinstance(value, dict) and "name" not in value:  # what `-S model=cnn -S +model.dropout=0.3` leaves of cnn
+        if isinstance(value, dict) and "name" not in value:  # `-S model=cnn -S +model.dropout=0.3` drops cnn
             raise PipelineError(
                 f"{params}: {key}: has values but no name: set {key}.name to one of {', '.join(groups[key])}, "
-                "or to null for what the recipe says"
+                "or to null for the recipe's choice"
             )
         picked = value.get("name") if isinstance(value, dict) else value
         if picked is not None and picked not in groups[key]:
@@ -155,7 +155,7 @@ def split_choices(
 
 
 def check_key(composed: DictConfig, key: str, params: Path) -> None:
-    """Raise PipelineError if `key`, dotted, is none that the composed configuration has."""
+    """Raise PipelineError if the composed configuration does not have `key`, a dotted key."""
     parts = key.split(".")
     node: Any = composed
     for depth, part in enumerate(parts):
@@ -171,7 +171,7 @@ def check_key(composed: DictConfig, key: str, params: Path) -> None:
 
 
 def to_yaml(config: dict[str, Any]) -> str:
-    """The text of composed.yaml."""
+    """Text of composed.yaml."""
     return HEADER + yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
 
 

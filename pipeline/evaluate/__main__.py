@@ -1,6 +1,6 @@
-"""Score the network on every test image, once, and write reports/; ends with a short table.
+"""Score the network once on every test image, write reports/ and print a summary table.
 
-Read when it runs: DEVICE (auto, cpu or gpu), MLFLOW_TRACKING_URI, KERAS_BACKEND.
+Environment variables: DEVICE (auto, cpu or gpu), MLFLOW_TRACKING_URI, KERAS_BACKEND.
 """
 
 from pipeline import paths
@@ -15,11 +15,11 @@ def run() -> None:
     """Evaluate models/model.keras."""
     check_backend()
     config = load_config()
-    with Worker() as worker:  # it imports MLflow while this process imports Keras
+    with Worker() as worker:  # imports MLflow while this process imports Keras
         opening = worker.submit(open_store, paths.project_root(), required=False)
         test = load_split(paths.TEST)
         with importing_keras():
-            import keras  # noqa: F401 (on its own: the pictures need what is kept from it)
+            import keras  # noqa: F401 (on its own: importing_keras hides Matplotlib, which the plots need)
         from pipeline.evaluate.evaluation import evaluate_and_record
 
         evaluate_and_record(config, test, opening, worker)

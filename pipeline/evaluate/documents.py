@@ -1,4 +1,4 @@
-"""What people read about a trained network: the report, the model card, and the text on its run's page."""
+"""Documents about a trained network: the report, the model card and the description of its MLflow run."""
 
 import base64
 import io
@@ -21,37 +21,37 @@ TEMPLATES = Path(__file__).parent / "templates"
 SURE_MISTAKES, CONFUSIONS = 40, 5
 PARTS = ("train", "validation", "test")
 WATCHED = {
-    "validation": "{:,} of the training images were held out and watched.",
-    "test": "The {:,} test images were watched during training; nothing was selected on them.",
-    "none": "No images were watched during training.",
+    "validation": "{:,} images were held out from training for validation.",
+    "test": "The {:,} test images served as the validation set; nothing was selected on them.",
+    "none": "No validation set was used.",
 }
 
 
 class Findings(NamedTuple):
-    """Everything that is known about one trained network."""
+    """Results and metadata of one trained network."""
 
     config: Config
-    facts: dict[str, Any]  # of the training: models/run.json
+    facts: dict[str, Any]  # models/run.json
     history: History
     data: dict[str, Any]  # reports/data.json
-    figures: dict[str, Any]  # of the test
+    figures: dict[str, Any]  # test metrics, from score()
     wrong: list[Mistake]
-    images: NDArray[np.uint8]  # of the test, (N, height, width)
-    noise: SeedNoise | None = None  # of these settings on these test images, if it was measured
+    images: NDArray[np.uint8]  # test images (N, height, width)
+    noise: SeedNoise | None = None  # None unless measured with these settings and test images
 
 
 def run_markdown(findings: Findings) -> str:
-    """The table of results for the run's page."""
+    """Render the description of the MLflow run, in Markdown."""
     return _environment().get_template("run.md.j2").render(_context(findings))
 
 
 def model_card(findings: Findings) -> str:
-    """The model card, in Markdown."""
+    """Render the model card, in Markdown."""
     return _environment().get_template("model_card.md.j2").render(_context(findings))
 
 
 def report_page(findings: Findings, reliability: Figure, reproduce: list[str]) -> str:
-    """The report: one HTML page that needs nothing beside it."""
+    """Render the report as one self-contained HTML page."""
     facts = findings.facts
     page = {
         "curves": {
@@ -61,15 +61,14 @@ def report_page(findings: Findings, reliability: Figure, reproduce: list[str]) -
         "reliability": as_svg(reliability),
         "samples": data_address(paths.SAMPLES_PICTURE.read_bytes(), "image/png"),
         "matrix": _matrix(np.array(findings.figures["confusion_matrix"])),
-        "mistakes": _surest(findings),
+        "mistakes": _most_confident(findings),
         "parts": {name: findings.data[name] for name in PARTS if findings.data[name]["images"]},
         "environment": {
-            "code": facts["provenance"]["commit"]
-            + (" and what was not committed" * bool(facts["provenance"]["patch"])),
+            "code": facts["provenance"]["commit"] + (" with uncommitted changes" * bool(facts["provenance"]["patch"])),
             "machine": facts["machine"],
             "versions": facts["versions"],
             "device": f"{facts['device']} ({facts['backend']}, {facts['precision']})",
-            "memory": f"{facts['peak_memory_mib']:,} MiB at most",
+            "peak memory": f"{facts['peak_memory_mib']:,} MiB",
             "MLflow run": facts["run_id"],
         },
         "reproduce": reproduce,
@@ -79,7 +78,7 @@ def report_page(findings: Findings, reliability: Figure, reproduce: list[str]) -
 
 
 def as_svg(figure: Figure) -> str:
-    """A figure without background as the address of an SVG image; the same figure gives the same text."""
+    """Return a figure as the data URL of an SVG image without background; the same figure gives the same text."""
     content = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "report"}):
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -87,7 +86,7 @@ def as_svg(figure: Figure) -> str:
 
 
 def data_address(content: bytes, kind: str) -> str:
-    """Bytes as an address that a page can hold (RFC 2397)."""
+    """Return bytes as a data URL (RFC 2397)."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -101,7 +100,7 @@ def _environment() -> Environment:
 
 
 def _context(findings: Findings) -> dict[str, Any]:
-    """What the three have in common."""
+    """Variables that the three templates share."""
     config, figures, data = findings.config, findings.figures, findings.data
     matrix = np.array(figures["confusion_matrix"])
     return {
@@ -118,24 +117,25 @@ def _context(findings: Findings) -> dict[str, Any]:
         "classes": range(len(matrix)),
         "accuracy": f"{figures['accuracy']:.2%}",
         "interval": f"{figures['accuracy_low']:.2%} … {figures['accuracy_high']:.2%}",
-        "watched": f"{WATCHED[config.training.validate_on].format(data['validation']['images'])}{_hardest(config)}",
+        "validation": f"{WATCHED[config.training.validate_on].format(data['validation']['images'])}{_mining(config)}",
         "per_class": _per_class(figures, matrix),
         "confusions": _confusions(matrix),
     }
 
 
 def title(config: Config) -> str:
-    """A run in one line."""
+    """One-line title of a run."""
     return f"{config.recipe}: {config.model.name} on {config.dataset.name}, seed {config.seed}"
 
 
-def _hardest(config: Config) -> str:
-    """What the curves do not tell by themselves: that later epochs are of other images than the first ones."""
+def _mining(config: Config) -> str:
+    """Note that hard-example mining changes which images later epochs cover, which the curves do not show."""
     training = config.training
     if training.hard_example_fraction == 1 or training.full_epochs >= training.epochs:
         return ""
     later = training.full_epochs + 1
-    return f" From epoch {later} on, the curves are of the hardest {training.hard_example_fraction:.0%} of the images."
+    share = f"{training.hard_example_fraction:.0%} of images with the highest loss"
+    return f" From epoch {later} on (hard-example mining), the training curves cover only the {share}."
 
 
 def _per_class(figures: dict[str, Any], matrix: NDArray[np.int64]) -> list[dict[str, Any]]:
@@ -149,7 +149,7 @@ def _per_class(figures: dict[str, Any], matrix: NDArray[np.int64]) -> list[dict[
 
 
 def _confusions(matrix: NDArray[np.int64]) -> list[dict[str, int]]:
-    """The most frequent mistakes, the most frequent first."""
+    """The most frequent confusions, in descending order."""
     found = [
         {"label": label, "prediction": prediction, "count": int(count)}
         for (label, prediction), count in np.ndenumerate(matrix)
@@ -159,7 +159,7 @@ def _confusions(matrix: NDArray[np.int64]) -> list[dict[str, int]]:
 
 
 def _matrix(matrix: NDArray[np.int64]) -> list[list[dict[str, Any]]]:
-    """Cells with their count, and how deep a mistake is to be coloured: its share of the row over the largest one."""
+    """Cells with their count and, for errors, the color depth: the share of the row over the largest such share."""
     shares = np.where(np.eye(len(matrix), dtype=bool), 0, matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1))
     depth = shares / max(float(shares.max()), 1e-9)
     return [
@@ -171,10 +171,10 @@ def _matrix(matrix: NDArray[np.int64]) -> list[list[dict[str, Any]]]:
     ]
 
 
-def _surest(findings: Findings) -> list[dict[str, Any]]:
-    """The mistakes of which the network was surest, each with its picture."""
-    surest = sorted(findings.wrong, key=lambda mistake: -mistake.probability)[:SURE_MISTAKES]
-    return [vars(mistake) | {"picture": _png(findings.images[mistake.index])} for mistake in surest]
+def _most_confident(findings: Findings) -> list[dict[str, Any]]:
+    """The most confident errors, each with its picture."""
+    errors = sorted(findings.wrong, key=lambda mistake: -mistake.probability)[:SURE_MISTAKES]
+    return [vars(mistake) | {"picture": _png(findings.images[mistake.index])} for mistake in errors]
 
 
 def _png(image: NDArray[np.uint8]) -> str:

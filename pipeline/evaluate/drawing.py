@@ -1,6 +1,6 @@
-"""The pictures of a training and its test.
+"""Plots of a training and its evaluation.
 
-Margins are given: to have them found (`layout="constrained"`) takes longer than to draw.
+Margins are fixed: computing them (`layout="constrained"`) takes longer than drawing.
 """
 
 import numpy as np
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from pipeline.evaluate.scoring import BINS, Mistake, Reliability
 from pipeline.pictures import draw_grid
 
-ROWS, COLUMNS = 4, 8  # of the worst mistakes
+ROWS, COLUMNS = 4, 8  # of the most confident errors
 BLUE, ORANGE = "#2563eb", "#ea580c"
 
 History = dict[str, list[float]]
 
 
 def draw_curves(history: History, watched: str) -> Figure:
-    """Loss and accuracy after each epoch, on the training images and on the watched ones."""
+    """Plot loss and accuracy per epoch on the training and validation images; `watched` labels the latter."""
     figure = Figure(figsize=(9, 3.6))
     margins = {"left": 0.06, "right": 0.99, "bottom": 0.14, "top": 0.91, "wspace": 0.16}
     for axes, name in zip(figure.subplots(1, 2, gridspec_kw=margins), ("loss", "accuracy"), strict=True):
@@ -28,7 +28,7 @@ def draw_curves(history: History, watched: str) -> Figure:
 
 
 def draw_curve(history: History, name: str, watched: str) -> Figure:
-    """One of the two by itself."""
+    """Plot the loss or the accuracy alone."""
     figure = Figure(figsize=(4.8, 3.4))
     figure.subplots_adjust(left=0.13, right=0.98, bottom=0.15, top=0.91)
     _curve(figure.add_subplot(), history, name, watched)
@@ -36,20 +36,20 @@ def draw_curve(history: History, name: str, watched: str) -> Figure:
 
 
 def _curve(axes: Axes, history: History, name: str, watched: str) -> None:
-    # Arrays, as of anything else matplotlib asks TensorFlow whether it is a tensor, which takes half a second.
+    # Arrays, because Matplotlib asks TensorFlow whether anything else is a tensor, which takes half a second.
     columns = {key: np.array(values) for key, values in history.items()}
     axes.plot(columns["epoch"], columns[name], color=BLUE, marker=".", label="training")
     if f"val_{name}" in columns:
         axes.plot(columns["epoch"], columns[f"val_{name}"], color=ORANGE, marker=".", label=watched)
     axes.set(xlabel="epoch", title=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.ticklabel_format(axis="y", scilimits=(-2, 4))  # a small loss has labels that fit the margin
+    axes.ticklabel_format(axis="y", scilimits=(-2, 4))  # tick labels of a small loss fit the margin
     axes.grid(alpha=0.3)
     axes.legend()
 
 
 def draw_confusion(matrix: NDArray[np.int64]) -> Figure:
-    """How often each class was read as each; coloured by the share of the class, so that rare mistakes show."""
+    """Plot the confusion matrix, with errors colored by their share of the class so that rare ones are visible."""
     figure = Figure(figsize=(6, 5.9))
     figure.subplots_adjust(left=0.1, right=0.98, bottom=0.09, top=0.94)
     axes = figure.add_subplot()
@@ -59,40 +59,40 @@ def draw_confusion(matrix: NDArray[np.int64]) -> Figure:
     axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=most)
     for label, row in enumerate(matrix):
         for prediction, count in enumerate(row):
-            colour = BLUE if label == prediction else "white" if shares[label, prediction] > 0.6 * most else "black"
+            color = BLUE if label == prediction else "white" if shares[label, prediction] > 0.6 * most else "black"
             axes.text(
-                prediction, label, str(count) if count else "·", ha="center", va="center", color=colour, fontsize=9
+                prediction, label, str(count) if count else "·", ha="center", va="center", color=color, fontsize=9
             )
-    axes.set(xlabel="read as", ylabel="is", xticks=range(len(matrix)), yticks=range(len(matrix)))
-    axes.set_title(f"{int(matrix.sum() - matrix.trace())} mistakes in {int(matrix.sum()):,} images")
+    axes.set(xlabel="predicted class", ylabel="true class", xticks=range(len(matrix)), yticks=range(len(matrix)))
+    axes.set_title(f"{int(matrix.sum() - matrix.trace())} of {int(matrix.sum()):,} images misclassified")
     return figure
 
 
 def draw_mistakes(images: NDArray[np.uint8], wrong: list[Mistake]) -> Figure:
-    """The mistakes of which the network was surest: what each is, what it was read as, and with which probability."""
+    """Draw the most confident errors, each under its true class, predicted class and probability."""
     worst = sorted(wrong, key=lambda mistake: -mistake.probability)[: ROWS * COLUMNS]
-    titles = [f"{mistake.label} read as {mistake.prediction}\n{mistake.probability:.2%}" for mistake in worst]
+    titles = [f"{mistake.label} → {mistake.prediction}\n{mistake.probability:.2%}" for mistake in worst]
     figure = Figure(figsize=(COLUMNS * 1.15, ROWS * 1.5))
-    heading = "The surest mistakes" if worst else "No mistakes"
+    heading = "Most confident errors (true → predicted class)" if worst else "No errors"
     draw_grid(figure, images[[mistake.index for mistake in worst]], titles, (ROWS, COLUMNS), heading)
     return figure
 
 
 def draw_reliability(bins: Reliability, error: float) -> Figure:
-    """Accuracy against confidence, and how many images are in each bin."""
+    """Plot accuracy against confidence, and the number of images per bin."""
     figure = Figure(figsize=(5, 5.6))
     figure.subplots_adjust(left=0.14, right=0.97, bottom=0.09, top=0.94, hspace=0.08)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    centres = (np.arange(BINS) + 0.5) / BINS
-    upper.bar(centres, np.nan_to_num(bins.accuracy), 0.9 / BINS, color=BLUE, alpha=0.7, label="accuracy")
-    upper.axline((0, 0), slope=1, color="black", linewidth=1, linestyle="--", label="as sure as right")
+    centers = (np.arange(BINS) + 0.5) / BINS
+    upper.bar(centers, np.nan_to_num(bins.accuracy), 0.9 / BINS, color=BLUE, alpha=0.7, label="accuracy")
+    upper.axline((0, 0), slope=1, color="black", linewidth=1, linestyle="--", label="perfect calibration")
     upper.plot(bins.confidence, bins.accuracy, ".", color=ORANGE, label="mean confidence")
     upper.set(ylabel="accuracy", ylim=(0, 1.02), title=f"expected calibration error {error:.4f} ({BINS} bins)")
     upper.legend()
-    _counts(lower, centres, bins.images)
+    _counts(lower, centers, bins.images)
     return figure
 
 
-def _counts(axes: Axes, centres: NDArray[np.float64], count: NDArray[np.int64]) -> None:
-    axes.bar(centres, count, 0.9 / BINS, color="grey")
+def _counts(axes: Axes, centers: NDArray[np.float64], count: NDArray[np.int64]) -> None:
+    axes.bar(centers, count, 0.9 / BINS, color="grey")
     axes.set(xlabel="confidence", ylabel="images", yscale="symlog", xlim=(0, 1))

@@ -1,4 +1,4 @@
-"""One evaluation, from a saved network to reports/, recorded in the run of its training."""
+"""Evaluate a saved network: write reports/ and record the results in its training run."""
 
 import csv
 import dataclasses
@@ -42,9 +42,10 @@ TEST_METRICS = ("accuracy", "accuracy_low", "accuracy_high", "loss", "errors", "
 
 
 def evaluate_and_record(config: Config, test: Split, opening: Future[Store], executor: Executor) -> None:
-    """Score, write reports/, and have the executor's process record them in the store that it opens.
+    """Score the network, write reports/ and record the results in MLflow.
 
-    Raises PipelineError if models/ is not what train writes.
+    The process of `executor` opens the store (`opening`) and writes to it.
+    Raises PipelineError if models/ does not hold what train wrote.
     """
     with quietly():
         use_device()
@@ -52,15 +53,15 @@ def evaluate_and_record(config: Config, test: Split, opening: Future[Store], exe
     network = load_network(paths.MODEL, facts["model_md5"])
     if network.input_shape[1:] != test.images.shape[1:]:
         raise PipelineError(
-            f"{paths.MODEL} reads images of {network.input_shape[1:]}, the test images are {test.images.shape[1:]}: "
-            "it belongs to another dataset. Run `dvc repro`"
+            f"{paths.MODEL} expects images of shape {network.input_shape[1:]}, but the test images have shape "
+            f"{test.images.shape[1:]}: it was trained on another dataset. Run `dvc repro`"
         )
     logits, probabilities = predict(network, test)
     figures = score(logits, probabilities, test.labels)
     wrong = mistakes(probabilities, test.labels)
     store, provenance = opening.result(), Provenance(**facts["provenance"])
     recorder = find_run(config, store, facts, history, test.images.shape[1:], executor)
-    facts["run_id"] = recorder.run_id  # the training's may be of another store
+    facts["run_id"] = recorder.run_id  # the training run may be in another store
     digest = md5(paths.TEST)
     findings = Findings(config, facts, history, data, figures, wrong, test.images, known_noise(config, digest))
     write_reports(findings, reliability(probabilities, test.labels), commands(provenance, recorder.run_id))
@@ -72,21 +73,21 @@ def evaluate_and_record(config: Config, test: Split, opening: Future[Store], exe
 
 
 def known_noise(config: Config, test_md5: str) -> SeedNoise | None:
-    """The recorded seed noise of a recipe, if it was measured with these settings and test images."""
+    """Return the recipe's recorded seed noise, or None unless it was measured with these settings and test images."""
     noise = config.gate.seed_noise.get(config.dataset.name)
     composed = config.model_dump(by_alias=True, mode="json")
     return noise if noise and noise.configuration == configuration_digest(composed, test_md5) else None
 
 
 def load_network(path: Path, digest: str) -> keras.Model:
-    """The network that train saved, without running any code that the file may bring along (Keras's safe mode).
+    """Load the network that train saved, in Keras's safe mode, which runs no code from the file.
 
-    Raises PipelineError if its MD5 is not `digest`, or if it is no network.
+    Raises PipelineError if the file's MD5 is not `digest`, or if the file is not a Keras network.
     """
     if path.exists() and md5(path) != digest:
         raise PipelineError(
-            f"{path} is not the file that train wrote: its MD5 is {md5(path)}, {paths.RUN} has {digest}. "
-            "`dvc checkout` brings that one back"
+            f"{path} is not the file that train wrote: its MD5 is {md5(path)}, but {paths.RUN} records "
+            f"{digest}. Run `dvc checkout` to restore it"
         )
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -96,7 +97,7 @@ def load_network(path: Path, digest: str) -> keras.Model:
 
 
 def predict(network: keras.Model, test: Split) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits and probabilities (N, classes) of all images, each looked at once."""
+    """Return the logits and probabilities (N, classes) of all test images, each scored once."""
     try:
         both = keras.Model(network.inputs, [network.get_layer("logits").output, network.output])
     except ValueError:
@@ -111,7 +112,7 @@ def predict(network: keras.Model, test: Split) -> tuple[NDArray[np.float32], NDA
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What train wrote about the run."""
+    """Read the facts that train recorded about its run."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         return {name: facts[name] for name in FACTS} | {"provenance": Provenance(**facts["provenance"])._asdict()}
@@ -120,7 +121,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def read_history(path: Path) -> History:
-    """The training curves by column."""
+    """Read the training curves by column."""
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
         return {name: [float(row[name]) for row in rows] for name in dict.fromkeys((*CURVES, *rows[0]))}
@@ -129,7 +130,7 @@ def read_history(path: Path) -> History:
 
 
 def read_data(path: Path) -> dict[str, Any]:
-    """What preprocess wrote about the data."""
+    """Read the statistics that preprocess wrote about the data."""
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {name: data[name] for name in DATA}
@@ -138,7 +139,7 @@ def read_data(path: Path) -> dict[str, Any]:
 
 
 def write_reports(findings: Findings, bins: Reliability, reproduce: list[str]) -> None:
-    """Write the pictures, the list of wrong images, the report and the model card."""
+    """Write the plots, the list of misclassified images, the report and the model card."""
     figures = findings.figures
     curve = draw_reliability(bins, figures["calibration_error"])
     for path, figure in {
@@ -154,7 +155,7 @@ def write_reports(findings: Findings, bins: Reliability, reproduce: list[str]) -
 
 
 def errors_csv(wrong: list[Mistake]) -> str:
-    """The list of wrong images, one a row."""
+    """Format the misclassified images as CSV, one per row."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Mistake)], lineterminator="\n")
     writer.writeheader()
@@ -163,16 +164,16 @@ def errors_csv(wrong: list[Mistake]) -> str:
 
 
 def report(findings: Findings, recorder: Recorder, test_md5: str) -> dict[str, Any]:
-    """The content of reports/metrics.json. DVC shows its numbers and names and passes over its lists."""
-    told = ("epochs", "parameters", "fit_seconds", "device", "backend", "precision")
-    training = {name: findings.facts[name] for name in told}
+    """Return the content of reports/metrics.json. DVC shows its numbers and strings and ignores its lists."""
+    names = ("epochs", "parameters", "fit_seconds", "device", "backend", "precision")
+    training = {name: findings.facts[name] for name in names}
     dataset = {"name": findings.config.dataset.name, "test_md5": test_md5}
     run = {"experiment_id": recorder.run.experiment_id, "run_id": recorder.run_id}
     return {"test": findings.figures, "training": training, "dataset": dataset, "mlflow": run}
 
 
 def record(recorder: Recorder, findings: Findings, provenance: Provenance, test_md5: str) -> None:
-    """Add the test's figures, pictures and documents to a run."""
+    """Record the test metrics, plots and documents in a run."""
     figures, shape = findings.figures, list(findings.images.shape[1:])
     recorder.dataset(findings.config.dataset.name, "test", test_md5, figures["images"], shape)
     recorder.tags({"dvc.test": test_md5})
@@ -184,7 +185,7 @@ def record(recorder: Recorder, findings: Findings, provenance: Provenance, test_
     for file in (paths.REPORT, paths.MODEL_CARD):
         recorder.artifact(file)
     recorder.model_file(paths.MODEL_CARD)
-    recorder.model_file(paths.MISTAKES_PICTURE, paths.MISTAKES_PICTURE.parent.name)  # where the card looks for it
+    recorder.model_file(paths.MISTAKES_PICTURE, paths.MISTAKES_PICTURE.parent.name)  # the model card links to it there
     describe_run(recorder, run_markdown(findings), commands(provenance, recorder.run_id))
 
 
@@ -196,11 +197,11 @@ def find_run(
     image_shape: tuple[int, ...],
     executor: Executor,
 ) -> Recorder:
-    """The run that gets the figures: that of the training, or one that stands for it."""
+    """Return the run to record in: the training run, or a restored or child run in its place."""
     root, provenance = paths.project_root(), Provenance(**facts["provenance"])
     run = executor.submit(continue_run, store, facts["run_id"], root).result()
     if run is None:
-        print(f"evaluate: MLflow has no run {facts['run_id']}: the model was restored, and so is its run")
+        print(f"evaluate: MLflow has no run {facts['run_id']}: recording a restored run for this model")
         run = executor.submit(start_run, store, config, root, provenance, restored_tags(facts)).result()
         recorder = Recorder(run, executor)
         record_curves(recorder, config, history)
@@ -210,7 +211,7 @@ def find_run(
     linked = executor.submit(link_run, store, facts["run_id"], config, root, provenance).result()
     if linked is None:
         return Recorder(run, executor)
-    print(f"evaluate: the model is that of MLflow's run {facts['run_id']}; this experiment has a run below it")
+    print(f"evaluate: the model belongs to MLflow run {facts['run_id']}: recording this experiment in a child run")
     recorder = Recorder(linked, executor)
     record_curves(recorder, config, history)
     recorder.status("FINISHED")
@@ -218,21 +219,21 @@ def find_run(
 
 
 def restored_tags(facts: dict[str, Any]) -> dict[str, str]:
-    """What the run of a model has to say that came out of DVC's cache or a remote: this store has not seen its own."""
+    """Tags of the run of a model that came from DVC's cache or a remote, and whose own run is not in this store."""
     tags = {"restored": "true", "restored.from": facts["run_id"], "dvc.model": facts["model_md5"]}
     made = {"device": facts["device"], "keras.backend": facts["backend"]}
     return tags | made | {name: facts[name] for name in ("precision", "machine", "versions", "environment")}
 
 
 def record_curves(recorder: Recorder, config: Config, history: History) -> None:
-    """Add the figures of every epoch to a run."""
+    """Record the metrics of every epoch in a run."""
     for index, number in enumerate(history["epoch"]):
         epoch = {name: values[index] for name, values in history.items()}
         recorder.metrics(epoch_metrics(epoch, config.training.validate_on), int(number))
 
 
 def closing_table(findings: Findings, recorder: Recorder) -> Table:
-    """What a person wants to know at the end."""
+    """Summarize the results for the terminal."""
     config, figures, facts = findings.config, findings.figures, findings.facts
     table = Table(title=title(config), title_justify="left", show_header=False)
     low, high = figures["accuracy_low"], figures["accuracy_high"]
@@ -241,16 +242,16 @@ def closing_table(findings: Findings, recorder: Recorder) -> Table:
     table.add_row("errors", f"{figures['errors']} of {figures['images']:,} images, listed in {paths.ERRORS}")
     where = f"{facts['device']}, {facts['precision']}"
     table.add_row("training", f"{facts['fit_seconds']:.1f} s, {facts['epochs']} epochs, {where}")
-    table.add_row("to read", f"{paths.REPORT} in a browser, {paths.MODEL_CARD}, or `dvc plots show`")
+    table.add_row("reports", f"{paths.REPORT} (open it in a browser), {paths.MODEL_CARD}, `dvc plots show`")
     if recorder.is_incomplete():
-        table.add_row("MLflow", "the store did not take everything: `python -m pipeline.tracking send` sends the rest")
+        table.add_row("MLflow", "some records did not reach the store: run `python -m pipeline.tracking send`")
     return table
 
 
 def address(store: Store, recorder: Recorder) -> str:
-    """Where to look at the run."""
+    """Say where to find the run."""
     experiment = recorder.run.experiment_id
     if experiment is None:
-        return without_secrets(f"{store.uri}, run {recorder.run_id}, once it answers")
+        return without_secrets(f"{store.uri}, run {recorder.run_id}, once the store responds")
     where = page(store, f"experiments/{experiment}/runs/{recorder.run_id}")
-    return where if store.remote else f"{where} once `make ui` serves it"
+    return where if store.remote else f"{where} (start the UI with `make ui`)"

@@ -1,6 +1,6 @@
-"""How good a network's probabilities are.
+"""Metrics of a network's predicted probabilities.
 
-In plain NumPy: importing scikit-learn and SciPy for these few sums takes half as long as importing Keras.
+Plain NumPy: importing scikit-learn and SciPy for these few sums takes half as long as importing Keras.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Labels = NDArray[np.uint8]
 
 
 class Reliability(NamedTuple):
-    """Per bin of confidence: mean confidence, accuracy (both NaN in an empty bin) and number of images."""
+    """Mean confidence, accuracy (both NaN in an empty bin) and number of images per confidence bin."""
 
     confidence: NDArray[np.float64]
     accuracy: NDArray[np.float64]
@@ -29,7 +29,7 @@ class Reliability(NamedTuple):
 
 @dataclass(frozen=True)
 class Mistake:
-    """One image that the network gets wrong: its index, its label, what was read, and with which probability."""
+    """A misclassified image: its index, its label, the predicted class and the probability of that class."""
 
     index: int
     label: int
@@ -38,7 +38,7 @@ class Mistake:
 
 
 def score(logits: Logits, probabilities: Probabilities, labels: Labels) -> dict[str, Any]:
-    """All figures of the test: logits and probabilities (N, classes) against labels (N,)."""
+    """Compute all test metrics from logits and probabilities (N, classes) and labels (N,)."""
     predictions = probabilities.argmax(axis=1)
     right = int((predictions == labels).sum())
     low, high = proportion_interval(right, len(labels))
@@ -63,31 +63,31 @@ def score(logits: Logits, probabilities: Probabilities, labels: Labels) -> dict[
 
 
 def confusion_matrix(labels: Labels, predictions: NDArray[np.intp], classes: int) -> NDArray[np.int64]:
-    """How many images of each class (row) were classified as each class (column)."""
+    """Count the images of each class (row) that were classified as each class (column)."""
     cells = labels.astype(np.intp) * classes + predictions
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 def _shares(parts: NDArray[np.int64], wholes: NDArray[np.int64]) -> list[float]:
-    """Rounded quotients; 0 where there is nothing to divide by."""
+    """Rounded quotients; 0 where the divisor is 0."""
     quotients: list[float] = np.round(parts / np.maximum(wholes, 1), DIGITS).tolist()
     return quotients
 
 
 def proportion_interval(right: int, images: int) -> tuple[float, float]:
-    """Wilson's interval at 95 % for the share of images that are classified correctly (Wilson, JASA 22, 1927)."""
+    """Wilson's 95 % interval for the share of correctly classified images (Wilson, JASA 22, 1927)."""
     z, share = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), right / images
     shrunk = 1 + z * z / images
-    centre = (share + z * z / (2 * images)) / shrunk
+    center = (share + z * z / (2 * images)) / shrunk
     half = z * (share * (1 - share) / images + z * z / (4 * images * images)) ** 0.5 / shrunk
-    return (max(centre - half, 0.0) if right else 0.0), (min(centre + half, 1.0) if right < images else 1.0)
+    return (max(center - half, 0.0) if right else 0.0), (min(center + half, 1.0) if right < images else 1.0)
 
 
 def log_loss(logits: Logits, labels: Labels) -> float:
-    """The mean cross-entropy in nats.
+    """Mean cross-entropy in nats.
 
-    From logits, as Keras computes it inside a compiled function: a network that is sure and wrong gives its label a
-    probability that float32 rounds to zero, and bounding that (scikit-learn, Keras outside a function) hides the cost.
+    Computed from logits, as in Keras's compiled functions: float32 rounds the label's probability to zero for a
+    confident error, and clipping the probability (scikit-learn, Keras outside a function) hides the cost.
     """
     exact = logits.astype(np.float64)
     log_probabilities = exact - np.logaddexp.reduce(exact, axis=1, keepdims=True)
@@ -95,7 +95,7 @@ def log_loss(logits: Logits, labels: Labels) -> float:
 
 
 def reliability(probabilities: Probabilities, labels: Labels) -> Reliability:
-    """Confidence (the highest probability) against accuracy in 15 bins of equal width, the upper edge inclusive."""
+    """Bin confidence (the highest probability) and accuracy in 15 bins of equal width that include their upper edge."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == labels
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
@@ -105,7 +105,7 @@ def reliability(probabilities: Probabilities, labels: Labels) -> Reliability:
 
 
 def calibration_error(bins: Reliability) -> float:
-    """The expected calibration error: the mean gap between confidence and accuracy, weighted by images.
+    """Expected calibration error: the mean gap between confidence and accuracy, weighted by images.
 
     Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3.
     """
@@ -114,7 +114,7 @@ def calibration_error(bins: Reliability) -> float:
 
 
 def mistakes(probabilities: Probabilities, labels: Labels) -> list[Mistake]:
-    """The images that are read wrongly, by index."""
+    """List the misclassified images by index."""
     predictions = probabilities.argmax(axis=1)
     return [
         Mistake(int(index), int(labels[index]), int(predictions[index]), round(float(probabilities[index].max()), 4))

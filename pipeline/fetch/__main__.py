@@ -1,6 +1,6 @@
-"""Bring the dataset's four files to data/raw, each checked against its SHA-256.
+"""Fetch the dataset's four files to data/raw, and check each against its SHA-256.
 
-Asked in this order: DATASET_MIRROR (a folder or an address), ../shared/NAME beside the project, the public mirrors.
+Sources in this order: DATASET_MIRROR (a folder or a URL), ../shared/NAME beside the project, the public mirrors.
 """
 
 import os
@@ -16,15 +16,15 @@ from pipeline.stage import run_stage
 
 
 def run() -> None:
-    """Put the dataset's files into data/raw."""
+    """Fetch the dataset's files to data/raw."""
     dataset = load_config().dataset
-    for leftover in paths.RAW.glob(f"{UNFINISHED}*"):  # of a fetch that was killed
+    for leftover in paths.RAW.glob(f"{UNFINISHED}*"):  # from a fetch that was killed
         shutil.rmtree(leftover)
     if isinstance(dataset, PackagedDataset):
         for role, content in packaged_files(dataset).items():
             with replacing(paths.RAW_FILES[role]) as temporary:
                 temporary.write_bytes(content)
-        print(f"fetched {dataset.name} out of scikit-learn's package")
+        print(f"fetched {dataset.name} from the scikit-learn package")
         return
     sources = places(dataset, paths.project_root(), os.environ.get("DATASET_MIRROR"))
     for role, destination in paths.RAW_FILES.items():

@@ -1,4 +1,4 @@
-"""Where a dataset's files may come from, and getting one file from one place, intact."""
+"""Sources of a dataset's files, and verified downloads from them."""
 
 import gzip
 import re
@@ -19,40 +19,40 @@ from pipeline.files import replacing, sha256
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 ATTEMPTS = 4
-TIMEOUT = (5.0, 20.0)  # seconds to connect, and between two pieces of an answer
+TIMEOUT = (5.0, 20.0)  # seconds to connect, and between two chunks of a response
 BACK_OFF = 0.5  # seconds before the second attempt; doubles with each further one
 CHUNK = 1 << 16
-DIGITS = 16  # that the length of a file has at most
-SERVER_ERROR = 500  # and above: may pass
+DIGITS = 16  # a Content-Length with this many digits or more is ignored
+SERVER_ERROR = 500  # and above: may be temporary
 
 
 class SourceError(Exception):
-    """This source does not have the file intact; the message says why."""
+    """The source does not have the file intact; the message says why."""
 
 
 class InterruptedDownloadError(Exception):
-    """A download that stopped on the way and may go on if asked again."""
+    """The download was interrupted, and another request may complete it."""
 
 
 def places(dataset: IdxDataset, root: Path, mirror: str | None) -> list[str]:
-    """Folders and addresses to ask, in order: DATASET_MIRROR, ../shared/NAME beside the project, the public mirrors."""
+    """Folders and URLs to try, in order: DATASET_MIRROR, ../shared/NAME beside the project, the public mirrors."""
     beside = root.parent / "shared" / dataset.name
     local = [str(beside)] if beside.is_dir() else []
     if mirror and not is_address(mirror):
-        mirror = str(root / mirror)  # not below the temporary folder that DVC may run this in
+        mirror = str(root / mirror)  # not relative to the temporary folder that DVC may run this in
     return [*([mirror] if mirror else []), *local, *dataset.mirrors]
 
 
 def is_address(source: str) -> bool:
-    """Whether a source is on the web, and not a folder."""
+    """Whether a source is a URL, not a folder."""
     return ADDRESS.match(source) is not None
 
 
 def fetch_file(file: RemoteFile, destination: Path, sources: Iterable[str]) -> str:
-    """Put `file` at `destination` from the first source that has it intact, and return that source.
+    """Fetch `file` to `destination` from the first source that has it intact, and return that source.
 
-    Nothing is asked for when `destination` is intact already. Raises PipelineError when no source has the file:
-    it lists each with its reason and says how to go on without a network.
+    Sends no request if `destination` is already intact. Raises PipelineError if no source has the file intact:
+    the message lists the reason for each, and says how to continue without a network.
     """
     if destination.is_file() and sha256(destination) == file.sha256:
         return "already there"
@@ -74,15 +74,15 @@ def fetch_file(file: RemoteFile, destination: Path, sources: Iterable[str]) -> s
             [
                 f"no source has {file.name} intact:",
                 *reasons,
-                "Without a network, name a folder that has the four files: DATASET_MIRROR=/path/to/folder dvc repro; "
-                "or use the dataset that needs none: dvc exp run -S dataset=digits",
+                "Without a network, use a folder with the four files: DATASET_MIRROR=/path/to/folder dvc repro; "
+                "or the dataset that needs no download: dvc exp run -S dataset=digits",
             ]
         )
     )
 
 
 def copy(folder: Path, name: str, destination: Path) -> None:
-    """Copy one file out of a local folder. Raises SourceError if the folder or the file is not there."""
+    """Copy a file from a local folder. Raises SourceError if the folder or the file is missing or not readable."""
     if not folder.is_dir():
         raise SourceError("no such folder")
     if not (folder / name).is_file():
@@ -90,14 +90,14 @@ def copy(folder: Path, name: str, destination: Path) -> None:
     try:
         shutil.copyfile(folder / name, destination)
     except PermissionError:
-        raise SourceError(f"{name} may not be read") from None
+        raise SourceError(f"no permission to read {name}") from None
 
 
 def download(url: str, destination: Path, size: int) -> None:
-    """Download `url`, with a progress bar on a terminal; a cut download is resumed, or else started again.
+    """Download `url`, with a progress bar on a terminal; resume or restart an interrupted download.
 
-    Raises SourceError when the address answers with an error that will not pass, or with more than `size` bytes, or
-    after ATTEMPTS attempts.
+    Raises SourceError if the server answers with a permanent error, if it sends more than `size` bytes, or after
+    ATTEMPTS attempts.
     """
     for attempt in range(ATTEMPTS):
         if attempt:
@@ -110,15 +110,15 @@ def download(url: str, destination: Path, size: int) -> None:
 
 
 def download_rest(url: str, destination: Path, size: int) -> None:
-    """Ask for what `destination` lacks of the `size` bytes of `url`.
+    """Download the part of `url` that `destination` lacks, up to `size` bytes in total.
 
-    Raises InterruptedDownloadError if it is worth asking again, else SourceError.
+    Raises InterruptedDownloadError if a retry may succeed, else SourceError.
     """
     have = destination.stat().st_size if destination.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
         if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            destination.unlink(missing_ok=True)  # it is longer than the source's file: start again
+            destination.unlink(missing_ok=True)  # longer than the source's file: start again
             raise InterruptedDownloadError("answered 416 to a request to resume")
         if answer.status_code == HTTPStatus.TOO_MANY_REQUESTS or answer.status_code >= SERVER_ERROR:
             raise InterruptedDownloadError(f"answered {answer.status_code} {answer.reason}")
@@ -143,18 +143,18 @@ def download_rest(url: str, destination: Path, size: int) -> None:
 
 
 def describe(error: Exception) -> str:
-    """A short reason for a failed request, without the library's layers."""
+    """Short reason for a failed request, without the nested messages of the library."""
     if isinstance(error, requests.Timeout):
         return "timed out"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection was cut half-way"
+        return "the connection was interrupted"
     if isinstance(error, requests.ConnectionError):
         return "cannot be reached"
     return str(error)
 
 
 def check_intact(path: Path, expected: str) -> None:
-    """Raise SourceError, saying how the file is broken, unless its SHA-256 is the expected one."""
+    """Raise SourceError, with a diagnosis, unless the file's SHA-256 is the expected one."""
     found = sha256(path)
     if found == expected:
         return
@@ -169,7 +169,7 @@ def check_intact(path: Path, expected: str) -> None:
             while stream.read(CHUNK):
                 pass
     except EOFError:
-        raise SourceError(f"the file is cut short at {path.stat().st_size:,} bytes") from None
+        raise SourceError(f"the file is truncated at {path.stat().st_size:,} bytes") from None
     except (OSError, zlib.error) as error:
         raise SourceError(f"the file is damaged ({error})") from None
-    raise SourceError(f"SHA-256 {found[:12]}… instead of {expected[:12]}…: another file, or a changed one")
+    raise SourceError(f"SHA-256 {found[:12]}… instead of {expected[:12]}…: a different or modified file")

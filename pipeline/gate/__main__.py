@@ -1,7 +1,7 @@
-"""Is this model worse than the one it would replace? Compares reports/ with those where the work branched off.
+"""Test whether this model is worse than the one it would replace. Compares reports/ with those of the merge base.
 
-Exit status: 0 it is not, 1 it is, 2 the two could not be compared. Runs with other seeds (`make seeds N=5`) count on
-both sides. The settings are in conf/config.yaml; docs/gate.md says what they can see.
+Exit status: 0 not worse, 1 worse, 2 not comparable. Runs with other seeds (`make seeds N=5`) count on both sides.
+conf/config.yaml has the settings; docs/gate.md says what the gate can detect.
 """
 
 import argparse
@@ -14,34 +14,34 @@ from pipeline.gate.no_verdict import remove_report, write_reason
 from pipeline.surroundings import settle
 
 NO_COMPARISON = 2
-LONGEST = 200  # characters of an unexpected error
+LONGEST = 200  # characters of an unexpected error to show
 
 
 def main() -> int:
-    """Parse the command line and act on it. Errors of the gate itself are not regressions: status 2."""
+    """Parse the command line and run the gate. An error of the gate itself is not a regression: status 2."""
     settle()
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.gate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     against = parser.add_mutually_exclusive_group()
-    against.add_argument(
-        "--base", metavar="REV", help="a git revision or a folder to compare with (default: gate.base)"
-    )
+    against.add_argument("--base", metavar="REV", help="git revision or folder to compare with (default: gate.base)")
     against.add_argument(
         "--before",
         metavar="ID",
-        help="the commit before a push, for CI; where there is none any more, the floor decides",
+        help="commit before a push, for CI; if it does not exist, only the floor applies",
     )
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write a report, and a picture beside it")
-    parser.add_argument("--picture-url", metavar="URL", help="where readers of the report will find the picture")
-    parser.add_argument("--json", action="store_true", help="print the verdict for machines")
-    parser.add_argument("--record", action="store_true", help="only write what seeds change into the recipe's file")
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write a report to FILE, and a picture beside it")
+    parser.add_argument("--picture-url", metavar="URL", help="address of the picture for readers of the report")
+    parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
+    parser.add_argument(
+        "--record", action="store_true", help="only write the measured seed noise into the recipe's file"
+    )
     arguments = parser.parse_args()
     return decide(arguments)
 
 
 def decide(arguments: argparse.Namespace) -> int:
-    """The exit status. If nothing is compared, standard error says why, and so does the report if one is wanted."""
+    """Run the gate and return its exit status. If it fails, write the reason to standard error and to --markdown."""
     try:
         if arguments.markdown:
             remove_report(arguments.markdown)
@@ -56,7 +56,7 @@ def decide(arguments: argparse.Namespace) -> int:
         reason = "interrupted"
     except Exception as error:
         traceback.print_exc()
-        reason = f"an unexpected error, {without_secrets(repr(error))[:LONGEST]}: the log has the traceback"
+        reason = f"unexpected error {without_secrets(repr(error))[:LONGEST]}: see the traceback in the log"
     print(f"gate: {reason}", file=sys.stderr)
     if arguments.markdown:
         write_reason(arguments.markdown, reason)

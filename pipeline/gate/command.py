@@ -1,4 +1,4 @@
-"""What the command does: compare, tell, and record."""
+"""The gate command: compare, report and record."""
 
 import argparse
 import json
@@ -17,7 +17,10 @@ PASSED, WORSE = 0, 1
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Judge or record, and return the exit status. Raises PipelineError if the two sides cannot be compared."""
+    """Judge the candidate or record its seed noise, and return the exit status.
+
+    Raises PipelineError if the two sides cannot be compared, or the seed noise cannot be recorded.
+    """
     candidate = current_candidate()
     if arguments.record:
         from pipeline.gate.record import record_noise
@@ -37,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def write_report(outcome: Outcome, path: Path, url: str | None) -> None:
-    """Write the report, and beside it the picture if there is one."""
+    """Write the report, and the picture beside it if the models disagree on any image."""
     from pipeline.gate.picture import draw_disagreement
     from pipeline.pictures import save_picture
 
@@ -48,7 +51,7 @@ def write_report(outcome: Outcome, path: Path, url: str | None) -> None:
 
 
 def tag_run(outcome: Outcome) -> None:
-    """Have the verdict written to the candidate's MLflow run by a process of its own, which nobody has to wait for."""
+    """Tag the candidate's MLflow run with the verdict, in a separate process so that the gate does not wait for it."""
     run = outcome.candidate.first.metrics.mlflow
     if run is None:
         return

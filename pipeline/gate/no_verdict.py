@@ -1,27 +1,27 @@
-"""The report where nothing was compared. Imports nothing that a broken environment may lack."""
+"""The report of a failed comparison. Imports nothing that a broken environment may lack."""
 
 import contextlib
 from pathlib import Path
 
-MARKER = "<!-- digits-pipeline: gate -->"  # by which the workflow finds its own comment on a pull request
+MARKER = "<!-- digits-pipeline: gate -->"  # identifies the workflow's own comment on a pull request
 
-BEGINNINGS = (MARKER.encode(), b"### Gate: ")  # of reports of this version, and of earlier ones
+BEGINNINGS = (MARKER.encode(), b"### Gate: ")  # of reports of this version and of earlier versions
 
 
 def not_compared(reason: str) -> str:
-    """A report that says why."""
+    """A report that states why there is no verdict."""
     return f"{MARKER}\n\n### Gate: not compared\n\n{reason}\n"
 
 
 def remove_report(path: Path) -> None:
-    """Remove an earlier report of the gate and its picture: its verdict must not be taken for a later one's."""
+    """Remove an earlier report and its picture, so that nobody mistakes its verdict for the current one."""
     if path.is_file() and path.read_bytes().startswith(BEGINNINGS):
         for earlier in (path, path.with_suffix(".png")):
             earlier.unlink(missing_ok=True)
 
 
 def write_reason(path: Path, reason: str) -> None:
-    """Write a report that says why, if it can be written."""
+    """Write a report that states why there is no verdict, if `path` is writable."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(not_compared(reason), encoding="utf-8", errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""One comparison from the working tree to the verdict."""
+"""Run one comparison, from the working tree to the verdict."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from pipeline.repository import check_current, check_repository, recipe_of
 
 
 class Outcome(NamedTuple):
-    """Everything that there is to tell."""
+    """A verdict, with both sides and notes on the comparison."""
 
     verdict: Verdict
     candidate: Side
@@ -29,23 +29,23 @@ class Outcome(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The outcome in a line."""
+        """The outcome in one line."""
         word = "PASS" if self.verdict.passed else "FAIL"
         return f"{word}: {self.candidate.name} against {self.baseline.name if self.baseline else 'the floor alone'}"
 
     @property
     def newly_wrong(self) -> list[int]:
-        """The images that the candidate alone gets wrong."""
+        """Indices of the images that only the candidate misclassifies."""
         return _only(self.candidate, self.baseline) if self.baseline else []
 
     @property
     def newly_right(self) -> list[int]:
-        """The images that the baseline alone gets wrong."""
+        """Indices of the images that only the baseline misclassifies."""
         return _only(self.baseline, self.candidate) if self.baseline else []
 
 
 def current_candidate() -> Side:
-    """The side of the working tree, made sure of. Raises PipelineError if its reports are not current."""
+    """The side of the working tree. Raises PipelineError if its reports are not current."""
     check_repository()
     candidate = read_candidate()
     check_current()
@@ -53,18 +53,18 @@ def current_candidate() -> Side:
 
 
 def compare_with(base: str | None, candidate: Side) -> Outcome:
-    """Compare the candidate with where the work branched off from `base`, or from what the configuration names.
+    """Compare the candidate with the baseline of `base`, by default gate.base of its configuration.
 
-    Raises PipelineError if there is nothing that it can be compared with.
+    Raises PipelineError if the two cannot be compared.
     """
     return compare_to(read_baseline(base or own_gate(candidate).base, candidate), candidate)
 
 
 def own_gate(candidate: Side) -> Gate:
-    """The candidate's settings of the gate. Raises PipelineError if it has none that are valid."""
+    """The candidate's gate settings. Raises PipelineError if they are missing or invalid."""
     own = gate_of(candidate)
     if own is None:
-        raise PipelineError(f"{paths.COMPOSED} has no valid settings for the gate: run `dvc repro`")
+        raise PipelineError(f"{paths.COMPOSED} has no valid gate settings: run `dvc repro`")
     return own
 
 
@@ -74,13 +74,15 @@ def compare_to(found: Baseline, candidate: Side) -> Outcome:
     if baseline is None:
         dataset = candidate.first.metrics.dataset.name
         if dataset not in own.floor:
-            raise PipelineError(f"{note}, and there is no floor: add gate.floor.{dataset} to conf/config.yaml")
+            raise PipelineError(f"{note}, and the dataset has no floor: add gate.floor.{dataset} to conf/config.yaml")
         return Outcome(
             judge(candidate, None, own), candidate, None, [f"no baseline: {note}, so only the floor applies"]
         )
     notes = []
     if recipe_of(candidate.lock) == recipe_of(baseline.lock):
-        notes.append("code and configuration are those of the baseline, but for the seed: other seeds are left out")
+        notes.append(
+            "code and configuration are those of the baseline, except for the seed: runs with other seeds do not count"
+        )
     else:
         candidate, baseline = with_other_seeds(candidate), with_other_seeds(baseline)
     check_comparable(candidate, baseline)
@@ -90,17 +92,17 @@ def compare_to(found: Baseline, candidate: Side) -> Outcome:
 
 
 def settings(own: Gate, baseline: Side) -> tuple[Gate, list[str]]:
-    """The settings to judge by, and a line where these are not both sides' own.
+    """The settings to judge by, and a note if the two sides have different settings.
 
-    They are the baseline's where it has some, so that no change loosens the settings that it is judged by.
+    The baseline's settings apply if it has any, so that a change cannot loosen the settings that judge it.
     """
     gate = gate_of(baseline)
     if gate is None:
-        return own, [f"{baseline.name} has no gate settings, or not today's: those of this change apply"]
+        return own, [f"{baseline.name} has no gate settings in the current format: those of this change apply"]
     beside = {"base": own.base, "seed_noise": own.seed_noise}
     if gate.model_copy(update=beside) == own:
         return gate, []
-    return gate, [f"judged by the gate settings of {baseline.name}: those of this change count once it is merged"]
+    return gate, [f"judged by the gate settings of {baseline.name}: those of this change apply once it is merged"]
 
 
 def _only(first: Side, second: Side) -> list[int]:

@@ -1,4 +1,4 @@
-"""The images about which the two models disagree."""
+"""Draw the images that only one of the two models misclassifies."""
 
 from matplotlib.figure import Figure
 
@@ -7,16 +7,19 @@ from pipeline.dataset import load_split
 from pipeline.gate.outcome import Outcome
 from pipeline.pictures import draw_grid
 
-ROWS, COLUMNS = 2, 10  # of each kind
+ROWS, COLUMNS = 2, 10  # per kind: newly misclassified, newly correct
 
 
 def draw_disagreement(outcome: Outcome) -> Figure | None:
-    """Images that only the candidate gets wrong above those that only the baseline does; None if there are none."""
+    """Draw images that only the candidate misclassifies above those that only the baseline does; None without any."""
     if outcome.baseline is None or not (outcome.newly_wrong or outcome.newly_right):
         return None
     images = load_split(paths.TEST).images
     figure = Figure(figsize=(COLUMNS * 1.0, ROWS * 2.7))
-    kinds = (("wrong", outcome.newly_wrong, outcome.candidate), ("right", outcome.newly_right, outcome.baseline))
+    kinds = (
+        ("misclassified", outcome.newly_wrong, outcome.candidate),
+        ("correct", outcome.newly_right, outcome.baseline),
+    )
     for part, (kind, indices, side) in zip(figure.subfigures(2, 1, squeeze=False).flat, kinds, strict=True):
         shown = indices[: ROWS * COLUMNS]
         readings = [side.first.wrong[index] for index in shown]

@@ -1,4 +1,4 @@
-"""Recording how far the runs of a recipe differ when only the seed does."""
+"""Record the seed noise of a recipe: how much its runs differ if only the seed does."""
 
 from pathlib import Path
 from typing import Any
@@ -18,39 +18,40 @@ from pipeline.repository import in_folder, read_yaml
 
 ENOUGH = 10  # seeds
 DIGITS = 5
-OWN = ("recipe", "dataset", "seed")  # what params.yaml may say while a recipe is measured
+OWN = ("recipe", "dataset", "seed")  # values that params.yaml may set while a recipe is measured
 
 
 def record_noise(side: Side) -> str:
-    """Write the spread over a recipe's seeds into its file and return a line that says so.
+    """Write a recipe's seed noise into its file and return a summary of one line.
 
-    Raises PipelineError if there are too few seeds, or if params.yaml changes what the recipe says.
+    Raises PipelineError if there are too few seeds, or if params.yaml overrides the recipe.
     """
     side = with_other_seeds(side)
     if len(side.reports) < ENOUGH:
         raise PipelineError(
-            f"{len(side.reports)} seeds of recipe {side.recipe} are too few for a record: `make seeds N={ENOUGH}` first"
+            f"recipe {side.recipe} has {len(side.reports)} of the {ENOUGH} seeds that a record needs: "
+            f"run `make seeds N={ENOUGH}` first"
         )
     params = read_yaml(in_folder(Path()), paths.PARAMS, "in the working tree")
     changing = [key for key, value in params.items() if key not in OWN and says_something(value)]
     if changing:
-        raise PipelineError(f"{paths.PARAMS}: {', '.join(changing)}: changes what recipe {side.recipe} says: remove it")
+        raise PipelineError(f"{paths.PARAMS} overrides recipe {side.recipe}: remove {', '.join(changing)}")
     path, dataset = paths.CONF / "recipe" / f"{side.recipe}.yaml", side.first.metrics.dataset.name
     noise = measure_noise(side)
     write_noise(path, dataset, noise)
     return (
-        f"{path}: recipe {side.recipe} on {dataset} spreads by {100 * noise.accuracy_std:.3f} points of accuracy "
-        f"over {noise.seeds} seeds. Commit it after `dvc repro`"
+        f"{path}: the accuracy of recipe {side.recipe} on {dataset} has a standard deviation of "
+        f"{100 * noise.accuracy_std:.3f} points over {noise.seeds} seeds. Run `dvc repro`, then commit the file"
     )
 
 
 def says_something(value: Any) -> bool:
-    """Whether a value of params.yaml, or one inside it, is not null."""
+    """Whether a value of params.yaml, or any value nested in it, is not null."""
     return any(map(says_something, value.values())) if isinstance(value, dict) else value is not None
 
 
 def measure_noise(side: Side) -> SeedNoise:
-    """The spread of accuracy, and of each class's recall, over a side's seeds."""
+    """The seed-to-seed variation of accuracy and of each class's recall."""
     pair, test = align(side, side), side.first.metrics.test
     classes = [
         spread(pair.candidate[:, pair.labels == label], max(images, 1))
@@ -68,14 +69,14 @@ def measure_noise(side: Side) -> SeedNoise:
 
 
 def spread(wrong: Wrong, images: int) -> tuple[float, float]:
-    """The standard deviation over runs of the share of wrong images, and the mean share on which two runs disagree."""
+    """The standard deviation of the error rate over runs, and the mean fraction of images that two runs disagree on."""
     std = np.std(wrong.sum(axis=1) / images, ddof=1)
-    disagreement = 2 * wrong.var(axis=0, ddof=1).sum() / images  # the mean of first ^ second over all pairs
+    disagreement = 2 * wrong.var(axis=0, ddof=1).sum() / images  # the mean of first ^ second over all pairs of runs
     return round(float(std), DIGITS), round(float(disagreement), DIGITS)
 
 
 def write_noise(path: Path, dataset: str, noise: SeedNoise) -> None:
-    """Set gate.seed_noise of a dataset in a recipe's file and leave all else, comments included, as it is."""
+    """Set gate.seed_noise of a dataset in a recipe's file; keep all other content, comments included."""
     yaml = YAML()
     yaml.width = 120
     yaml.indent(mapping=2, sequence=4, offset=2)

@@ -1,4 +1,4 @@
-"""The verdict for people on a terminal or in a pull request, and for machines."""
+"""Render the verdict for the terminal, pull requests, machines and MLflow."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -26,14 +26,14 @@ FIGURES = (
     "p_worse",
     "p_mcnemar",
     "p_recall",
-)  # of the verdict's figures, those that become tags
-SHOWN = 20  # changed parameters, or image indices, in a line or table; more are counted
+)  # the verdict's figures that become tags
+SHOWN = 20  # changed parameters or image indices to list; the rest are counted
 
-Change = tuple[str, Any, Any]  # key, the baseline's value, the candidate's; None where there is none
+Change = tuple[str, Any, Any]  # key, baseline value, candidate value; None if a side lacks the key
 
 
 def for_terminal(outcome: Outcome) -> Group:
-    """A table, and what else there is to know below it."""
+    """The verdict as a table of checks, with changed parameters and facts below."""
     table = Table(*HEADER)
     for check in outcome.verdict.checks:
         before, after, remark = (Text(cell) for cell in check[2:])
@@ -44,20 +44,20 @@ def for_terminal(outcome: Outcome) -> Group:
 
 
 def for_markdown(outcome: Outcome, picture: str | None) -> str:
-    """The same in GitHub's Markdown, with the picture at the address `picture`."""
+    """The verdict in GitHub's Markdown, with the picture at the address `picture`."""
     parts = [MARKER, f"### Gate: {outcome.title}", _markdown_table(HEADER, outcome.verdict.checks)]
     changes = changed_params(outcome)
     if changes:
         rows = [[f"`{value}`" for value in change] for change in _cut(changes)]
         parts += ["#### Changed parameters", _markdown_table(("key", "baseline", "candidate"), rows)]
     if picture:
-        parts.append(f"![Images that only one of the two models gets wrong]({picture})")
+        parts.append(f"![Images that only one of the two models misclassifies]({picture})")
     parts.append("\n".join(f"- {line}" for line in facts(outcome)))
     return "\n\n".join(parts) + "\n"
 
 
 def for_machines(outcome: Outcome) -> dict[str, Any]:
-    """The same as plain values."""
+    """The verdict as plain values."""
     return {
         "passed": outcome.verdict.passed,
         "candidate": {"name": outcome.candidate.name, "run_id": run_id(outcome.candidate)},
@@ -72,23 +72,23 @@ def for_machines(outcome: Outcome) -> dict[str, Any]:
 
 
 def tags(outcome: Outcome) -> dict[str, str]:
-    """The same as tags of the candidate's MLflow run."""
+    """The verdict as tags of the candidate's MLflow run."""
     failed = [check.name for check in outcome.verdict.checks if check.outcome == "FAIL"]
-    told = {
+    values = {
         "verdict": "pass" if outcome.verdict.passed else "fail",
         "failed": ", ".join(failed),
         "baseline": outcome.baseline.name if outcome.baseline else "",
         "baseline_run": (outcome.baseline and run_id(outcome.baseline)) or "",
     }
-    figures = dict.fromkeys(FIGURES, "")  # an earlier verdict may have written them
+    figures = dict.fromkeys(FIGURES, "")  # overwrite those of an earlier verdict
     figures |= {name: f"{outcome.verdict.figures[name]:.6g}" for name in FIGURES if name in outcome.verdict.figures}
-    return {f"gate.{name}": value for name, value in (told | figures).items()}
+    return {f"gate.{name}": value for name, value in (values | figures).items()}
 
 
 def facts(outcome: Outcome) -> Iterator[str]:
-    """What there is to know beside the checks, a line each."""
+    """Yield the facts beside the checks, one per line."""
     if outcome.baseline:
-        for what, indices in (("wrong", outcome.newly_wrong), ("right", outcome.newly_right)):
+        for what, indices in (("misclassified", outcome.newly_wrong), ("correct", outcome.newly_right)):
             shown = ", ".join(map(str, indices[:SHOWN])) + (" …" if len(indices) > SHOWN else "")
             yield f"newly {what}: {len(indices)} images{': ' * bool(indices)}{shown}"
     for side in filter(None, (outcome.baseline, outcome.candidate)):
@@ -98,7 +98,7 @@ def facts(outcome: Outcome) -> Iterator[str]:
 
 
 def changed_params(outcome: Outcome) -> list[Change]:
-    """What composed.yaml says differently on the two sides, but for the records of each class's spread."""
+    """The values of composed.yaml that differ between the sides, except for the seed noise of each class."""
     if outcome.baseline is None or not outcome.baseline.composed:
         return []
     before, after = (dict(flatten(side.composed)) for side in (outcome.baseline, outcome.candidate))
@@ -107,19 +107,19 @@ def changed_params(outcome: Outcome) -> list[Change]:
 
 
 def run_id(side: Side) -> str | None:
-    """The MLflow run of a side's model, if its report names it."""
+    """The ID of the MLflow run of a side's model; None if its report does not name one."""
     run = side.first.metrics.mlflow
     return run.run_id if run else None
 
 
 def run_address(side: Side) -> str:
-    """A link to the MLflow run where the runs are on a server, else its id."""
+    """A link to the MLflow run if the runs are on a server, else its ID."""
     run = side.first.metrics.mlflow
     if run is None:
         return "unknown"
     try:
         store = locate_store(paths.project_root())
-    except PipelineError:  # a store that cannot be used is no matter here
+    except PipelineError:  # the verdict does not depend on the store
         return run.run_id
     linked = store.remote and run.experiment_id is not None
     return page(store, f"experiments/{run.experiment_id}/runs/{run.run_id}") if linked else run.run_id

@@ -1,4 +1,4 @@
-"""What evaluate wrote about one trained model, read and checked."""
+"""The reports of evaluate on one trained model, parsed and checked."""
 
 import csv
 import json
@@ -11,24 +11,24 @@ from pipeline.config import Share, describe
 from pipeline.errors import PipelineError
 
 COLUMNS = ("index", "label", "prediction", "probability")
-ROUNDING = 1e-6  # of the shares in metrics.json
+ROUNDING = 1e-6  # tolerance for the rounded fractions in metrics.json
 
 
 class Section(BaseModel):
-    """A part of metrics.json, of which the gate reads some keys."""
+    """A part of metrics.json, of which the gate reads only some keys."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
 
 class PerClass(Section):
-    """Recall, and the number of test images, of each class."""
+    """Recall and number of test images of each class."""
 
     recall: list[Share]
     images: list[NonNegativeInt]
 
 
 class Figures(Section):
-    """The figures on the test images."""
+    """The figures on the test set."""
 
     accuracy: Share
     loss: NonNegativeFloat
@@ -39,14 +39,14 @@ class Figures(Section):
 
 
 class ScoredImages(Section):
-    """Which images were scored: the dataset's name, and the MD5 of the prepared test set."""
+    """The scored images: the dataset's name and the MD5 of the prepared test set."""
 
     name: str
     test_md5: str
 
 
 class Run(Section):
-    """Where the model's run is in MLflow."""
+    """The model's MLflow run."""
 
     run_id: str
     experiment_id: str | None
@@ -61,23 +61,23 @@ class Metrics(Section):
 
 
 class Reading(NamedTuple):
-    """What an image is, and what the network took it for."""
+    """The label of a misclassified image, and the network's prediction."""
 
     label: int
     prediction: int
 
 
 class Report(NamedTuple):
-    """One trained model on the test images: its figures, and how it read each image that it got wrong."""
+    """The figures of one trained model on the test set, and its misclassified images by index."""
 
     metrics: Metrics
     wrong: dict[int, Reading]
 
 
 def parse_report(metrics_json: bytes, errors_csv: bytes, place: str) -> Report:
-    """A report out of the bytes of its two files, which come from `place`.
+    """Parse the two files of a report, which come from `place`.
 
-    Raises PipelineError if one of them is not what evaluate writes, or if they contradict each other.
+    Raises PipelineError if one of them does not have evaluate's format, or if they contradict each other.
     """
     metrics = _parse_metrics(metrics_json, f"{paths.METRICS} {place}")
     wrong = _parse_errors(errors_csv, metrics.test, f"{paths.ERRORS} {place}")
@@ -103,7 +103,7 @@ def _parse_errors(content: bytes, test: Figures, name: str) -> dict[int, Reading
     if not rows:
         raise PipelineError(f"{name} is empty")
     if tuple(rows[0]) != COLUMNS:
-        raise PipelineError(f"{name}: its first line must be {','.join(COLUMNS)}")
+        raise PipelineError(f"{name}: the first line must be {','.join(COLUMNS)}")
     wrong: dict[int, Reading] = {}
     classes = range(len(test.per_class.images))
     for line, row in enumerate(rows[1:], start=2):
@@ -112,13 +112,15 @@ def _parse_errors(content: bytes, test: Figures, name: str) -> dict[int, Reading
             if len(row) != len(COLUMNS) or label not in classes or prediction not in classes or label == prediction:
                 raise ValueError
         except ValueError:
-            raise PipelineError(f"{name}: line {line} is no wrongly read image: {','.join(row)!r}") from None
+            raise PipelineError(f"{name}: line {line} is not a misclassified image: {','.join(row)!r}") from None
         if not 0 <= index < test.images or index in wrong:
-            reason = "is there twice" if index in wrong else f"is none of the {test.images:,} test images"
+            reason = "is listed twice" if index in wrong else f"is not one of the {test.images:,} test images"
             raise PipelineError(f"{name}: line {line}: image {index} {reason}")
         wrong[index] = Reading(label, prediction)
     if len(wrong) != test.errors:
-        raise PipelineError(f"{name} lists {len(wrong)} images, {paths.METRICS} says {test.errors}: one is not whole")
+        raise PipelineError(
+            f"{name} lists {len(wrong)} images, but {paths.METRICS} counts {test.errors}: one file is incomplete"
+        )
     return wrong
 
 
@@ -131,5 +133,5 @@ def _check_agreement(test: Figures, wrong: dict[int, Reading], place: str) -> No
     agree = sum(images) == test.images and len(test.per_class.recall) == len(images)
     agree = agree and abs(test.accuracy - (1 - len(wrong) / test.images)) <= ROUNDING
     pairs = zip(test.per_class.recall, recalls, images, strict=False)
-    if not agree or any(abs(told - counted) > ROUNDING for told, counted, total in pairs if total):
-        raise PipelineError(f"{paths.METRICS} {place} says other accuracies than {paths.ERRORS} there gives")
+    if not agree or any(abs(reported - counted) > ROUNDING for reported, counted, total in pairs if total):
+        raise PipelineError(f"{paths.METRICS} {place} contradicts {paths.ERRORS} there: the accuracies differ")

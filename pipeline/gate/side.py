@@ -1,4 +1,4 @@
-"""The two sides of the comparison: the model in the working tree, and the one that it would replace."""
+"""The two sides of the comparison: the candidate in the working tree and the baseline that it would replace."""
 
 import re
 from pathlib import Path
@@ -29,13 +29,13 @@ COMMIT_ID = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # SHA-1 or SHA-256
 
 
 class Side(NamedTuple):
-    """A trained model, and further runs of it with other seeds."""
+    """A trained model, and further runs of its recipe with other seeds."""
 
-    name: str  # for people: 'the working tree', 'origin/main at 1a2b3c4'
-    reports: list[Report]  # the model's own first
+    name: str  # as messages show it: 'the working tree', 'origin/main at 1a2b3c4'
+    reports: list[Report]  # the model's own report first
     composed: dict[str, Any]
     lock: dict[str, Any]
-    noise: SeedNoise | None = None  # of its recipe on its dataset, measured before
+    noise: SeedNoise | None = None  # the recorded seed noise of its recipe on its dataset
 
     @property
     def first(self) -> Report:
@@ -49,7 +49,7 @@ class Side(NamedTuple):
 
 
 class Baseline(NamedTuple):
-    """What to compare with: a side, or why there is none yet; and what else lies there."""
+    """The side to compare with, a reader of its files and, if the side is missing, the reason."""
 
     side: Side | None
     read: Reader
@@ -65,58 +65,61 @@ def read_candidate() -> Side:
 
 
 def read_baseline(base: str, candidate: Side) -> Baseline:
-    """The side to compare with: the commit at which the work branched off from a revision, or else a folder.
+    """The baseline: the merge base with a revision, or a folder.
 
-    There is none yet where there is no commit, where that commit has no reports, or where the candidate's dataset and
-    test images are new. Raises PipelineError if git knows no such revision, or if the reports are damaged.
+    Its side is missing if the repository has no commits, the merge base has no reports, or the candidate's dataset and
+    test images are new. Raises PipelineError if git does not know the revision, the folder has no reports, or the
+    reports are damaged.
     """
     folder = Path(base)
     if commit_of(base) is None and folder.is_dir():
         side = read_side(in_folder(folder), base, f"in {base}")
         if side is None:
-            raise PipelineError(f"{folder / paths.METRICS} is missing: --base must name a folder with reports/ in it")
+            raise PipelineError(
+                f"{folder / paths.METRICS} is missing: --base must name a folder that contains reports/"
+            )
         return Baseline(side, in_folder(folder), "")
     if commit_of("HEAD") is None:
-        return Baseline(None, in_folder(Path()), "there is no commit yet")
+        return Baseline(None, in_folder(Path()), "the repository has no commits yet")
     commit = merge_base(base)
-    return read_commit(commit, base, f"at {commit[:7]}, where the work branched off from {base}", candidate)
+    return read_commit(commit, base, f"at {commit[:7]}, the merge base with {base}", candidate)
 
 
 def lost_baseline(before: str) -> Baseline | None:
-    """The missing side where CI names the commit before a push, and there was none, or nobody has it any more.
+    """A baseline without a side, if the commit before a push never existed or no longer exists.
 
-    None where git has it, where more history may have it, and where `before` is no whole commit id.
+    None if git has the commit, if the rest of the history may contain it, or if `before` is not a full commit ID.
     """
     if not COMMIT_ID.fullmatch(before) or commit_of(before) is not None:
         return None
     if not before.strip("0"):
-        return Baseline(None, in_folder(Path()), "there was nothing before this push: the branch is new")
+        return Baseline(None, in_folder(Path()), "the branch is new: no commit precedes this push")
     if is_shallow():
-        return None  # it may be there once all of the history is fetched
+        return None  # the rest of the history may contain it
     return Baseline(
         None,
         in_folder(Path()),
-        f"git does not have the commit {before[:7]}: a force-push replaced it, or it was not fetched",
+        f"git does not have commit {before[:7]}: a force-push replaced it, or it was not fetched",
     )
 
 
 def read_commit(commit: str, name: str, place: str, candidate: Side) -> Baseline:
-    """The side of a commit that is known by a name. Raises PipelineError if its reports are damaged."""
+    """The baseline at a commit, which messages call `name`. Raises PipelineError if its reports are damaged."""
     read = at_commit(commit)
     side = read_side(read, f"{name} at {commit[:7]}", place, committed=True)
     if side is None:
-        return Baseline(None, read, f"there is no {paths.METRICS} yet {place}")
+        return Baseline(None, read, f"{paths.METRICS} does not exist yet {place}")
     ours, theirs = candidate.first.metrics.dataset, side.first.metrics.dataset
     known = ours.test_md5 == theirs.test_md5 or read(paths.CONF / "dataset" / f"{ours.name}.yaml") is not None
     if ours.name != theirs.name and not known:
-        return Baseline(None, read, f"the dataset {ours.name} is not yet known {place}")
+        return Baseline(None, read, f"dataset {ours.name} does not exist yet {place}")
     return Baseline(side, read, "")
 
 
 def read_side(read: Reader, name: str, place: str, committed: bool = False) -> Side | None:
-    """A side from its files; None if there is no reports/metrics.json.
+    """A side from its files; None if reports/metrics.json does not exist.
 
-    Raises PipelineError if the reports are damaged or, where they were `committed`, not those of dvc.lock.
+    Raises PipelineError if the reports are damaged or, if `committed`, do not match dvc.lock.
     """
     lock = read_lock(read, place)
     report = read_report(read, lock if committed else None, place)
@@ -124,12 +127,12 @@ def read_side(read: Reader, name: str, place: str, committed: bool = False) -> S
 
 
 def read_report(read: Reader, lock: dict[str, Any] | None, place: str) -> Report | None:
-    """The report of one model, checked against dvc.lock where that is given; None if there is no metrics.json."""
+    """The report of one model, checked against dvc.lock if given; None if metrics.json does not exist."""
     metrics, errors = read(paths.METRICS), read(paths.ERRORS)
     if metrics is None:
         return None
     if errors is None:
-        raise PipelineError(f"{paths.ERRORS} is missing {place}, {paths.METRICS} is there")
+        raise PipelineError(f"{paths.ERRORS} is missing {place}, but {paths.METRICS} exists")
     if lock is not None:
         check_lock(lock, paths.METRICS, metrics, place)
         check_lock(lock, paths.ERRORS, errors, place)
@@ -137,14 +140,14 @@ def read_report(read: Reader, lock: dict[str, Any] | None, place: str) -> Report
 
 
 def with_other_seeds(side: Side) -> Side:
-    """The side with a report for every other seed that a DVC experiment has trained with its code and configuration."""
+    """The side, plus a report for each other seed among the DVC experiments with its code and configuration."""
     recipe, seeds = recipe_of(side.lock), {seed_of(side.lock)}
     reports = list(side.reports)
     for _, commit in experiments():
         place = f"in the experiment {commit[:7]}"
         try:
             lock = read_lock(at_commit(commit), place)
-        except PipelineError:  # whatever it is, it is not a run of this
+        except PipelineError:  # an experiment with a damaged lock file is not a run of this side
             continue
         if recipe_of(lock) != recipe or seed_of(lock) in seeds:
             continue
@@ -156,7 +159,7 @@ def with_other_seeds(side: Side) -> Side:
 
 
 def check_comparable(candidate: Side, baseline: Side) -> None:
-    """Raise PipelineError if any two reports are not of the same test images."""
+    """Raise PipelineError unless all reports are of the same test images."""
     known = candidate.first
     for side in (candidate, baseline):
         for report in side.reports:
@@ -174,13 +177,13 @@ def check_comparable(candidate: Side, baseline: Side) -> None:
             for index in known.wrong.keys() & report.wrong.keys():
                 if known.wrong[index].label != report.wrong[index].label:
                     raise PipelineError(
-                        f"image {index} is a {known.wrong[index].label} in {paths.ERRORS} of {candidate.name} and a "
-                        f"{report.wrong[index].label} in that of {side.name}: one of them has wrong image indices"
+                        f"image {index} has label {known.wrong[index].label} in {paths.ERRORS} of {candidate.name}, "
+                        f"but {report.wrong[index].label} in that of {side.name}: one of them has wrong image indices"
                     )
 
 
 def gate_of(side: Side) -> Gate | None:
-    """The settings that a side brings; None if it was committed before there was a gate, or with another one."""
+    """The gate settings of a side; None if its commit precedes the gate or has settings in another format."""
     try:
         return Gate.model_validate(side.composed.get("gate"))
     except ValidationError:
@@ -193,9 +196,9 @@ def configuration_of(side: Side) -> str:
 
 
 def with_record(side: Side, read: Reader, place: str) -> Side:
-    """The side with the recorded seed noise of its recipe, if it was measured with the same settings and test images.
+    """The side with the recorded seed noise of its recipe, if the record has the same settings and test images.
 
-    Both sides are looked up where the baseline lies, so that no change brings the record that it is judged by.
+    The records of both sides come from the baseline, so that a change cannot bring the record that judges it.
     """
     metrics = side.first.metrics
     recipe = read_yaml(read, paths.CONF / "recipe" / f"{side.recipe}.yaml", place)

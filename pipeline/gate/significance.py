@@ -1,11 +1,11 @@
-"""Is one set of trained models worse than another on the same images, or is it only luck?
+"""Test whether one set of trained models is worse than another on the same images, or whether the difference is chance.
 
-Two things are luck. A training is a draw: with another seed the same recipe ends elsewhere. And the images are a
-sample: two recipes that are equally good in the long run get different ones wrong. So the variance of the difference
-has three parts: what single readings add, what images add to it, and what seeds add to it; none is negative. It is the
-two-way random effects model (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4); test images and
-seeds as its two factors: Sellam et al., The MultiBERTs, ICLR 2022. With one run a side and nothing known of its seeds,
-the first two parts are the variance that McNemar's test has; what seeds add makes it wider.
+Chance has two sources. Training is random: another seed of the same recipe gives another model. The test images are a
+sample: two recipes with the same expected accuracy misclassify different images. The variance of the difference
+therefore has three parts, none of them negative: the variance of single predictions, what images add to it, and what
+seeds add to it. This is the two-way random effects model (Searle, Casella and McCulloch, Variance Components, 1992,
+chapter 4) with test images and seeds as its two factors (Sellam et al., The MultiBERTs, ICLR 2022). With one run per
+side and no record of its seeds, the first two parts are the variance of McNemar's test; the seeds' part widens it.
 """
 
 import math
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr, stdtr
 
-Wrong = NDArray[np.bool_]  # (runs, images): which images each run of a side gets wrong
+Wrong = NDArray[np.bool_]  # (runs, images): whether a run of a side misclassifies an image
 
 
 class Spread(NamedTuple):
-    """What a seed changes in one run of a recipe."""
+    """The seed-to-seed variation of single runs of a recipe."""
 
-    std: float  # of the share of wrong images
-    disagreement: float  # the share of images that one of two runs gets wrong and the other right
+    std: float  # of the error rate
+    disagreement: float  # fraction of images that exactly one of two runs misclassifies
     freedom: float  # degrees of freedom of `std`
 
 
@@ -30,26 +30,26 @@ Spreads = tuple[Spread | None, Spread | None]  # of the candidate and of the bas
 
 
 class Comparison(NamedTuple):
-    """How much worse the candidate is, and how likely so much or more is if it is not worse at all."""
+    """How much worse the candidate is, and the probability of this rise or a larger one if it is not worse."""
 
-    rise: float  # of the share of wrong images
+    rise: float  # of the error rate
     p_worse: float  # over seeds and images
-    p_mcnemar: float  # of the first run of each side alone, over images
+    p_mcnemar: float  # of the first run of each side, over images only
 
 
 class Variance(NamedTuple):
-    """The variance that chance gives the mean over one side's runs."""
+    """The variance of the mean over one side's runs that is due to chance."""
 
-    readings: float  # if the errors of a run had nothing to do with each other
-    seeds: float  # what is beyond that because they do: some seeds are worse throughout
+    readings: float  # if the errors of a run were independent of each other
+    seeds: float  # the excess, because they are not: some seeds are worse throughout
     freedom: float
 
 
 def compare(candidate: Wrong, baseline: Wrong, images: int, spreads: Spreads) -> Comparison:
-    """Compare two sides; images that no run gets wrong may be left out, `images` counts all.
+    """Compare two sides. Images that no run misclassifies may be left out; `images` counts all.
 
-    `spreads`, of the candidate and of the baseline, are what is known from earlier runs.
-    Where a side has one run and no such knowledge, McNemar's test of the first runs decides alone.
+    `spreads`, of the candidate and of the baseline, come from earlier runs.
+    If a side has one run and no such record, McNemar's test of the first runs decides alone.
     """
     rise = candidate.mean(axis=0) - baseline.mean(axis=0)  # per image
     p_mcnemar = mcnemar(candidate[0], baseline[0])
@@ -62,7 +62,7 @@ def compare(candidate: Wrong, baseline: Wrong, images: int, spreads: Spreads) ->
 
 
 def mcnemar(candidate: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> float:
-    """The exact one-sided p value of McNemar's test: how many of the images that one run alone gets wrong are its.
+    """The exact one-sided p value of McNemar's test: small if most of the errors of only one run are the candidate's.
 
     McNemar, Note on the Sampling Error of the Difference between Correlated Proportions, Psychometrika 12, 1947.
     """
@@ -72,27 +72,27 @@ def mcnemar(candidate: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> float:
 
 
 def p_over_seeds_and_images(rise: NDArray[np.float64], images: int, sides: list[Variance]) -> float:
-    """The one-sided p value of the mean `rise` over the images, of which those without any may be left out.
+    """The one-sided p value of the mean `rise` over the images, of which those with a rise of 0 may be left out.
 
-    Student's t with the degrees of freedom of Satterthwaite, Biometrics Bulletin 2, 1946; the correction by one image,
-    because errors come in whole ones, is that of Edwards, Psychometrika 13, 1948.
+    Student's t with Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946) and Edwards's continuity
+    correction (Psychometrika 13, 1948) of one image, because the number of errors is an integer.
     """
     mean = rise.sum() / images
     readings = sum(side.readings for side in sides)
-    # The null hypothesis has mean 0. Subtracting the square of this mean would leave no variance for tiny classes.
+    # The mean is 0 under the null hypothesis. Subtracting its observed square would leave tiny classes no variance.
     with_images = max(readings, (rise**2).sum() / images**2)
     parts = [(with_images, float(images)), *((side.seeds, side.freedom) for side in sides)]
     variance = sum(part for part, _ in parts)
     if not variance:
-        return 1.0  # nothing differs
+        return 1.0  # the sides do not differ
     freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts)
     return float(stdtr(freedom, -(mean - 1 / images) / math.sqrt(variance)))
 
 
 def side_variance(side: Wrong, images: int, spread: Spread | None) -> Variance:
-    """What chance does to a side's mean, pooled from its runs and from what was measured before.
+    """The variance of a side's mean, pooled from its runs and from its record.
 
-    Two runs alone say next to nothing of their spread; beside twenty earlier ones they correct it a little.
+    Two runs alone say next to nothing about their spread; added to twenty earlier runs, they correct it a little.
     """
     runs, own = len(side), len(side) - 1.0
     total = readings = freedom = 0.0
@@ -109,7 +109,7 @@ def side_variance(side: Wrong, images: int, spread: Spread | None) -> Variance:
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """P values adjusted for being several, in their order: Holm, Scandinavian Journal of Statistics 6, 1979."""
+    """P values adjusted for multiple tests, in their order: Holm, Scandinavian Journal of Statistics 6, 1979."""
     order = np.argsort(p_values)
     factors = len(p_values) - np.arange(len(p_values))
     adjusted = np.minimum(np.maximum.accumulate(np.array(p_values)[order] * factors), 1)

@@ -1,4 +1,4 @@
-"""Whether a model may replace the one before it, and why."""
+"""Decide whether the candidate may replace the baseline, and why."""
 
 from collections.abc import Callable
 from statistics import fmean, stdev
@@ -13,7 +13,7 @@ from pipeline.gate.side import Side
 from pipeline.gate.significance import Comparison, Spread, Spreads, Wrong, compare, holm
 
 Mark = Literal["pass", "warn", "FAIL", "–"]
-TESTS = 2  # of accuracy and of recall, which share alpha
+TESTS = 2  # of accuracy and of recall, each at half of alpha
 
 
 class Check(NamedTuple):
@@ -27,7 +27,7 @@ class Check(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """All checks, what they rest on, and the figures behind them by name."""
+    """All checks, notes on the data behind them, and their figures by name."""
 
     checks: list[Check]
     notes: list[str]
@@ -35,12 +35,12 @@ class Verdict(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed."""
+        """Whether no check failed."""
         return all(check.outcome != "FAIL" for check in self.checks)
 
 
 class Pair(NamedTuple):
-    """Which of the images that any run gets wrong each run of both sides gets wrong, and what these images are."""
+    """The errors of all runs on the images that at least one of them misclassifies, and the labels of these images."""
 
     candidate: Wrong
     baseline: Wrong
@@ -48,7 +48,7 @@ class Pair(NamedTuple):
 
 
 def judge(candidate: Side, baseline: Side | None, gate: Gate) -> Verdict:
-    """Check the candidate against the floor and, if there is one, the baseline."""
+    """Check the candidate against the floor and, if given, the baseline."""
     figures: dict[str, Any] = {"accuracy": mean(candidate, accuracy), "runs": len(candidate.reports)}
     floor = check_floor(candidate, gate)
     if baseline is None:
@@ -76,19 +76,19 @@ def judge(candidate: Side, baseline: Side | None, gate: Gate) -> Verdict:
 
 
 def accuracy(test: Figures) -> float:
-    """The share of test images that are read rightly."""
+    """The test accuracy."""
     return test.accuracy
 
 
 def compare_whole(candidate: Side, baseline: Side, pair: Pair) -> Comparison:
-    """Compare on all test images."""
+    """Compare the sides on all test images."""
     images = candidate.first.metrics.test.images
     spreads = measured(candidate, baseline, lambda noise: (noise.accuracy_std, noise.accuracy_disagreement))
     return compare(pair.candidate, pair.baseline, images, spreads)
 
 
 def compare_classes(candidate: Side, baseline: Side, pair: Pair) -> list[Comparison]:
-    """Compare on the test images of each class; one without images counts as equal."""
+    """Compare the sides on the test images of each class; a class without images counts as equal."""
 
     def of_class(label: int, images: int) -> Comparison:
         given = pair.labels == label
@@ -101,28 +101,28 @@ def compare_classes(candidate: Side, baseline: Side, pair: Pair) -> list[Compari
 
 
 def check_floor(candidate: Side, gate: Gate) -> Check:
-    """The test accuracy must reach the dataset's floor, whatever it is compared with."""
+    """Check that the test accuracy reaches the dataset's floor, regardless of the baseline."""
     dataset = candidate.first.metrics.dataset.name
     floor, own = gate.floor.get(dataset), candidate.first.metrics.test.accuracy
-    reached = min(own, mean(candidate, accuracy))  # no seed that turned out well makes up for the model itself
+    reached = min(own, mean(candidate, accuracy))  # lucky seeds must not compensate for a bad model
     after = share(candidate, accuracy)
     if floor is None:
-        return Check("floor", "–", "", after, f"none: conf/config.yaml may set gate.floor.{dataset}")
-    remark = f"the model itself has {100 * own:.2f} %" if len(candidate.reports) > 1 else ""
+        return Check("floor", "–", "", after, f"none; to set one, add gate.floor.{dataset} to conf/config.yaml")
+    remark = f"the model itself: {100 * own:.2f} %" if len(candidate.reports) > 1 else ""
     return Check("floor", "pass" if reached >= floor else "FAIL", f"{100 * floor:.2f} %", after, remark)
 
 
 def check_accuracy(candidate: Side, baseline: Side, whole: Comparison, alpha: float) -> Check:
-    """The test accuracy must not be significantly lower."""
+    """Check that the test accuracy is not significantly lower."""
     outcome: Mark = "FAIL" if whole.p_worse <= alpha / TESTS else "pass"
-    remark = f"{points(whole)}; p {whole.p_worse:.2g} (stops at {alpha / TESTS:g}), McNemar alone {whole.p_mcnemar:.2g}"
+    remark = f"{points(whole)}; p {whole.p_worse:.2g} (limit {alpha / TESTS:g}), McNemar alone {whole.p_mcnemar:.2g}"
     return Check("accuracy", outcome, share(baseline, accuracy), share(candidate, accuracy), remark)
 
 
 def check_recall(
     candidate: Side, baseline: Side, classes: list[Comparison], p_values: list[float], alpha: float
 ) -> Check:
-    """The recall of no class must be significantly lower, in as many classes as there are."""
+    """Check that the recall of no class is significantly lower; `p_values` are adjusted for the number of classes."""
     order = sorted(range(len(classes)), key=lambda label: (p_values[label], -classes[label].rise))
     fallen = [label for label in order if p_values[label] <= alpha / TESTS]
     shown = fallen or order[:1]
@@ -132,7 +132,7 @@ def check_recall(
 
 
 def check_rise(name: str, candidate: Side, baseline: Side, figure: Callable[[Figures], float], limit: float) -> Check:
-    """A figure that is better when lower should not rise by more than a limit."""
+    """Warn if a figure for which lower is better rises by more than a limit."""
     before, after = mean(baseline, figure), mean(candidate, figure)
     too_much = after - before > limit
     remark = f"{after - before:+.4f}" + (f", more than {limit}" if too_much else "")
@@ -140,30 +140,30 @@ def check_rise(name: str, candidate: Side, baseline: Side, figure: Callable[[Fig
 
 
 def rests_on(candidate: Side, baseline: Side) -> list[str]:
-    """What the verdict takes the spread over seeds from."""
+    """Notes on the source of each side's seed noise."""
     dataset = candidate.first.metrics.dataset.name
     for side in (candidate, baseline):
         if len(side.reports) == 1 and side.noise is None:
             return [
-                f"{side.name} has one seed, and there is no record of what seeds change in recipe {side.recipe} on "
-                f"{dataset}, with its settings, where the baseline lies: McNemar's test alone decides, of the two "
-                "models themselves (`make seeds N=10`, then `python -m pipeline.gate --record`, makes a record)"
+                f"{side.name} has one seed, and the baseline has no record of seed noise for recipe {side.recipe} on "
+                f"{dataset} with its settings: McNemar's test alone decides, on the two models themselves "
+                "(to make a record, run `make seeds N=10`, then `python -m pipeline.gate --record`)"
             ]
     lines = []
     for side in (candidate, baseline):
         known = [f"its {len(side.reports)} seeds"] if len(side.reports) > 1 else []
         if side.noise is not None:
-            known.append(f"the record of recipe {side.recipe}: {_spread(side.noise)}")
-        lines.append(f"the spread over seeds of {side.name} is taken from {' and '.join(known)}")
+            known.append(f"the record of recipe {side.recipe} ({_spread(side.noise)})")
+        lines.append(f"the seed noise of {side.name} is estimated from {' and '.join(known)}")
     return lines
 
 
 def _spread(noise: SeedNoise) -> str:
-    return f"{100 * noise.accuracy_std:.2f} points over {noise.seeds} seeds"
+    return f"standard deviation {100 * noise.accuracy_std:.2f} points over {noise.seeds} seeds"
 
 
 def align(candidate: Side, baseline: Side) -> Pair:
-    """Both sides over the images that any run gets wrong, in the order of their indices."""
+    """The errors of both sides on the images that any run misclassifies, in the order of their indices."""
     labels = {
         index: reading.label
         for side in (candidate, baseline)
@@ -179,7 +179,7 @@ def align(candidate: Side, baseline: Side) -> Pair:
 
 
 def measured(candidate: Side, baseline: Side, figures: Callable[[SeedNoise], tuple[float, float]]) -> Spreads:
-    """What is on record of one figure on both sides."""
+    """The recorded spread of one figure on both sides."""
     first, second = (
         Spread(*figures(side.noise), side.noise.seeds - 1) if side.noise else None for side in (candidate, baseline)
     )
@@ -192,11 +192,11 @@ def mean(side: Side, figure: Callable[[Figures], float]) -> float:
 
 
 def share(side: Side, figure: Callable[[Figures], float]) -> str:
-    """A share as people read it: '98.41 %', or '98.41 ± 0.04 %' over several runs."""
+    """A fraction as a percentage: '98.41 %', or '98.41 ± 0.04 %' over several runs."""
     values = [100 * figure(report.metrics.test) for report in side.reports]
     return f"{fmean(values):.2f} ± {stdev(values):.2f} %" if len(values) > 1 else f"{values[0]:.2f} %"
 
 
 def points(comparison: Comparison) -> str:
-    """A change of accuracy or recall in percentage points."""
+    """The change of accuracy or recall in percentage points."""
     return f"{-100 * comparison.rise + 0:+.2f} points"

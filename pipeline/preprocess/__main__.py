@@ -1,7 +1,7 @@
-"""Turn the raw files into training, validation and test images, with a report on what is in them.
+"""Convert the raw files to training, validation and test images, and report their statistics.
 
-What is stored is the grey levels as bytes; scaling to [0, 1] is the network's first layer, so that a served model
-cannot be fed differently from the trained one.
+Gray levels are stored as bytes. The network's first layer scales them to [0, 1], so that a served model scales its
+input in the same way as in training.
 """
 
 from pipeline import paths
@@ -16,7 +16,7 @@ from pipeline.stage import run_stage
 
 
 def run() -> None:
-    """Write data/prepared, reports/data.json and the picture of samples."""
+    """Write data/prepared, reports/data.json and the figure with samples."""
     config = load_config()
     classes = config.dataset.classes
     raw = paths.RAW_FILES
@@ -25,7 +25,7 @@ def run() -> None:
     kept, held_out = hold_out(everything.labels, config.training.validation_fraction, config.seed)
     train = Split(everything.images[kept], everything.labels[kept])
     validation = Split(everything.images[held_out], everything.labels[held_out])
-    if config.training.validate_on == "test":  # the one place where the test images reach train, as the recipe asks
+    if config.training.validate_on == "test":  # the only case in which train sees the test images
         validation = test
 
     save_split(paths.TRAIN, train)
@@ -41,8 +41,8 @@ def run() -> None:
     with replacing(paths.SAMPLES_PICTURE) as temporary:
         draw_samples(train, classes).save(temporary)
     print(
-        f"prepared {len(train.images):,} training, {len(validation.images):,} watched "
-        f"({config.training.validate_on}) and {len(test.images):,} test images"
+        f"prepared {len(train.images):,} training, {len(validation.images):,} validation "
+        f"(validate_on: {config.training.validate_on}) and {len(test.images):,} test images"
     )
 
 

@@ -1,4 +1,4 @@
-"""What is in the data: counts, grey levels, duplicates."""
+"""Statistics of the data: counts, gray levels, duplicates."""
 
 from collections import Counter
 from typing import Any
@@ -11,8 +11,8 @@ GREY_LEVELS = 256
 
 
 def describe_split(split: Split, classes: int) -> dict[str, Any]:
-    """Number of images, in all and per class, and mean and standard deviation of the grey levels scaled to [0, 1]."""
-    # In parts, because bincount widens its input to eight bytes a pixel.
+    """Number of images, total and per class, and mean and standard deviation of gray levels scaled to [0, 1]."""
+    # In parts, because bincount converts its input to eight bytes per pixel.
     parts = np.array_split(split.images.reshape(-1), len(split.images) // 500 + 1)
     counts = np.sum([np.bincount(part, minlength=GREY_LEVELS) for part in parts], axis=0)
     levels = np.arange(GREY_LEVELS) / (GREY_LEVELS - 1)
@@ -29,7 +29,7 @@ def describe_split(split: Split, classes: int) -> dict[str, Any]:
 
 
 def count_duplicates(train: Split, test: Split) -> dict[str, int]:
-    """Exact repetitions: images that came before within train, within test, and test images that are in train."""
+    """Count exact duplicates: repeated images within train and within test, and test images that are in train."""
     seen_train, seen_test = (Counter(image.tobytes() for image in split.images) for split in (train, test))
     return {
         "within_train": len(train.images) - len(seen_train),

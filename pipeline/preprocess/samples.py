@@ -1,4 +1,4 @@
-"""The picture of what the classes look like."""
+"""A figure with sample images of each class."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,16 +8,16 @@ from pipeline.dataset import Split
 from pipeline.montage import montage
 
 SAMPLES = 10
-WIDTH = 640  # of the images in all, at most; pixels, as the next
-HEADING, LABELS, MARGIN = 36, 28, 8  # height of the heading, width of the labels, white all around
-TEXT = 15  # size of the text
+WIDTH = 640  # of all images together, at most; in pixels, like the following sizes
+HEADING, LABELS, MARGIN = 36, 28, 8  # height of the heading, width of the labels, white margin on all sides
+TEXT = 15  # font size
 WHITE, BLACK = 255, 0
 
 
 def draw_samples(split: Split, classes: int) -> Image.Image:
-    """The first ten images of each class, one class a row.
+    """Draw the first ten images of each class, one class per row.
 
-    Drawn by Pillow: importing matplotlib takes longer than all else that preprocess does.
+    Pillow draws them, because importing matplotlib takes longer than the rest of preprocess.
     """
     grid = samples(split, classes)
     scale = max(WIDTH // grid.shape[1], 1)
@@ -34,7 +34,7 @@ def draw_samples(split: Split, classes: int) -> Image.Image:
 
 
 def samples(split: Split, classes: int) -> NDArray[np.uint8]:
-    """The first ten images of each class in one image, a row for each class, with a pixel around each."""
+    """Arrange the first ten images of each class in one image, one class per row, each with a border of one pixel."""
     images = np.zeros((classes, SAMPLES, *split.images.shape[1:]), np.uint8)
     for label in range(classes):
         found = split.images[split.labels == label][:SAMPLES]

@@ -1,4 +1,4 @@
-"""Holding out part of the training images."""
+"""Stratified split of the training images into a training set and a validation set."""
 
 import math
 
@@ -11,11 +11,11 @@ Indices = NDArray[np.intp]
 
 
 def hold_out(labels: NDArray[np.uint8], fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """The indices, each in ascending order, of the images to train on and of those held out.
+    """Return the indices of the images to train on and of the held-out images, each in ascending order.
 
-    The held-out part has round-up(`fraction` × N) images, in each class as large a share as in the whole. It is the one
-    of scikit-learn's `train_test_split(…, stratify=labels, random_state=seed)`, whose import takes longer than all else
-    that preprocess does. Raises PipelineError if one of the two parts is too small to have every class.
+    The held-out set has ⌈`fraction` × N⌉ images, stratified by class. The split is identical to that of scikit-learn's
+    `train_test_split(…, stratify=labels, random_state=seed)`, whose import takes longer than the rest of preprocess.
+    Raises PipelineError if one of the two sets is too small to contain every class.
     """
     if not fraction:
         return np.arange(len(labels)), np.arange(0)
@@ -24,7 +24,7 @@ def hold_out(labels: NDArray[np.uint8], fraction: float, seed: int) -> tuple[Ind
     if min(held, len(labels) - held) < len(classes) or counts.min() == 1:
         raise PipelineError(
             f"training.validation_fraction: {fraction} of {len(labels):,} images cannot be held out: "
-            f"{held:,} and {len(labels) - held:,} images cannot both have all {len(classes)} classes"
+            f"sets of {held:,} and {len(labels) - held:,} images cannot both contain all {len(classes)} classes"
         )
     random = np.random.RandomState(seed)
     kept_counts = apportion(counts, len(labels) - held, random)
@@ -38,7 +38,7 @@ def hold_out(labels: NDArray[np.uint8], fraction: float, seed: int) -> tuple[Ind
 
 
 def apportion(counts: NDArray[np.intp], seats: int, random: np.random.RandomState) -> NDArray[np.intp]:
-    """Divide `seats` in proportion to `counts` by the largest remainder method, drawing lots among equal remainders."""
+    """Divide `seats` in proportion to `counts` by the largest remainder method; ties are broken at random."""
     shares = counts / counts.sum() * seats
     given = np.floor(shares)
     remainders = shares - given

@@ -1,8 +1,9 @@
-"""Make the model of dvc.lock the champion in MLflow's model registry, if the gate lets it.
+"""Make the model of dvc.lock the champion in MLflow's model registry, if it passes the gate.
 
-The gate runs here and now, against the champion; where git does not know its commit, where there is none, or with
---without-champion, against --base or gate.base. What passes becomes a version of the registered model that is called
-as the dataset; the alias `champion` moves to it and `previous` to the one before. --rollback swaps the two back.
+The gate compares the model with the champion. If there is no champion, if git does not know its commit, or with
+--without-champion, the gate compares with --base or gate.base. A model that passes becomes a version of the registered
+model, which has the name of the dataset. The alias `champion` moves to it, and `previous` to the champion before it.
+--rollback swaps the two.
 """
 
 import argparse
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Parse the command line and act on it. Exits with status 1 and one line if nothing is promoted."""
+    """Parse the command line and act on it. Exits with status 1 and an error of one line if nothing is promoted."""
     settle()
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.promote", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -27,9 +28,11 @@ def main() -> None:
     parser.add_argument(
         "--without-champion",
         action="store_true",
-        help="do not compare with the champion, as after a change of the test images",
+        help="do not compare with the champion, for example after a change of the test images",
     )
-    either.add_argument("--base", metavar="REV", help="what the gate compares with beside the champion")
+    either.add_argument(
+        "--base", metavar="REV", help="git revision or folder to compare with in addition to the champion"
+    )
     either.add_argument("--rollback", action="store_true", help="make the previous model the champion again")
     arguments = parser.parse_args()
     if arguments.rollback and arguments.without_champion:
@@ -41,14 +44,14 @@ def main() -> None:
     except PipelineError as error:
         sys.exit(f"promote: {error}")
     except KeyboardInterrupt:
-        sys.exit("\npromote: interrupted; the same command finishes the job")
+        sys.exit("\npromote: interrupted; run the same command again to finish")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"promote: {where}{error.strerror or error}")
 
 
 def act(arguments: argparse.Namespace) -> None:
-    """Promote or roll back, and say how things stand."""
+    """Promote or roll back, and print the new state."""
     from rich.console import Console
 
     if arguments.rollback:
@@ -62,7 +65,7 @@ def act(arguments: argparse.Namespace) -> None:
 
 
 def promote(base: str | None, compared: bool) -> "Standing":
-    """Promote the model, while a worker converts it: importing Keras for that takes as long as all else."""
+    """Promote the model while a worker converts it, because importing Keras takes as long as everything else."""
     from pipeline.promote.checks import check_model
     from pipeline.promote.conversion import convert_model
     from pipeline.worker import Worker
@@ -75,7 +78,7 @@ def promote(base: str | None, compared: bool) -> "Standing":
 
             return promote(base, compared, digest, converting)
         finally:
-            worker.shutdown(cancel_futures=True)  # whoever is told that nothing is promoted does not wait for it
+            worker.shutdown(cancel_futures=True)  # do not wait for the conversion if nothing is promoted
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What must hold of the working tree before its model may be promoted."""
+"""Preconditions for the promotion of the working tree's model."""
 
 from pathlib import Path
 
@@ -14,26 +14,26 @@ COMMITTED = (
 
 
 def check_model() -> str:
-    """The MD5 of the model. Raises PipelineError if dvc.lock has another one, or none."""
+    """The MD5 of the model. Raises PipelineError if the model is missing or does not match dvc.lock."""
     known = outputs(read_lock(in_folder(Path()), "in the working tree")).get(str(paths.MODEL))
     if known is None:
         raise PipelineError(f"{LOCK} has no {paths.MODEL}: run `dvc repro`")
     if not paths.MODEL.is_file():
-        raise PipelineError(f"{paths.MODEL} is missing: `dvc checkout` or `dvc pull` brings it back")
+        raise PipelineError(f"{paths.MODEL} is missing: run `dvc checkout` or `dvc pull` to restore it")
     found = md5(paths.MODEL)
     if found != known:
         raise PipelineError(
-            f"{paths.MODEL} is not the one of {LOCK}: its MD5 is {found}, {LOCK} has {known}. "
-            "`dvc checkout` brings that one back"
+            f"{paths.MODEL} does not match {LOCK}: its MD5 is {found}, {LOCK} has {known}. "
+            "Run `dvc checkout` to restore that one"
         )
     return found
 
 
 def check_committed() -> str:
-    """The commit that has the model and its reports as they are. Raises PipelineError if there is none."""
+    """The commit that contains the model and its reports. Raises PipelineError if any of their files is uncommitted."""
     check_repository()
     commit, changed = commit_of("HEAD"), uncommitted(*COMMITTED)
     if commit is None or changed:
         what = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")  # noqa: PLR2004
-        raise PipelineError(f"no commit has this model yet: commit {what or 'it'} first, then promote")
+        raise PipelineError(f"this model is not committed: commit {what or 'it'} first, then promote")
     return commit

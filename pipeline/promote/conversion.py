@@ -1,4 +1,4 @@
-"""The conversion of the current model to the form in which it is served."""
+"""Convert the current model to its serving format."""
 
 import tempfile
 from pathlib import Path
@@ -7,13 +7,13 @@ from pipeline import paths
 from pipeline.dataset import load_split
 from pipeline.tracking.conversion import Converted, convert
 
-TRIED = 1000  # training images: the form that is served must answer to them as the network does
+TRIED = 1000  # training images on which the converted model must agree with the network
 
 
 def convert_model(folder: Path) -> Converted:
-    """Convert models/model.keras below a folder. Raises PipelineError if it cannot be converted."""
+    """Convert models/model.keras inside a folder. Raises PipelineError if the conversion fails."""
     images = load_split(paths.TRAIN).images[:TRIED]
-    before, tempfile.tempdir = tempfile.tempdir, str(folder)  # TensorFlow leaves files to a process that is killed
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)  # TensorFlow leaves files behind if it is killed
     try:
         return convert(paths.MODEL, folder, images)
     finally:

@@ -1,4 +1,4 @@
-"""Making a model the champion, and going back to the one before."""
+"""Promote a model to champion, or roll back to the previous champion."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -24,26 +24,26 @@ from pipeline.tracking.store import Store, open_store, page
 from pipeline.tracking.tags import ACCURACY, COMMIT, DVC_HASH
 
 ABOUT = (
-    "Reads the digits of the dataset `{name}` from raw images. The alias `champion` is the model to use, `previous` "
-    "the one before it; `make promote` and `make promote ROLLBACK=1` move them. A version's tags say which commit and "
-    "which DVC hash it is and what the gate compared it with."
+    "Classifies the digits of the dataset `{name}` from raw images. The alias `champion` is the model to use, "
+    "`previous` the champion before it; `make promote` and `make promote ROLLBACK=1` move them. A version's tags give "
+    "its commit, its DVC hash and the baseline that the gate compared it with."
 )
-REPLACED = f"{paths.MODEL} was replaced while it was judged: promote again"
+REPLACED = f"{paths.MODEL} was replaced while the gate judged it: promote again"
 
 
 class Standing(NamedTuple):
-    """How things stand at the end: a table, and lines to copy from or to read below it."""
+    """The state after the command: a table, and lines to print below it."""
 
     table: Table
     lines: list[str]
 
 
 def promote(base: str | None, compared: bool, digest: str, converting: Future[Converted]) -> Standing:
-    """Make the model with an MD5, that of the working tree, the champion, and return how things stand then.
+    """Make the model of the working tree, with the MD5 `digest`, the champion, and return the new state.
 
-    `compared` says whether the gate compares it with the champion; `converting` gives the form in which it is served.
+    `compared` says whether the gate compares it with the champion; `converting` yields the model in its serving format.
 
-    Raises PipelineError, and leaves the aliases alone, if the model is not current, not committed or worse than the
+    Raises PipelineError, and leaves the aliases unchanged, if the model is not current, not committed or worse than the
     champion or `base`, or if MLflow does not know its run.
     """
     store, root = open_store(paths.project_root()), paths.project_root()
@@ -51,7 +51,7 @@ def promote(base: str | None, compared: bool, digest: str, converting: Future[Co
     with open_registry(store, candidate.first.metrics.dataset.name, root) as registry:
         now, known = registry.aliases() or Aliases(None, None), registry.find(digest)
         if known is not None and str(known.version) == now.champion:
-            return standing(store, registry, now, "is the champion already: nothing to do")
+            return standing(store, registry, now, "is already the champion: nothing to do")
         outcome = judge(base, candidate, registry, now, compared)
         facts, text = version_tags(outcome, commit, digest), description(outcome, commit, digest, registry.name)
         if known is None:
@@ -62,29 +62,29 @@ def promote(base: str | None, compared: bool, digest: str, converting: Future[Co
             registry.describe(number, facts, text)
         leaves = registry.leaving(now, digest)
         move(registry, now, leaves, number)
-        end = standing(store, registry, Aliases(number, leaves.champion), "is the champion now")
+        end = standing(store, registry, Aliases(number, leaves.champion), "is now the champion")
     return end._replace(lines=[*outcome.notes, *outcome.verdict.notes, *end.lines])
 
 
 def rollback() -> Standing:
-    """Swap champion and previous. Raises PipelineError if there are not both."""
+    """Swap champion and previous. Raises PipelineError unless both exist."""
     store, name = open_store(paths.project_root()), load_config().dataset.name
     with open_registry(store, name, paths.project_root()) as registry:
         now = registry.aliases()
         if now is None:
-            raise PipelineError(f"{store.uri} has no registered model {name!r}: `make promote` makes it")
+            raise PipelineError(f"{store.uri} has no registered model {name!r}: `make promote` creates it")
         if now.champion is None or now.previous is None:
             lacking = "champion" if now.champion is None else "previous model"
-            raise PipelineError(f"the registered model {name!r} has no {lacking}: there is nothing to go back to")
+            raise PipelineError(f"the registered model {name!r} has no {lacking}: there is nothing to roll back to")
         move(registry, now, now, now.previous)
         return standing(store, registry, Aliases(now.previous, now.champion), "is the champion again")
 
 
 def judge(base: str | None, candidate: Side, registry: Registry, now: Aliases, compared: bool) -> Outcome:
-    """The gate's verdict on the candidate against the champion, and against `base`, too, where one is named.
+    """The gate's verdict on the candidate against the champion and, if given, also against `base`.
 
-    Without a champion that git knows it is the one against `base`, or else against what the settings name.
-    Raises PipelineError if the candidate does not pass, or cannot be compared.
+    Without a champion whose commit git knows, the verdict is against `base`, or else against gate.base.
+    Raises PipelineError if the candidate fails or cannot be compared.
     """
     with naming_the_way_out():
         champion, notes = find_champion(candidate, registry, now, compared)
@@ -93,53 +93,53 @@ def judge(base: str | None, candidate: Side, registry: Registry, now: Aliases, c
     if champion and base:
         other = passed(compare_with(base, candidate))
         against = other.baseline.name if other.baseline else "the floor alone"
-        notes = [f"it passes against {against}, too", *other.notes]
+        notes = [f"it also passes against {against}", *other.notes]
     return first._replace(notes=[*notes, *first.notes])
 
 
 @contextmanager
 def naming_the_way_out() -> Iterator[None]:
-    """Add to an error inside the block how to promote a model that cannot be compared with the champion."""
+    """Add to an error inside the block the command that promotes without a comparison with the champion."""
     try:
         yield
     except PipelineError as error:
         raise PipelineError(
-            f"{error}. To replace the champion without comparing: `make promote WITHOUT_CHAMPION=1`"
+            f"{error}. To replace the champion without a comparison, run `make promote WITHOUT_CHAMPION=1`"
         ) from None
 
 
 def passed(outcome: Outcome) -> Outcome:
-    """The same outcome. Raises PipelineError if something in it failed."""
+    """Return the outcome. Raises PipelineError if a check failed."""
     failed = [check for check in outcome.verdict.checks if check.outcome == "FAIL"]
     if failed:
         what = "; ".join(f"{check.name} ({check.baseline} → {check.candidate})" for check in failed)
         against = outcome.baseline.name if outcome.baseline else "the floor alone"
-        raise PipelineError(f"the gate stops this model, compared with {against}: {what}. Nothing was registered")
+        raise PipelineError(f"this model fails the gate against {against}: {what}. Nothing was registered")
     return outcome
 
 
 def find_champion(
     candidate: Side, registry: Registry, now: Aliases, compared: bool
 ) -> tuple[Baseline | None, list[str]]:
-    """The champion's commit to compare with; None, and the reason, if it is not to be `compared` or unknown to git."""
+    """The baseline at the champion's commit; None, and the reason, if not `compared` or if git lacks the commit."""
     if now.champion is None:
         return None, []
     name = f"champion (version {now.champion})"
     if not compared:
-        return None, [f"not compared with the {name}, as asked"]
+        return None, [f"not compared with the {name}, as requested"]
     commit = registry.version(now.champion).tags.get(COMMIT, "")
     if not commit or commit_of(commit) is None:
-        return None, [f"not compared with the {name}: git does not know its commit {commit or '(no tag says which)'}"]
+        return None, [f"not compared with the {name}: git does not know its commit {commit or '(no tag names it)'}"]
     return read_commit(commit, name, f"at {commit[:7]}, the commit of the {name}", candidate), []
 
 
 def find_run(candidate: Side, registry: Registry, store: Store) -> str:
-    """The model's run in MLflow. Raises PipelineError if the store does not have it."""
+    """The ID of the model's MLflow run. Raises PipelineError if the store does not have it."""
     run = candidate.first.metrics.mlflow
     if run is None or not registry.knows_run(run.run_id):
         raise PipelineError(
-            f"{store.uri} has no run {run.run_id if run else 'of this model'}, which {paths.METRICS} names: "
-            "`dvc repro --force --single-item evaluate` gives the model a run there; commit, then promote"
+            f"{store.uri} does not have the run that {paths.METRICS} names ({run.run_id if run else 'none'}): "
+            "run `dvc repro --force --single-item evaluate` to create one there, commit, then promote"
         )
     return run.run_id
 
@@ -147,7 +147,7 @@ def find_run(candidate: Side, registry: Registry, store: Store) -> str:
 def register(
     registry: Registry, run_id: str, digest: str, converting: Future[Converted], facts: dict[str, str], text: str
 ) -> str:
-    """Log the form of the model that is served to its run, make it a version, and return the version's number."""
+    """Log the model in its serving format to its run, register it as a version, and return the version's number."""
     converted = converting.result()
     beside = {paths.MODEL_CARD: "", paths.MISTAKES_PICTURE: paths.MISTAKES_PICTURE.parent.name}
     servable = log_servable(registry.client, run_id, converted, beside)
@@ -159,53 +159,53 @@ def register(
 
 
 def check_unchanged(digest: str) -> None:
-    """Raise PipelineError if the model is another by now: a `dvc repro` beside this, and the gate may have judged that.
+    """Raise PipelineError if another process, such as `dvc repro`, replaced the model: the gate may have judged that.
 
-    After the last look at the working tree, and before anything is written of the version.
+    Runs after the last read of the working tree and before anything is written about the version.
     """
     if check_model() != digest:
         raise PipelineError(REPLACED)
 
 
 def move(registry: Registry, now: Aliases, leaves: Aliases, number: str) -> None:
-    """Make a version the champion instead of those that leave.
+    """Make a version the champion in place of `leaves`.
 
-    Raises PipelineError if the aliases are no longer as they were when it was judged: somebody on another machine was
-    at it, too, and what was judged against the champion of then may be worse than that of now.
+    Raises PipelineError if the aliases are no longer `now`: another machine moved them since the gate judged the
+    version, and a version that passed against the earlier champion may be worse than the current one.
     """
     if (registry.aliases() or Aliases(None, None)) != now or not registry.move(leaves, number):
         raise PipelineError(
-            f"somebody else made another version of {registry.name} than {number} the champion at the same time, and "
-            "theirs stands: look at it, and run this again if it should be yours"
+            f"another process changed the champion of {registry.name} during the promotion of version {number}, and "
+            f"its champion stays: check that one, then run this again if version {number} should replace it"
         )
 
 
 def version_tags(outcome: Outcome, commit: str, digest: str) -> dict[str, str]:
-    """What there is to know of a version, to search by."""
+    """The tags of a version, for searches in the registry."""
     accuracy = outcome.candidate.first.metrics.test.accuracy
     facts = {COMMIT: commit, DVC_HASH: digest, ACCURACY: f"{accuracy:.6g}", "recipe": outcome.candidate.recipe}
     return facts | {key: value for key, value in tags(outcome).items() if value}
 
 
 def description(outcome: Outcome, commit: str, digest: str, name: str) -> str:
-    """The same for people, in Markdown."""
+    """The description of a version, in Markdown."""
     test, against = outcome.candidate.first.metrics.test, outcome.baseline.name if outcome.baseline else "the floor"
     return (
-        f"Recipe {outcome.candidate.recipe}: reads {test.accuracy:.2%} of {test.images:,} test images rightly, "
-        f"{test.errors} wrongly; loss {test.loss:.4f}, calibration error {test.calibration_error:.4f}. "
-        f"The gate let it pass against {against}.\n\n"
-        f"Commit `{commit}`, `{paths.MODEL}` with MD5 `{digest}`.\n\nTo serve the champion, `make serve`, or\n\n"
+        f"Recipe {outcome.candidate.recipe}: test accuracy {test.accuracy:.2%} ({test.errors} of {test.images:,} "
+        f"images misclassified), loss {test.loss:.4f}, calibration error {test.calibration_error:.4f}. "
+        f"It passed the gate against {against}.\n\n"
+        f"Commit `{commit}`, `{paths.MODEL}` with MD5 `{digest}`.\n\nTo serve the champion, run `make serve` or\n\n"
         f"```\n{serve_command(name)}\n```\n"
     )
 
 
 def serve_command(name: str) -> str:
-    """How to serve the champion."""
+    """The command that serves the champion."""
     return f"mlflow models serve -m models:/{name}@champion --env-manager local"
 
 
 def standing(store: Store, registry: Registry, now: Aliases, outcome: str) -> Standing:
-    """What a person wants to know at the end."""
+    """A summary of the champion for the user."""
     assert now.champion is not None
     facts = registry.version(now.champion).tags
     table = Table(title=f"{registry.name} version {now.champion} {outcome}", title_justify="left", show_header=False)
@@ -214,5 +214,5 @@ def standing(store: Store, registry: Registry, now: Aliases, outcome: str) -> St
     table.add_row("model", f"{facts.get(DVC_HASH, 'unknown')} (MD5), commit {facts.get(COMMIT, 'unknown')[:7]}")
     table.add_row("previous", f"version {now.previous}" if now.previous else "none")
     where = page(store, f"models/{registry.name}/versions/{now.champion}")
-    served = f"To serve it: make serve, or {serve_command(registry.name)}"
-    return Standing(table, [served, f"It is at {where}{'' if store.remote else ' once `make ui` serves it'}"])
+    served = f"To serve it, run make serve or {serve_command(registry.name)}"
+    return Standing(table, [served, f"View it at {where}{'' if store.remote else ' (start the UI with `make ui`)'}"])

@@ -1,6 +1,6 @@
-"""Serve the registered model on loopback: a page to draw a digit on, and MLflow's own interface below /invocations.
+"""Serve the registered model on loopback: a page for drawing digits, and MLflow's scoring API at /invocations.
 
-Read when it runs: MLFLOW_TRACKING_URI.
+Environment variables: MLFLOW_TRACKING_URI.
 """
 
 import argparse
@@ -14,17 +14,17 @@ from pipeline.tracking.ui import port_number
 
 
 def main() -> None:
-    """Parse the command line and act on it."""
+    """Parse the command line and serve the model."""
     settle()
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--name", help="the registered model (default: that of the configured dataset)")
-    parser.add_argument("--alias", default="champion", help="which of its versions (default: %(default)s)")
-    parser.add_argument("--port", type=port_number, default=5001, help="the first port to try (default: %(default)s)")
+    parser.add_argument("--name", help="name of the registered model (default: the name of the configured dataset)")
+    parser.add_argument("--alias", default="champion", help="alias of the version to serve (default: %(default)s)")
+    parser.add_argument("--port", type=port_number, default=5001, help="first port to try (default: %(default)s)")
     arguments = parser.parse_args()
     try:
-        from pipeline.serve.server import serve  # takes seconds: not before it is known to be of use
+        from pipeline.serve.server import serve  # takes seconds: only after the arguments are valid
 
         serve(paths.project_root(), arguments.name or load_config().dataset.name, arguments.alias, arguments.port)
     except PipelineError as error:

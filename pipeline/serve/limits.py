@@ -31,11 +31,11 @@ class Limits:
             messages = await self._answer(scope, receive)
         finally:
             self._held -= 1
-        for message in messages:  # after the next request may start: a client may read its answer slowly
+        for message in messages:  # after the slot is free: a client may read its response slowly
             await send(message)
 
     async def _answer(self, scope: Scope, receive: Receive) -> list[Message]:
-        """The messages to send."""
+        """Return the messages to send."""
         try:
             self._check(Headers(scope=scope), scope["path"])
             body = await asyncio.wait_for(read_body(receive), PATIENCE)
@@ -68,7 +68,7 @@ class RefusedError(Exception):
 
 
 def is_own(origin: str | None, names: list[str]) -> bool:
-    """Whether an Origin header, which browsers add to what a page sends, is absent or names this server."""
+    """Return whether an Origin header, which browsers add to a page's requests, is absent or names this server."""
     try:
         return origin is None or urlsplit(origin).hostname in names
     except ValueError:
@@ -76,7 +76,7 @@ def is_own(origin: str | None, names: list[str]) -> bool:
 
 
 async def collected(app: ASGIApp, scope: Scope, receive: Receive) -> list[Message]:
-    """The messages that an application sends."""
+    """Collect the messages that an application sends."""
     messages: list[Message] = []
 
     async def keep(message: Message) -> None:
@@ -87,7 +87,7 @@ async def collected(app: ASGIApp, scope: Scope, receive: Receive) -> list[Messag
 
 
 async def read_body(receive: Receive) -> bytes:
-    """The body of a request. Raises RefusedError if it is too large."""
+    """Read the body of a request. Raises RefusedError if it is too large."""
     content, more = bytearray(), True
     while more:
         message = await receive()
@@ -99,7 +99,7 @@ async def read_body(receive: Receive) -> bytes:
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that returns a body that was already read, then whatever follows."""
+    """Return a `receive` that first delivers `body`, which was already read, then the messages that follow."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def next_message() -> Message:
@@ -109,5 +109,5 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 
 def refusal(message: str, status: int) -> JSONResponse:
-    """A JSON response with an error message."""
+    """Return a JSON response with an error message."""
     return JSONResponse({"error": message}, status)

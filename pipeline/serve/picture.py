@@ -1,4 +1,4 @@
-"""From a picture that somebody drew or scanned to an image as MNIST's are."""
+"""Convert a drawn or scanned picture to an image in MNIST's format."""
 
 import io
 import struct
@@ -10,43 +10,45 @@ from scipy.ndimage import center_of_mass
 
 from pipeline.errors import PipelineError
 
-SIDE, BOX = 28, 20  # pixels of an image, and of the longest side of the digit in it
-CENTRE = 14  # where the digit's centre of mass is, in indices of rows and columns
+SIDE, BOX = 28, 20  # pixels: side of an image, longest side of the digit in it
+CENTRE = 14  # row and column index of the digit's center of mass
 WHITE = 255
-LARGEST = 4096  # pixels of a picture's side: a page that was scanned
-# What damaged bytes make Pillow raise.
+LARGEST = 4096  # pixels per side of a picture: enough for a scanned page
+# Exceptions that Pillow raises on damaged files.
 BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, LookupError, TypeError, OverflowError, struct.error)
-FAINT = 24  # grey levels above the background that are not yet ink: what a scanner or a JPEG leaves
+FAINT = 24  # gray levels above the background that are noise of a scanner or a JPEG, not ink
 
 
 def read_picture(content: bytes) -> NDArray[np.uint8]:
-    """The image (28, 28) of the digit in a PNG of any size, dark on light or light on dark.
+    """Convert a PNG of any size, dark on light or light on dark, to an image (28, 28) of its digit.
 
-    Raises PipelineError if it is no PNG, too large, or if nothing is drawn in it.
+    Raises PipelineError if the file is not a PNG, is too large or is blank.
     """
     return centre(light_on_dark(open_picture(content)))
 
 
 def open_picture(content: bytes) -> Image.Image:
-    """The picture in grey; what is transparent in it is white."""
+    """Decode a PNG to grayscale, with transparent pixels white."""
     try:
         picture = Image.open(io.BytesIO(content), formats=["PNG"])
         if max(picture.size) > LARGEST:
-            raise PipelineError(f"the picture has {picture.width}×{picture.height} pixels: at most {LARGEST} a side")
-        if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
+            raise PipelineError(
+                f"the picture is {picture.width}×{picture.height} pixels: the limit is {LARGEST} per side"
+            )
+        if picture.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip at 255
             return Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
         if not picture.has_transparency_data:
             return picture.convert("L")
-        coloured = picture.convert("RGBA")
+        rgba = picture.convert("RGBA")
     except (*BROKEN, Image.DecompressionBombError):
-        raise PipelineError("this is not a whole PNG picture") from None
-    grey = Image.new("L", coloured.size, "white")
-    grey.paste(coloured.convert("L"), mask=coloured.getchannel("A"))
+        raise PipelineError("the file is not a valid PNG") from None
+    grey = Image.new("L", rgba.size, "white")
+    grey.paste(rgba.convert("L"), mask=rgba.getchannel("A"))
     return grey
 
 
 def light_on_dark(picture: Image.Image) -> Image.Image:
-    """The picture with its background, which is taken from its edge, black; inverted if that is light."""
+    """Make the background, which is estimated from the edge, black; invert the picture first if it is light."""
     grey = np.asarray(picture)
     edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     background = float(np.median(edge))
@@ -56,29 +58,29 @@ def light_on_dark(picture: Image.Image) -> Image.Image:
 
 
 def centre(drawing: Image.Image) -> NDArray[np.uint8]:
-    """The drawing, light on black, fitted into 20×20 pixels, its centre of mass in the middle of 28×28.
+    """Fit a light-on-black drawing into 20×20 pixels and place its center of mass in the middle of 28×28 pixels.
 
-    The rule by which MNIST was made, from the dataset's own page (LeCun, Cortes and Burges, The MNIST database of
-    handwritten digits, yann.lecun.com/exdb/mnist): the aspect ratio is kept, anti-aliasing gives the grey levels.
-    In all but 13 of the 60,000 training images the digit is 20 pixels long, and the mean of its centre of mass is at
-    row 14.00 and column 14.01; the standard deviation, 0.29, is what moving by whole pixels leaves.
-    Raises PipelineError if nothing is drawn.
+    MNIST's own procedure, from the dataset's page (LeCun, Cortes and Burges, The MNIST database of handwritten digits,
+    yann.lecun.com/exdb/mnist): the aspect ratio is kept, and anti-aliasing creates the gray levels.
+    In all but 13 of the 60,000 training images the digit is 20 pixels long. Its center of mass is at row 14.00 and
+    column 14.01 on average; the standard deviation of 0.29 results from shifting by whole pixels.
+    Raises PipelineError if the drawing is blank.
     """
     box = drawing.getbbox()
     if box is None:
-        raise PipelineError("nothing is drawn")
+        raise PipelineError("the picture is blank")
     digit = drawing.crop(box)
     scale = BOX / max(digit.size)
     width, height = (max(1, round(scale * side)) for side in digit.size)
     fitted = np.asarray(digit.resize((width, height), Image.Resampling.LANCZOS), np.float64)
-    if not fitted.any():  # specks that vanish
-        raise PipelineError("nothing is drawn")
+    if not fitted.any():  # only specks, which scaling removed
+        raise PipelineError("the picture is blank")
     row, column = (_place(mass, length) for mass, length in zip(center_of_mass(fitted), fitted.shape, strict=True))
     image = np.zeros((SIDE, SIDE), np.uint8)
-    image[row : row + height, column : column + width] = fitted * (WHITE / fitted.max())  # a thin pen gets thinner
+    image[row : row + height, column : column + width] = fitted * (WHITE / fitted.max())  # scaling dims thin strokes
     return image
 
 
 def _place(mass: float, length: int) -> int:
-    """Where the digit begins: its mass in the middle, but nothing of it outside."""
+    """Index of the digit's first row or column: its mass in the middle, but no part outside the image."""
     return int(np.clip(round(CENTRE - mass), 0, SIDE - length))

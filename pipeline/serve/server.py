@@ -1,4 +1,4 @@
-"""The served model and the page, in one process."""
+"""Serve a registered model and the drawing page from one process."""
 
 import socket
 import sys
@@ -23,9 +23,9 @@ from pipeline.tracking.ui import HOST, free_port
 PAGE = Path(__file__).parent / "page.html"
 LARGEST = 1 << 20  # bytes of a picture
 PNG = "image/png"
-OWN_NAMES = [HOST, "localhost"]  # another name is a page elsewhere that was made to point here
-EXTRAS = ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")  # FastAPI's own pages load code from elsewhere
-# The page is one file: it loads nothing, talks to this server alone, and is shown in no other page.
+OWN_NAMES = [HOST, "localhost"]  # any other name is DNS rebinding: a foreign domain that resolves to this machine
+EXTRAS = ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")  # FastAPI's pages load code from other sites
+# The page is one file: it loads nothing, connects to this server only, and cannot be framed by another page.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
     "img-src data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -33,26 +33,26 @@ POLICY = (
 
 
 def serve(root: Path, name: str, alias: str, port: int) -> None:
-    """Serve on loopback until interrupted, and say where. Raises PipelineError if there is nothing to serve."""
+    """Serve on loopback until interrupted, and print the address. Raises PipelineError if no model can be loaded."""
     served = load_registered(open_store(root), name, alias)
     app = with_page(served, name)
     config = uvicorn.Config(app, host=HOST, port=free_port(port), log_level="warning")
     listener = config.bind_socket()
-    # Else each answer waits 40 ms for the client to acknowledge its head: asyncio sets it for sockets of its own alone.
+    # Otherwise each response waits 40 ms for the ACK of its headers: asyncio sets this only on sockets that it creates.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.listen(config.backlog)  # who follows the address below at once waits, and is not refused
+    listener.listen(config.backlog)  # clients that connect before the server runs wait instead of failing
     address = f"http://{HOST}:{config.port}"
-    print(f"Version {served.version} of {name} answers at {address}/invocations")
+    print(f"Serving version {served.version} of {name} at {address}/invocations")
     if served.image_shape == (SIDE, SIDE):
         print(f"Draw a digit at {address}")
         if sys.stdout.isatty():
             webbrowser.open(address)
-    print("Ctrl-C ends it.", flush=True)
+    print("Press Ctrl-C to stop.", flush=True)
     uvicorn.Server(config).run(sockets=[listener])
 
 
 def with_page(served: Served, name: str) -> FastAPI:
-    """MLflow's application with the page, what it asks, and a check of the host name that is asked for."""
+    """Add the page, its endpoints, the request limits and a check of the Host header to MLflow's application."""
     app = served.app
     app.add_middleware(Limits, own_names=OWN_NAMES)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=OWN_NAMES)
@@ -65,16 +65,16 @@ def with_page(served: Served, name: str) -> FastAPI:
     @app.get("/about")
     def about() -> dict[str, Any]:
         accuracy = served.tags.get(ACCURACY)
-        told = {"name": name, "version": served.version, "image_shape": served.image_shape}
-        return told | {"accuracy": accuracy and float(accuracy)}
+        model = {"name": name, "version": served.version, "image_shape": served.image_shape}
+        return model | {"accuracy": accuracy and float(accuracy)}
 
     @app.post("/read")
     async def read(request: Request) -> JSONResponse:
         content = await request.body()
         if len(content) > LARGEST:
-            return refusal(f"a picture has at most {LARGEST >> 20} MiB", 413)
+            return refusal(f"the picture is larger than {LARGEST >> 20} MiB", 413)
         if request.headers.get("content-type", PNG) != PNG:
-            return refusal(f"send the picture as {PNG}", 415)
+            return refusal(f"the Content-Type is not supported: send the picture as {PNG}", 415)
         try:
             return JSONResponse(await run_in_threadpool(answer, served, content))
         except PipelineError as error:
@@ -84,9 +84,9 @@ def with_page(served: Served, name: str) -> FastAPI:
 
 
 def answer(served: Served, content: bytes) -> dict[str, Any]:
-    """What the model reads in a PNG: the probability of each class, and the image that it was given."""
+    """Classify the digit in a PNG: the probability of each class, and the image that the model received."""
     if served.image_shape != (SIDE, SIDE):
-        raise PipelineError(f"pictures are read for networks of {SIDE}×{SIDE} pixels, not {served.image_shape}")
+        raise PipelineError(f"drawings require a model for {SIDE}×{SIDE} pixels, not {served.image_shape}")
     image = read_picture(content)
     (probabilities,) = served.model.predict(image[None])
     return {"probabilities": probabilities.tolist(), "image": image.tolist()}

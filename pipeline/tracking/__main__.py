@@ -1,4 +1,4 @@
-"""What there is to do about MLflow: see that DVC and it know of each other, send what it missed, tag, look at it."""
+"""Commands for MLflow: send missing records, tag a run, match DVC experiments with runs, and serve the UI."""
 
 import argparse
 import json
@@ -12,18 +12,18 @@ from pipeline.tracking.ui import port_number, serve
 
 
 def send() -> None:
-    """Send the outbox and say how it went. Exits with status 1 while something is left."""
+    """Send the outbox and print the result. Exits with status 1 if some records could not be sent."""
     from pipeline.tracking.recorder import send_unsent
 
     open_store(paths.project_root())
     sent, problems = send_unsent(paths.project_root())
-    print(f"tracking: {sent} runs completed" if sent or problems else "tracking: nothing was waiting")
+    print(f"tracking: {sent} runs completed" if sent or problems else "tracking: nothing to send")
     if problems:
         sys.exit("\n".join(f"tracking: {problem}" for problem in problems))
 
 
 def tag(run_id: str, tags: dict[str, str]) -> None:
-    """Add tags to a run that the store knows; kept for later where the store does not answer."""
+    """Add tags to a run in the store. If the store does not answer, keep the tags and send them later."""
     from pipeline.tracking.recorder import Recorder
     from pipeline.tracking.runs import continue_run
 
@@ -35,7 +35,7 @@ def tag(run_id: str, tags: dict[str, str]) -> None:
 
 
 def check() -> None:
-    """Say what DVC and MLflow know of each other. Exits with status 1 if something is on one side only."""
+    """Match DVC experiments with MLflow runs. Exits with status 1 if any of them is unmatched."""
     from rich.console import Console
     from rich.table import Table
 
@@ -47,23 +47,23 @@ def check() -> None:
         table.add_row(row.result, row.run_name, row.run_id, row.state, row.reason)
     Console(markup=False).print(table)
     lost = [row for row in rows if row.state != "joined"]
-    print(f"tracking: {len(rows) - len(lost)} joined, {len(lost)} on one side only")
+    print(f"tracking: {len(rows) - len(lost)} joined, {len(lost)} unmatched")
     if lost:
         sys.exit("\n".join(f"{row.state}: {row.result or row.run_name}: {row.reason}. {row.remedy}" for row in lost))
 
 
 def main() -> None:
-    """Parse the command line and act on it."""
+    """Parse the command line and run the command."""
     settle()
     parser = argparse.ArgumentParser(prog="python -m pipeline.tracking", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("send", help="send to MLflow what earlier runs could not")
+    commands.add_parser("send", help="send the records that earlier commands could not send")
     tagging = commands.add_parser("tag", help="add tags to a run")
-    tagging.add_argument("run_id", help="MLflow's id of the run")
+    tagging.add_argument("run_id", help="MLflow run ID")
     tagging.add_argument("tags", type=json.loads, help="the tags as a JSON object")
-    commands.add_parser("check", help="list what only one of DVC and MLflow has; exit status 1 if there is anything")
-    ui = commands.add_parser("ui", help="serve the MLflow UI and print the address that shows the runs")
-    ui.add_argument("--port", type=port_number, default=5000, help="the first port to try (default: %(default)s)")
+    commands.add_parser("check", help="match DVC experiments with runs; exit with status 1 if any is unmatched")
+    ui = commands.add_parser("ui", help="serve the MLflow UI and print the address of the runs")
+    ui.add_argument("--port", type=port_number, default=5000, help="first port to try (default: %(default)s)")
     arguments = parser.parse_args()
     try:
         match arguments.command:

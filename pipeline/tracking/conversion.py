@@ -1,4 +1,4 @@
-"""A Keras network as ONNX, in which form it is served. MLflow is not imported here."""
+"""Convert a Keras network to ONNX, its serving format. This module does not import MLflow."""
 
 import shutil
 import warnings
@@ -16,7 +16,7 @@ KERAS, ONNX = "model.keras", "model.onnx"  # in that folder
 
 
 class Converted(NamedTuple):
-    """A network's file, a folder with a copy of it and its form in ONNX, and what Keras gives for some images."""
+    """A network file, the folder with its copy and its ONNX form, and Keras's probabilities for sample images."""
 
     network_file: Path
     folder: Path
@@ -25,32 +25,32 @@ class Converted(NamedTuple):
 
 
 def convert(network_file: Path, parent: Path, images: NDArray[np.uint8]) -> Converted:
-    """Copy the network in a `.keras` file to a new folder below `parent`, and write it as ONNX beside the copy.
+    """Copy the network in a `.keras` file to a new folder below `parent`, and convert the copy to ONNX.
 
-    `images` (N, height, width) are what it is tried on. Raises PipelineError if it has no form in ONNX.
+    `images` (N, height, width) are the sample images. Raises PipelineError if the conversion fails.
     """
     folder = parent / FOLDER
     folder.mkdir()
     shutil.copyfile(network_file, folder / KERAS)
     failure, probabilities = None, np.zeros(0, np.float32)
-    with quietly():  # which would show what it held back if an error left it
+    with quietly():  # an exception that leaves this block would show the buffered output
         try:
             probabilities = export(folder, images)
-        except Exception as error:  # whatever a layer or the converter cannot do
+        except Exception as error:  # layers and the converter may raise anything
             failure = error
     if failure:
-        raise PipelineError(f"{network_file} cannot be served: it has no form in ONNX ({first_line(failure)})")
+        raise PipelineError(f"{network_file} cannot be served: its conversion to ONNX failed ({first_line(failure)})")
     return Converted(network_file, folder, images, probabilities)
 
 
 def export(folder: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Write the network of a folder as ONNX, and return the probabilities (N, classes) that Keras gives for images."""
+    """Export the network in a folder to ONNX, and return Keras's probabilities (N, classes) for the images."""
     with importing_keras():
         import keras
 
     network = keras.saving.load_model(folder / KERAS, compile=False, safe_mode=True)
     probabilities: NDArray[np.float32] = network.predict(images, verbose=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tf2onnx looks for names that NumPy has dropped
+        warnings.simplefilter("ignore")  # tf2onnx looks up names that NumPy has removed
         network.export(folder / ONNX, format="onnx", verbose=False)
     return probabilities

@@ -1,4 +1,4 @@
-"""Which DVC experiments have a run in MLflow, which runs git and DVC know of, and what is on one side only."""
+"""Match the results in git and DVC with MLflow runs, and find the ones that exist on one side only."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,20 +15,20 @@ from pipeline.repository import Reader, at_commit, check_repository, commits_of,
 from pipeline.tracking.provenance import EXPERIMENT_TAG, REUSED_FROM
 from pipeline.tracking.store import Store, experiment_name
 
-PAGE = 1000  # runs that the store is asked for at once
+PAGE = 1000  # runs per request to the store
 State = Literal["joined", "only in DVC", "only in MLflow"]
 
 
 class Result(NamedTuple):
-    """What git and DVC know by a name: a DVC experiment, or what is in the working tree or was committed."""
+    """A named result in git or DVC: a DVC experiment, a commit, or the working tree."""
 
     name: str
     experiment: bool
-    run_id: str | None  # of the MLflow run that its reports/metrics.json names
+    run_id: str | None  # the MLflow run that its reports/metrics.json names
 
 
 class Row(NamedTuple):
-    """A result and its run, or one of the two alone."""
+    """A result and its run, or either of them alone."""
 
     result: str
     run_name: str
@@ -39,13 +39,13 @@ class Row(NamedTuple):
 
 
 def join(store: Store) -> list[Row]:
-    """All experiments and runs, and what the working tree holds. Raises PipelineError without git or the store."""
+    """Match the working tree, all experiments and all runs. Raises PipelineError without git or the store."""
     check_repository()
     runs = all_runs(store)
     results = [result for result in (working_tree(), *find_experiments()) if result.experiment or result.run_id]
     pairs = [(result, run_of(result, runs)) for result in results]
     found = {run.info.run_id: run for _, run in pairs if run is not None}
-    sources = {run.data.tags.get(REUSED_FROM): ("", f"{run.info.run_name} has its model") for run in found.values()}
+    sources = {run.data.tags.get(REUSED_FROM): ("", f"{run.info.run_name} reuses its model") for run in found.values()}
     known = sources | {result.run_id: (result.name, "") for result in find_committed()}
     names = {result.name for result in results if result.experiment}
     rows = [row_of(result, run, runs) for result, run in pairs]
@@ -53,7 +53,7 @@ def join(store: Store) -> list[Row]:
 
 
 def others(store: Store, runs: Mapping[str, Run], found: Mapping[str, Run]) -> list[Run]:
-    """The runs beside those that were found, where this project's runs are: a shared store has other projects'."""
+    """The unmatched runs in this project's MLflow experiments: a shared store also has other projects' runs."""
     client = MlflowClient(store.uri)
     names = {experiment_name(path.stem) for path in (paths.CONF / "dataset").glob("*.yaml")}
     try:
@@ -67,7 +67,7 @@ def others(store: Store, runs: Mapping[str, Run], found: Mapping[str, Run]) -> l
 
 
 def all_runs(store: Store) -> dict[str, Run]:
-    """Every run in the store by its id, deleted ones included, the newest first."""
+    """Every run in the store by its ID, newest first, including deleted runs."""
     client, token = MlflowClient(store.uri), None
     runs: dict[str, Run] = {}
     try:
@@ -84,28 +84,28 @@ def all_runs(store: Store) -> dict[str, Run]:
 
 
 def does_not_list(store: Store, error: MlflowException) -> PipelineError:
-    """What to raise where the store does not answer."""
-    return PipelineError(f"the MLflow store {store.uri} does not list its runs: {first_line(error)}")
+    """The error for a store that does not answer."""
+    return PipelineError(f"cannot list the runs in the MLflow store {store.uri}: {first_line(error)}")
 
 
 def working_tree() -> Result:
-    """What the working tree holds."""
+    """The result in the working tree."""
     return Result("the working tree", False, run_named(in_folder(Path())))
 
 
 def find_experiments() -> Iterator[Result]:
-    """The DVC experiments of this clone."""
+    """The DVC experiments in this clone."""
     for name, commit in experiments():
         yield Result(name, True, run_named(at_commit(commit)))
 
 
 def find_committed() -> list[Result]:
-    """What was committed, in any branch."""
+    """The committed results of all branches."""
     return [Result(f"commit {commit[:7]}", False, run_named(at_commit(commit))) for commit in commits_of(paths.METRICS)]
 
 
 def run_named(read: Reader) -> str | None:
-    """The MLflow run that reports/metrics.json names; None where there is none, or none that can be read."""
+    """The MLflow run that reports/metrics.json names; None if the file is missing, unreadable or names none."""
     try:
         return str(json.loads(read(paths.METRICS) or b"")["mlflow"]["run_id"])
     except (ValueError, KeyError, TypeError):
@@ -113,7 +113,7 @@ def run_named(read: Reader) -> str | None:
 
 
 def run_of(result: Result, runs: Mapping[str, Run]) -> Run | None:
-    """The run of a result: the one that its metrics.json names, or else the newest that names the experiment."""
+    """The run of a result: the one that its metrics.json names, or else the experiment's newest run."""
     named = runs.get(result.run_id or "")
     if named is not None and is_active(named):
         return named
@@ -127,44 +127,44 @@ def is_active(run: Run) -> bool:
 
 
 def row_of(result: Result, run: Run | None, runs: Mapping[str, Run]) -> Row:
-    """A result that git and DVC know, and its run if it has one."""
+    """The row of a result, with its run if it has one."""
     if run is not None:
         return Row(result.name, run.info.run_name, run.info.run_id, "joined", how_joined(result, run, runs), "")
-    again = "dvc repro --force --single-item evaluate"
+    create = "dvc repro --force --single-item evaluate"
     if result.experiment:
-        again = f"dvc exp apply {result.name} && dvc exp run --force --single-item evaluate --name {result.name}"
+        create = f"dvc exp apply {result.name} && dvc exp run --force --single-item evaluate --name {result.name}"
     if result.run_id is None:
-        return Row(result.name, "", "", "only in DVC", "it names no run", f"`{again}` gives it one")
+        return Row(result.name, "", "", "only in DVC", "it names no run", f"`{create}` creates one")
     if result.run_id in runs:
-        restore = f"`mlflow runs restore --run-id {result.run_id}` brings it back"
+        restore = f"`mlflow runs restore --run-id {result.run_id}` restores it"
         return Row(result.name, "", result.run_id, "only in DVC", "its run was deleted", restore)
     return Row(
-        result.name, "", result.run_id, "only in DVC", "this store has no such run", f"`{again}` gives it one here"
+        result.name, "", result.run_id, "only in DVC", "its run is not in this store", f"`{create}` creates one here"
     )
 
 
 def how_joined(result: Result, run: Run, runs: Mapping[str, Run]) -> str:
-    """Whose model it is, where it is not the run's own."""
+    """The origin of a matched run's model; empty if the run trained it itself."""
     source = run.data.tags.get(REUSED_FROM)
     if source is None and result.experiment and run.data.tags.get(EXPERIMENT_TAG) != result.name:
-        return "nothing had to run: it is the run of an earlier one"
+        return "no stage had to run: this is the run of an earlier result"
     if source is None:
         return "restored from another store" if "restored.from" in run.data.tags else ""
     return f"reuses the model of {runs[source].info.run_name if source in runs else source}"
 
 
 def row_of_run(run: Run, experiments_here: set[str], known: tuple[str, str] | None) -> Row:
-    """A run that is nobody's own: `known` is what it was committed as, and why else something knows it."""
-    name, reason, remedy = run.info.run_name, "", f"`mlflow runs delete --run-id {run.info.run_id}` if it is not wanted"
+    """The row of a run without a current result; `known` is the commit that names it, or the use of its model."""
+    name, reason, remedy = run.info.run_name, "", f"`mlflow runs delete --run-id {run.info.run_id}` if not needed"
     if known is not None:
         return Row(known[0], name, run.info.run_id, "joined", known[1], "")
     experiment = run.data.tags.get(EXPERIMENT_TAG)
     if run.info.status != "FINISHED":
-        reason = f"not finished ({run.info.status}): it still runs, or its training failed or was killed"
+        reason = f"not finished ({run.info.status}): its training is still running, failed or was killed"
     elif experiment in experiments_here:
-        reason = f"the experiment {experiment} has another run by now"
+        reason = f"the experiment {experiment} now has another run"
     elif experiment:
-        reason = f"this clone has no experiment {experiment}: it was removed, or is elsewhere"
+        reason = f"this clone has no experiment {experiment}: it was removed, or is in another clone"
         remedy = f"`dvc exp pull REMOTE {experiment}`, or {remedy}"
     else:
         reason = "a `dvc repro` whose results were replaced before they were committed"

@@ -1,4 +1,4 @@
-"""A Keras network as an MLflow model that can be loaded and served, logged without importing Keras."""
+"""Log a Keras network as an MLflow model that can be loaded and served, without importing Keras."""
 
 import io
 import shutil
@@ -16,24 +16,24 @@ from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-NAME = "model"  # of the logged model, on its run's page
-DATA = "data"  # where mlflow.keras keeps the network in a model's folder
+NAME = "model"  # of the logged model on its run's page
+DATA = "data"  # the folder in which mlflow.keras stores a model's network
 
 
 def log_network(
     client: MlflowClient, run_id: str, path: Path, image_shape: list[int], classes: int, backend: str
 ) -> None:
-    """Log the network in a `.keras` file to a run, with its signature, an example and pinned requirements.
+    """Log the network in a `.keras` file to a run, with its signature, an input example and pinned requirements.
 
-    The network maps images (N, *image_shape) to probabilities (N, classes) and was trained on a Keras `backend`.
+    The network maps images (N, *image_shape) to probabilities (N, classes) and was trained on the Keras `backend`.
     """
-    # MLflow would load the model to try the example on it, and importing Keras for that takes longer than a training.
+    # To validate the example, MLflow would load the model and import Keras, which takes longer than a training.
     options = {"image_shape": tuple(image_shape), "classes": classes, "backend": backend}
     log_model(client, run_id, NAME, sys.modules[__name__], network_file=path, validate_serving_input=False, **options)
 
 
 def describe_network(path: Path) -> tuple[list[int], int, str]:
-    """The image shape, the number of classes and the Keras backend to log the network in a `.keras` file with."""
+    """Image shape, number of classes and Keras backend of the network in a `.keras` file, for log_network."""
     import keras
 
     network = keras.saving.load_model(path, compile=False)
@@ -41,14 +41,14 @@ def describe_network(path: Path) -> tuple[list[int], int, str]:
 
 
 def log_model(client: MlflowClient, run_id: str, name: str, flavor: ModuleType, **options: Any) -> str:
-    """Log a model that `flavor.save_model` writes from `options` to a run, and return MLflow's id of it."""
+    """Log the model that `flavor.save_model` writes from `options` to a run, and return its MLflow ID."""
     run = client.get_run(run_id)
     logged = unfinished_model(client, run, name)
     linked = any(output.model_id == logged.model_id for output in run.outputs.model_outputs)
     current = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(client.tracking_uri)  # `Model.log` takes no address
+    mlflow.set_tracking_uri(client.tracking_uri)  # `Model.log` has no parameter for the store
     try:
-        with redirect_stdout(io.StringIO()):  # MLflow may try the example, and Keras draws a progress bar for it
+        with redirect_stdout(io.StringIO()):  # Keras draws a progress bar if MLflow predicts the example
             # Linking a model to its run twice is an error.
             Model.log(None, flavor, run_id=None if linked else run_id, model_id=logged.model_id, **options)
     finally:
@@ -57,8 +57,8 @@ def log_model(client: MlflowClient, run_id: str, name: str, flavor: ModuleType, 
 
 
 def unfinished_model(client: MlflowClient, run: Run, name: str) -> LoggedModel:
-    """A new logged model of a run, or its own unfinished one after a failed upload, which nobody else writes."""
-    # Without a place of its own, a model that is logged outside an active run goes to the default experiment.
+    """A new logged model of a run, or the run's unfinished one after a failed upload, which no other process writes."""
+    # Without an experiment ID, a model that is logged outside an active run goes to the default experiment.
     experiment, run_id = run.info.experiment_id, run.info.run_id
     for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
         if model.name == name == NAME and model.status != LoggedModelStatus.READY:
@@ -75,9 +75,9 @@ def save_model(
     backend: str,
     **_: Any,
 ) -> None:
-    """Write the model that `mlflow.keras.save_model` would write, with the very bytes of the network in `network_file`.
+    """Write the same model as `mlflow.keras.save_model`, with a byte-for-byte copy of `network_file`.
 
-    It is what `Model.log` asks of a flavor. Loading it is left to `mlflow.keras`.
+    `Model.log` requires this function of a flavor. `mlflow.keras` loads the model.
     """
     options = {"keras_version": version("keras"), "keras_backend": backend, "save_exported_model": False}
     mlflow_model.add_flavor("keras", data=DATA, **options)
@@ -98,17 +98,17 @@ def save_model(
 
 
 def signature(image_shape: tuple[int, ...], classes: int) -> ModelSignature:
-    """What a client sends: images (N, height, width) as bytes; and what it gets: probabilities (N, classes)."""
+    """The model's signature: images (N, height, width) as uint8 in, probabilities (N, classes) as float32 out."""
     images = TensorSpec(np.dtype(np.uint8), (-1, *image_shape))
     probabilities = TensorSpec(np.dtype(np.float32), (-1, classes))
     return ModelSignature(Schema([images]), Schema([probabilities]))
 
 
 def example(image_shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """One image, all black."""
+    """One black image."""
     return np.zeros((1, *image_shape), np.uint8)
 
 
 def pinned(*packages: str) -> list[str]:
-    """Requirements as installed here. Named, because MLflow otherwise loads the model in another process to guess."""
+    """Requirements pinned to the installed versions; to infer them, MLflow would load the model in another process."""
     return [f"{package}=={version(package)}" for package in packages]

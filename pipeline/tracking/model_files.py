@@ -1,4 +1,4 @@
-"""The files of a logged model: fetched, and known by a digest that nobody can change without its being seen."""
+"""Download the files of a logged model, and compute the digest that reveals a change in them."""
 
 import hashlib
 import shutil
@@ -8,14 +8,14 @@ import mlflow.artifacts
 
 from pipeline.files import sha256
 
-DIGEST = "served.sha256"  # the tag of a registered version that has the digest
-SIGNED = ("MLmodel", "data", "code")  # what decides an answer; cards and examples lie beside it
+DIGEST = "served.sha256"  # tag of a registered version: the digest of its files
+SIGNED = ("MLmodel", "data", "code")  # the files that determine predictions; model cards and examples do not
 
 
 def download(source: str, folder: str) -> Path:
-    """The files of a model in the current store, below `folder`.
+    """Download a model's files from the current store to a place below `folder`.
 
-    Without what Python compiled of its code where it was loaded before: nothing says what that holds.
+    Removes the bytecode that Python cached when the model was loaded before: the registered digest does not cover it.
     """
     files = Path(mlflow.artifacts.download_artifacts(source, dst_path=folder))
     for cache in [*files.rglob("__pycache__")]:
@@ -24,7 +24,7 @@ def download(source: str, folder: str) -> Path:
 
 
 def digest(folder: Path) -> str:
-    """The SHA-256 over all files of a downloaded model that decide an answer, their names included."""
+    """The SHA-256 over the names and contents of a downloaded model's files that determine predictions."""
     files = (file for name in SIGNED for file in sorted([folder / name, *(folder / name).rglob("*")]))
     listing = "".join(f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files if file.is_file())
     return hashlib.sha256(listing.encode()).hexdigest()

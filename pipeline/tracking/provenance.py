@@ -1,4 +1,4 @@
-"""From which code and configuration a run comes, and how to get the same run again."""
+"""The code and configuration of a run, and the commands that reproduce it."""
 
 import os
 import re
@@ -15,25 +15,25 @@ from pipeline import paths
 from pipeline.files import parse_yaml
 
 EXPERIMENT = "DVC_EXP_NAME"  # set by DVC for the stages of `dvc exp run`
-EXPERIMENT_TAG = "dvc.experiment"  # of a run: the experiment's name, empty outside of `dvc exp run`
-REUSED_FROM = "reused.from"  # of a run: the one whose model it has
+EXPERIMENT_TAG = "dvc.experiment"  # tag of a run: the experiment's name, empty outside `dvc exp run`
+REUSED_FROM = "reused.from"  # tag of a run: the run whose model it reuses
 BASELINE = "DVC_EXP_BASELINE_REV"
 
-SOURCES = ("pipeline", "conf", "params.yaml", "dvc.yaml", "requirements.txt")  # what decides a result; all else follows
-SECRET = re.compile(r"(?i)secret|passw|credential|token|\.env|\.pem$|\.key$|\.p12$|(^|/)id_[a-z0-9]+$")  # a file's name
-PATCH = "code/uncommitted.patch"  # the artifact that has what was not committed
+SOURCES = ("pipeline", "conf", "params.yaml", "dvc.yaml", "requirements.txt")  # everything else derives from these
+SECRET = re.compile(r"(?i)secret|passw|credential|token|\.env|\.pem$|\.key$|\.p12$|(^|/)id_[a-z0-9]+$")  # in file names
+PATCH = "code/uncommitted.patch"  # the artifact with the uncommitted changes
 
 
 class Provenance(NamedTuple):
-    """A commit, and what was different from it when the run began."""
+    """A commit, and the uncommitted changes when the run started."""
 
-    commit: str  # empty where there is no git, or no commit yet
-    patch: str  # in git's format; empty if there was no difference
-    overrides: list[str] | None  # the difference as Hydra overrides, if it is one of params.yaml alone
+    commit: str  # empty without git, or before the first commit
+    patch: str  # in git's format; empty if there were no changes
+    overrides: list[str] | None  # the changes as Hydra overrides, if only params.yaml changed
 
 
 def find_provenance() -> Provenance:
-    """The provenance of what runs now in the current folder."""
+    """The provenance of a run that starts now in the working directory."""
     commit = os.environ.get(BASELINE) or git("rev-parse", "--verify", "--quiet", "HEAD").decode().strip()
     if not commit:
         tell_refusal()
@@ -45,52 +45,52 @@ def find_provenance() -> Provenance:
 
 
 def tell_refusal() -> None:
-    """Explain why the run has no commit if git refuses the folder of another user, as in containers."""
+    """Explain why the run has no commit if git refuses another user's folder, as in containers."""
     try:
-        told = subprocess.run(["git", "rev-parse"], capture_output=True, text=True, check=False).stderr
+        errors = subprocess.run(["git", "rev-parse"], capture_output=True, text=True, check=False).stderr
     except OSError:  # no git
         return
-    if "dubious ownership" in told:
+    if "dubious ownership" in errors:
         remedy = f"git config --global --add safe.directory {shlex.quote(str(Path.cwd()))}"
-        print(f"tracking: another user owns {Path.cwd()}, so git refuses it and the run has no commit: {remedy}")
+        print(f"tracking: git refuses {Path.cwd()}, which another user owns, so the run has no commit. Run `{remedy}`")
 
 
 def uncommitted(commit: str) -> str:
-    """What in the sources differs from a commit, files that git does not know yet included, for `git apply`."""
-    with tempfile.TemporaryDirectory() as folder:  # an index of its own: the user's stays as it is
+    """The changes in the sources since a commit, including untracked files, as a patch for `git apply`."""
+    with tempfile.TemporaryDirectory() as folder:  # a separate index leaves the user's index unchanged
         index = {"GIT_INDEX_FILE": str(Path(folder) / "index"), "GIT_DIFF_OPTS": ""}
         existing = [name for name in SOURCES if Path(name).exists()]
         git("read-tree", commit, **index)
         shared = [*existing, *(f":(exclude,literal){name}" for name in secrets(existing))]
-        git("-c", "core.safecrlf=false", "add", "--all", "--", *shared, **index)  # else it may refuse a CRLF
+        git("-c", "core.safecrlf=false", "add", "--all", "--", *shared, **index)  # otherwise git may refuse a CRLF
         patch = difference(commit, existing, **index)
         try:
             return patch.decode()
-        except UnicodeDecodeError:  # MLflow and JSON hold text alone: git writes what it takes for binary in base85
+        except UnicodeDecodeError:  # MLflow and JSON store only text; git writes binary files in base85
             attributes = Path(folder) / "attributes"
             attributes.write_text("* -diff\n", encoding="utf-8")
             patch = difference(commit, existing, f"core.attributesFile={attributes}", **index)
-            return patch.decode(errors="replace")  # where a .gitattributes says of such a file that it is text
+            return patch.decode(errors="replace")  # if a .gitattributes declares such a file as text
 
 
 def secrets(names: list[str]) -> list[str]:
-    """Untracked files whose names look like secrets, each reported: others can see what a run records."""
+    """Find and report untracked files whose names look like secrets: other users can read a run's records."""
     unknown = git("ls-files", "-z", "--others", "--exclude-standard", "--", *names).decode(errors="replace").split("\0")
     found = [name for name in unknown if SECRET.search(name)]
     for name in found:
-        print(f"tracking: {name} looks like a secret and is left out of the patch that the run records")
+        print(f"tracking: {name} looks like a secret and is left out of the run's patch")
     return found
 
 
 def difference(commit: str, names: list[str], setting: str = "core.quotePath=true", **environment: str) -> bytes:
-    """What an index has that a commit has not: plumbing, so no setting for how people like to read it counts."""
+    """The changes from a commit to an index. The plumbing command ignores the user's settings for diffs."""
     options = ("--cached", "--patch", "--binary", "--full-index", "--no-ext-diff", "--no-textconv")
     settings = ("-c", "core.quotePath=true", "-c", setting)
     return git(*settings, "diff-index", *options, commit, "--", *names, **environment)
 
 
 def to_overrides(before: bytes, after: bytes) -> list[str] | None:
-    """What `dvc exp run -S` takes to get from one content of params.yaml to another; None where it cannot say it."""
+    """The `dvc exp run -S` options that turn one params.yaml into another; None if options cannot express that."""
     try:
         old, new = (dict(_values(parse_yaml(text) or {})) for text in (before, after))
     except yaml.YAMLError:  # edited since compose read it
@@ -102,7 +102,7 @@ def to_overrides(before: bytes, after: bytes) -> list[str] | None:
 
 
 def _values(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; a list is one value, as Hydra takes the number of an element for the key of a mapping."""
+    """Dotted keys and values. A list is one value, because Hydra interprets an element's index as a mapping key."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from _values(value, f"{prefix}{key}.")
@@ -115,7 +115,7 @@ def _can_be_said(value: Any) -> bool:
 
 
 def commands(provenance: Provenance, run_id: str) -> list[str]:
-    """The commands that give the same run again, in a clone of the repository."""
+    """The commands that reproduce a run in a clone of the repository."""
     if not provenance.commit:
         return ["dvc repro"]
     checkout = f"git checkout {provenance.commit}"
@@ -129,7 +129,7 @@ def commands(provenance: Provenance, run_id: str) -> list[str]:
 
 
 def git(*arguments: str, **settings: str) -> bytes:
-    """What git answers, or nothing where there is no git, no repository, or nothing to say."""
+    """The output of git; empty without git, without a repository, or if git prints nothing."""
     try:
         return subprocess.run(["git", *arguments], capture_output=True, check=False, env=os.environ | settings).stdout
     except OSError:

@@ -1,8 +1,8 @@
-"""Writing one MLflow run, without ever losing what the store did not take.
+"""Write one MLflow run without losing records that the store did not accept.
 
-Everything that is recorded is an event: a small JSON object, with a file for pictures and models. An event that the
-store does not take is kept in .unsent/RUN_ID/ with all that come after it, and sent, in order, by the next command.
-MLflow is imported by the process that writes events, which need not be the one that records them.
+Every record is an event: a small JSON object, with a file for images and models. If the store does not accept an event,
+the event and all later ones are kept in .unsent/RUN_ID/, and the next command sends them in order. Only the process
+that writes events imports MLflow; another process may record them.
 """
 
 import contextlib
@@ -23,37 +23,37 @@ from pipeline.files import write_json, write_text
 from pipeline.tracking.store import RELATIVE, Store, absolute, relative
 
 OUTBOX = ".unsent"
-BATCH = 100  # params and tags that MLflow takes at once
+BATCH = 100  # MLflow's maximum of params or tags per request
 
-KEPT = f"What it misses is kept in {OUTBOX}/ and sent by the next training, or by `python -m pipeline.tracking send`"
-PRIVATE = 0o600  # for its owner alone
+KEPT = f"The missing records are kept in {OUTBOX}/; the next training or `python -m pipeline.tracking send` sends them"
+PRIVATE = 0o600  # only its owner has access
 REFUSED = "refused"  # the folder in the outbox for events that the store rejected
 ASIDE = f"The event is set aside in {OUTBOX}/{REFUSED}/; everything else is recorded"
-REFUSALS = {*range(400, 500)} - {401, 403, 407, 408, 425, 429}  # without authentication errors and rate limits
+REFUSALS = {*range(400, 500)} - {401, 403, 407, 408, 425, 429}  # except authentication, timeouts and rate limits
 FAILED = re.compile(r"failed with error code (\d{3})")  # MLflow's message if a response is not JSON
-NUMBERED = re.compile(r"(?:event|file)-(\d+)")  # what waits in an outbox
+NUMBERED = re.compile(r"(?:event|file)-(\d+)")  # the entries of an outbox
 
 Event = dict[str, Any]
 
 
 class RunAddress(NamedTuple):
-    """A run of a store, and the folder of the project that records it."""
+    """A run in a store, and the root folder of the project that records it."""
 
     uri: str
     run_id: str
-    experiment_id: str | None  # None where the store did not say
+    experiment_id: str | None  # None if the store did not answer
     root: Path
 
     @property
     def outbox(self) -> Path:
-        """Where events of the run wait that the store did not take."""
+        """The folder of events that the store has not accepted yet."""
         return self.root / OUTBOX / self.run_id
 
 
 class Recorder:
-    """One run that is being written to. No method raises when the store fails: what it missed is kept.
+    """Recorder of one run. No method raises an exception if the store fails: the missing events are kept.
 
-    With an executor, its process writes the events, in order, and `flush` waits for it.
+    With an executor, its process writes the events in order, and `flush` waits for it.
     """
 
     def __init__(self, run: RunAddress, executor: Executor | None = None) -> None:
@@ -63,59 +63,59 @@ class Recorder:
 
     @property
     def run_id(self) -> str:
-        """MLflow's id of the run."""
+        """The MLflow run ID."""
         return self.run.run_id
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Record the configuration, flat: {'training.epochs': 20}."""
+        """Record the configuration with flat keys: {'training.epochs': 20}."""
         self._record({"kind": "params", "values": {key: str(value) for key, value in values.items()}})
 
     def tags(self, values: Mapping[str, Any]) -> None:
-        """Record facts to search by."""
+        """Record facts that users search for."""
         self._record({"kind": "tags", "values": {key: str(value) for key, value in values.items()}})
 
     def metrics(self, values: Mapping[str, float], step: int, timestamp: float | None = None) -> None:
-        """Record figures after `step` epochs; the same figures with the same time stamp are recorded once."""
+        """Record metrics after `step` epochs. Equal metrics with the same timestamp are stored once."""
         stamp = int(1000 * (timestamp or time.time()))
         self._record({"kind": "metrics", "values": dict(values), "step": step, "timestamp": stamp})
 
     def text(self, name: str, content: str) -> None:
-        """Record a text as an artifact."""
+        """Record text as an artifact."""
         self._record({"kind": "text", "name": name, "content": content})
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Record a file as an artifact, at the top or in a folder of the run's."""
+        """Record a file as an artifact, at the top level or in a folder of the run."""
         self._record({"kind": "artifact", "folder": folder}, path)
 
     def dataset(self, name: str, context: str, digest: str, images: int, shape: list[int]) -> None:
-        """Record which data was used, and for what."""
+        """Record a dataset and the context in which the run used it."""
         profile = {"images": images, "shape": shape}
         self._record({"kind": "dataset", "name": name, "context": context, "digest": digest, "profile": profile})
 
     def model(self, path: Path, image_shape: tuple[int, ...], classes: int, backend: str) -> None:
-        """Record the network in a `.keras` file as the run's model, with the shapes of its input and its output."""
+        """Record the network in a `.keras` file as the run's model, with its input and output shapes."""
         event = {"kind": "model", "image_shape": list(image_shape), "classes": classes, "backend": backend}
         self._record(event, path)
 
     def model_file(self, path: Path, folder: str = "") -> None:
-        """Put a file beside the run's model, if the run has one."""
+        """Add a file to the run's model, if the run has one."""
         self._record({"kind": "model file", "folder": folder}, path)
 
     def status(self, status: str) -> None:
-        """Say how the run stands: RUNNING, FINISHED, FAILED or KILLED."""
+        """Record the status of the run: RUNNING, FINISHED, FAILED or KILLED."""
         self._record({"kind": "status", "status": status, "time": int(1000 * time.time())})
 
     def execute(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call a function in the process that writes, after what was recorded so far. A failure is told in a line."""
+        """Call a function in the writing process after all earlier events. A failure is printed as one line."""
         if self._executor is None:
             function(*arguments)
         else:
             self._executor.submit(function, *arguments).add_done_callback(tell_failure)
 
     def flush(self, patience: float | None = None) -> None:
-        """Wait until everything is written or kept. Raises OSError if it could be neither, as on a full disk.
+        """Wait until every event is written or kept. Raises OSError if neither is possible, as on a full disk.
 
-        A process that writes nothing for `patience` seconds is ended, and what it was given is kept.
+        If the writing process writes nothing for `patience` seconds, it is ended and its events are kept.
         """
         while self._writing:
             finished, _ = wait(self._writing[:1], patience)
@@ -124,7 +124,7 @@ class Recorder:
             self._writing.pop(0).result()
 
     def is_incomplete(self) -> bool:
-        """Whether the store has not got everything that was recorded so far."""
+        """Whether the store lacks any of the events recorded so far."""
         self.flush()
         return self.run.outbox.exists()
 
@@ -139,25 +139,25 @@ class Recorder:
 
 
 def write_event(run: RunAddress, event: Event, path: Path | None) -> None:
-    """Write an event to the store, or else keep it."""
-    with outbox_lock(run.outbox):  # another process may be sending what is waiting
+    """Write an event to the store, or keep it."""
+    with outbox_lock(run.outbox):  # another process may be sending the outbox
         if run.outbox.exists():
             keep_event(run, event, path)
             return
         try:
             send_event(client_of(run.uri), run.run_id, event, path)
-        except Exception as error:  # whatever ails the store, it must not cost a training
+        except Exception as error:  # no failure of the store may end a training
             if not set_aside(run, event, path, error):
                 keep_event(run, event, path)
-                say(f"{run.uri} does not take this run's {event['kind']} ({reason(error)}). {KEPT}")
+                say(f"{run.uri} did not accept this run's {event['kind']} ({reason(error)}). {KEPT}")
 
 
 def keep_event(run: RunAddress, event: Event, path: Path | None, refused: bool = False) -> None:
-    """Append an event, with a copy of its file, to the outbox, or to the refused events."""
+    """Append an event and a copy of its file to the outbox, or to the refused events."""
     outbox = run.outbox.parent / REFUSED / run.run_id if refused else run.outbox
     outbox.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(name[1]) for entry in outbox.iterdir() if (name := NUMBERED.match(entry.name))), default=-1)
-    write_text(outbox / "uri", relative(run.uri, run.root), PRIVATE)  # it may have a password
+    write_text(outbox / "uri", relative(run.uri, run.root), PRIVATE)  # the address may contain a password
     if path is not None:  # the file may be replaced before it is sent
         folder = outbox / f"file-{number}"
         folder.mkdir()
@@ -184,25 +184,25 @@ def is_refused(error: Exception, uri: str, run_id: str) -> bool:
         return False
     try:
         client_of(uri).get_run(run_id)
-    except Exception as other:  # a run that is not there any more takes nothing
+    except Exception as other:  # a run that no longer exists accepts nothing
         return getattr(other, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
     return True
 
 
 def status_of(error: Exception) -> int | None:
-    """The HTTP status of an error; MLflow has one for database errors, too. None if it does not say."""
-    # MLflow uses BAD_REQUEST for any error of a database, temporary ones included.
+    """The HTTP status of an error, which MLflow's database errors also have; None if the error has none."""
+    # MLflow uses BAD_REQUEST for every database error, including temporary ones.
     if getattr(error, "error_code", "") == "BAD_REQUEST":
         return None
-    if told := FAILED.search(str(error)):
-        return int(told[1])
+    if found := FAILED.search(str(error)):
+        return int(found[1])
     ask = getattr(error, "get_http_status_code", None)
     status = ask() if ask else getattr(getattr(error, "response", None), "status_code", None)
     return int(status) if status is not None else None
 
 
 def _settle(written: Future[None], run: RunAddress, event: Event, path: Path | None, writing: Future[None]) -> None:
-    """Say that an event is written or kept; it is kept here if a worker process took it along when it died."""
+    """Resolve `written` when its event is written or kept. If the worker process died, keep the event here."""
     try:
         error = writing.exception()
         if isinstance(error, BrokenExecutor):
@@ -216,7 +216,7 @@ def _settle(written: Future[None], run: RunAddress, event: Event, path: Path | N
 
 
 def keep_lost(run: RunAddress, event: Event, path: Path | None) -> None:
-    """Keep an event of a process that died, and say so for the first one."""
+    """Keep an event of a process that died, and print a message for the first one."""
     with outbox_lock(run.outbox):
         first = not run.outbox.exists()
         keep_event(run, event, path)
@@ -225,39 +225,39 @@ def keep_lost(run: RunAddress, event: Event, path: Path | None) -> None:
 
 
 def say(text: str) -> None:
-    """Tell the user something that must not end what it is about: standard output may be closed, or a full disk."""
+    """Print a message for the user, and ignore errors of standard output, which may be closed or on a full disk."""
     with contextlib.suppress(OSError, ValueError):
         print(without_secrets(f"tracking: {text}"), flush=True)
 
 
 def tell_failure(future: Future[Any]) -> None:
-    """Say why something was not done that nobody waits for."""
+    """Print the error of a background task that nothing waits for."""
     error = future.exception()
     if error is not None and not isinstance(error, BrokenExecutor):
-        say(f"not everything could be recorded ({first_line(error)})")
+        say(f"some records could not be written ({first_line(error)})")
 
 
 @functools.cache
 def client_of(uri: str) -> Any:
-    """MLflow's client of a store, made when it is first used: making it opens a database, which may fail."""
+    """MLflow's client for a store, created on first use because it opens the database, which may fail."""
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
 
 
 def outbox_lock(outbox: Path) -> FileLock:
-    """What whoever reads or writes an outbox must hold."""
+    """The lock that every reader and writer of an outbox must hold."""
     outbox.parent.mkdir(exist_ok=True)
     return FileLock(outbox.with_suffix(".lock"))
 
 
 def reason(error: Exception) -> str:
-    """Why something was not sent, in a line."""
+    """The reason why an event was not sent, in one line."""
     return without_secrets(first_line(error))[:200]
 
 
-def send_event(client: Any, run_id: str, event: Event, path: Path | None) -> None:  # noqa: PLR0912 (one case a kind)
-    """Write one event to the store. Raises whatever MLflow raises."""
+def send_event(client: Any, run_id: str, event: Event, path: Path | None) -> None:  # noqa: PLR0912 (one case per kind)
+    """Write one event to the store. Raises any exception that MLflow raises."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
     from pipeline.tracking.keras_model import NAME, describe_network, log_network
@@ -282,12 +282,12 @@ def send_event(client: Any, run_id: str, event: Event, path: Path | None) -> Non
         case {"kind": "model", "image_shape": shape, "classes": classes, "backend": backend}:
             assert path is not None
             log_network(client, run_id, path, shape, classes, backend)
-        case {"kind": "model"}:  # kept by a version that did not say these
+        case {"kind": "model"}:  # kept by an earlier version, which did not record the rest
             assert path is not None
             log_network(client, run_id, path, *describe_network(path))
         case {"kind": "model file", "folder": folder}:
             models = (client.get_logged_model(each.model_id) for each in client.get_run(run_id).outputs.model_outputs)
-            for own in [model for model in models if model.name == NAME][-1:]:  # what was registered stays as it was
+            for own in [model for model in models if model.name == NAME][-1:]:  # registered models stay unchanged
                 client.log_model_artifact(own.model_id, str(path), folder or None)
         case {"kind": "status", "status": "RUNNING"}:
             client.update_run(run_id, "RUNNING")
@@ -298,9 +298,9 @@ def send_event(client: Any, run_id: str, event: Event, path: Path | None) -> Non
 
 
 def send_unsent(root: Path) -> tuple[int, list[str]]:
-    """Send what earlier commands could not. Returns how many runs are complete now, and a line for each that is not.
+    """Send the events that earlier commands could not. Returns the number of completed runs, and a line per failure.
 
-    An event that was sent just before a failure may be sent twice; MLflow keeps one of two equal figures.
+    An event that was sent just before a failure may be sent twice; MLflow stores only one of two equal metrics.
     """
     sent, problems = 0, []
     for outbox in sorted(folder for folder in (root / OUTBOX).glob("*/") if folder.name != REFUSED):
@@ -308,14 +308,15 @@ def send_unsent(root: Path) -> tuple[int, list[str]]:
             try:
                 _send_outbox(outbox)
                 sent += 1
-            except Exception as error:  # as above: reported, never in the way
+            except Exception as error:  # as above: report it and continue
                 problems.append(f"run {outbox.name} is still incomplete: {reason(error)}")
     return sent, problems
 
 
 def current_address(uri: str, root: Path) -> str:
-    """The address of the store that kept events are for. Earlier versions kept absolute ones, also of a database that
-    was moved along with the project.
+    """The current address of the store that kept events belong to.
+
+    Earlier versions kept absolute addresses, which are wrong if the database was moved along with the project.
     """
     store = Store(absolute(uri, root), root)
     if store.file is None or store.file.exists():
@@ -324,9 +325,9 @@ def current_address(uri: str, root: Path) -> str:
 
 
 def _send_outbox(outbox: Path) -> None:
-    if not outbox.exists():  # another process was faster
+    if not outbox.exists():  # another process has already sent it
         return
-    if not (outbox / "uri").exists() and not [*outbox.glob("event-*.json")]:  # a kill came before the first event
+    if not (outbox / "uri").exists() and not [*outbox.glob("event-*.json")]:  # killed before the first event
         shutil.rmtree(outbox)
         return
     root = outbox.parent.parent

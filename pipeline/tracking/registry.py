@@ -1,7 +1,7 @@
-"""MLflow's model registry: versions of a model, and the aliases `champion` and `previous` that point to two of them.
+"""MLflow's model registry: the versions of a model, and the aliases `champion` and `previous` of two of them.
 
-An alias belongs to one version by construction, and moving it is one write, so that there is never more than one
-champion, and none only before the first. What is not one write is moving both: see `Registry.move`.
+An alias belongs to exactly one version, and moving it is one write. There is never more than one champion, and no
+champion only before the first promotion. Moving both aliases takes more than one write: see `Registry.move`.
 """
 
 import tempfile
@@ -24,27 +24,27 @@ from pipeline.tracking.store import RELATIVE, Store
 from pipeline.tracking.tags import DVC_HASH
 
 CHAMPION, PREVIOUS = "champion", "previous"
-BEFORE = "previous.before"  # of the registered model: the version that was `previous` before the latest move
+BEFORE = "previous.before"  # tag of the registered model: the version that was `previous` before the latest move
 
 
 class Aliases(NamedTuple):
-    """The numbers of the versions that are champion, and were before; None where there is none."""
+    """The version numbers of the champion and the previous champion; None if there is none."""
 
     champion: str | None
     previous: str | None
 
 
 class Registry:
-    """One registered model in a store that answers; any method may raise MlflowException or RequestException."""
+    """One registered model in a reachable store. Any method may raise MlflowException or RequestException."""
 
     def __init__(self, store: Store, name: str) -> None:
         self.client = MlflowClient(store.uri)
         self.name = name
 
     def aliases(self) -> Aliases | None:
-        """Who is champion and who was before; None if there is no such model.
+        """The champion and the previous champion; None if the registered model does not exist.
 
-        After a move that was interrupted half-way the answer is what it was before.
+        After an interrupted move, these are the versions from before the move.
         """
         try:
             model = self.client.get_registered_model(self.name)
@@ -58,10 +58,10 @@ class Registry:
         return Aliases(champion and str(champion), previous and str(previous))
 
     def move(self, now: Aliases, champion: str) -> bool:
-        """Make a version the champion, and the champion of `now` the previous one. Returns whether it is afterwards.
+        """Make a version the champion, and the champion of `now` the previous one. Returns whether that succeeded.
 
-        A kill between the writes leaves the old champion in place as both; `aliases` then finds in a tag what was
-        `previous`. Where nobody could be kept from moving aliases at the same time, on a server, the last one wins.
+        If the process is killed between the writes, the old champion has both aliases, and `aliases` reads the former
+        `previous` from a tag. On a server, where nothing prevents concurrent moves, the last one wins.
         """
         self.client.set_registered_model_tag(self.name, BEFORE, now.previous or "")
         if now.champion is not None:
@@ -70,17 +70,17 @@ class Registry:
         after = self.client.get_registered_model(self.name).aliases
         if str(after[CHAMPION]) != champion:
             return False
-        if now.champion is not None and str(after.get(PREVIOUS)) == champion:  # somebody's move came between the two
+        if now.champion is not None and str(after.get(PREVIOUS)) == champion:  # a concurrent move came in between
             self.client.set_registered_model_alias(self.name, PREVIOUS, now.champion)
         return True
 
     def leaving(self, now: Aliases, md5: str) -> Aliases:
-        """The same, but for a champion with the network of an MD5, whose files are lost: nobody goes back to that."""
+        """The aliases to move from: a champion with this MD5 has lost its files and must not become `previous`."""
         lost = now.champion is not None and self.version(now.champion).tags.get(DVC_HASH) == md5
         return Aliases(now.previous, now.previous) if lost else now
 
     def find(self, md5: str) -> ModelVersion | None:
-        """The newest version of the network with an MD5 whose files are still those that were registered."""
+        """The newest version of the network with this MD5 whose files are unchanged since its registration."""
         query = f"name = '{self.name}' and tags.`{DVC_HASH}` = '{md5}'"
         found = sorted(self.client.search_model_versions(query), key=lambda version: int(version.version), reverse=True)
         return next((version for version in found if is_intact(version)), None)
@@ -90,7 +90,7 @@ class Registry:
         return self.client.get_model_version(self.name, number)
 
     def create(self, about: str) -> None:
-        """Make the registered model, with a description, where there is none yet."""
+        """Create the registered model with a description, unless it exists."""
         try:
             self.client.create_registered_model(self.name, {"dataset": self.name}, about)
         except MlflowException as error:
@@ -98,14 +98,14 @@ class Registry:
                 raise
 
     def add(self, source: str, model_id: str, run_id: str, tags: Mapping[str, str], description: str) -> str:
-        """Register a model that is logged to a run as a new version, tags and all at once, and return its number."""
+        """Register a run's logged model as a new version, with its tags in the same write, and return its number."""
         version = self.client.create_model_version(
             self.name, source, run_id, dict(tags), description=description, model_id=model_id
         )
         return str(version.version)
 
     def describe(self, number: str, tags: Mapping[str, str], description: str) -> None:
-        """Say anew what there is to know of a version."""
+        """Replace the description of a version, and set its tags."""
         self.client.update_model_version(self.name, number, description)
         for key, value in tags.items():
             self.client.set_model_version_tag(self.name, number, key, value)
@@ -121,9 +121,9 @@ class Registry:
 
 
 def is_intact(version: ModelVersion) -> bool:
-    """Whether the files of a version are there, and those that were registered.
+    """Whether the files of a version exist and are those that were registered.
 
-    Where they cannot be had at the moment the error rises: they are not lost.
+    Raises MLflow's error if they are temporarily unavailable, because such files are not lost.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -136,13 +136,13 @@ def is_intact(version: ModelVersion) -> bool:
 
 @contextmanager
 def open_registry(store: Store, name: str, root: Path) -> Iterator[Registry]:
-    """A registered model that nobody else on this machine changes while the block runs.
+    """Open a registered model that no other process on this machine changes inside the block.
 
-    Raises PipelineError for whatever MLflow raises inside, or a server that does not give a file.
+    Raises PipelineError for any MLflow error inside the block, and if a server does not return a file.
     """
     database = Path(store.uri.removeprefix(RELATIVE)) if store.uri.startswith(RELATIVE) else root / "mlflow.db"
     try:
         with FileLock(f"{database}.promotion.lock"):
             yield Registry(store, name)
     except (MlflowException, requests.RequestException) as error:
-        raise PipelineError(f"the MLflow store {store.uri} does not do it: {first_line(error)}") from None
+        raise PipelineError(f"the MLflow store {store.uri} failed: {first_line(error)}") from None

@@ -1,7 +1,7 @@
-"""Artifacts of a project that was moved or copied: MLflow keeps their absolute locations in its database.
+"""Update artifact locations after a project was moved or copied: MLflow's database stores absolute locations.
 
-MLflow's default experiment, which nobody uses, tells where the project was when its database was last opened: it lies
-in the same folder as the artifacts of all others. Locations outside of that folder are somebody's choice.
+MLflow's unused default experiment records the project's location when its database was last opened: its artifact
+location is in the same folder as those of all other experiments. Locations outside that folder are a user's choice.
 """
 
 import fcntl
@@ -12,7 +12,7 @@ import sqlalchemy
 
 from pipeline.tracking.store import UsedElsewhereError
 
-DEFAULT = "0"  # the default experiment, and the end of its location
+DEFAULT = "0"  # the ID of the default experiment, and the last part of its location
 LOCATIONS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -24,10 +24,10 @@ _held: list[int] = []  # the descriptor of the lock that this process holds
 
 
 def relocate(database: str, artifacts: Path, lock: Path) -> str | None:
-    """Replace an earlier place of a project's artifacts in its own SQLite database by `artifacts`, where they are now.
+    """Replace the earlier location of a project's artifacts in its own SQLite database with `artifacts`.
 
-    Returns the earlier place; None if it is the same. Raises UsedElsewhereError if another process, which sees the
-    project at the earlier place, is using it (`lock`), and SQLAlchemyError if the database cannot be written.
+    Returns the earlier location; None if it is the same. Raises UsedElsewhereError if another process, which sees the
+    project at the earlier location, is using it (`lock`), and SQLAlchemyError if the database is not writable.
     """
     new, engine = artifacts.as_uri(), sqlalchemy.create_engine(database)
     try:
@@ -37,9 +37,9 @@ def relocate(database: str, artifacts: Path, lock: Path) -> str | None:
             return None
         if is_used(lock):
             raise UsedElsewhereError(
-                f"{artifacts.parent} was last opened as {old}, and a process is using it there: wait until it has ended"
+                f"{artifacts.parent} was last opened as {old}, and a process is using it there: wait until it ends"
             )
-        # Where only the database was copied, what exists stays where it is.
+        # If only the database was copied, existing artifacts stay at the earlier location.
         kept = LOCATIONS if artifacts.exists() else LOCATIONS[:1]
         with engine.begin() as connection:
             for table, column in kept:
@@ -51,13 +51,13 @@ def relocate(database: str, artifacts: Path, lock: Path) -> str | None:
 
 
 def earlier_place(connection: sqlalchemy.Connection, artifacts: Path) -> str | None:
-    """Where the database says that the project's artifacts are; None if it does not say."""
+    """The location of the project's artifacts according to the database; None if the database has none."""
     find = "SELECT artifact_location FROM experiments WHERE experiment_id = 0"
     location = connection.execute(sqlalchemy.text(find)).scalar()
     folder, _, last = (location or "").rpartition("/")
     if location and location.startswith("file://") and (folder.rpartition("/")[2], last) == (artifacts.name, DEFAULT):
         return str(folder)
-    # A database that an earlier version made: a run's files that came along tell it, too.
+    # In a database of an earlier version, the files of a run that were moved along reveal the earlier location.
     elsewhere = "artifact_uri LIKE 'file://%' AND substr(artifact_uri, 1, :length) <> :own"
     own = f"{artifacts.as_uri()}/"
     runs = sqlalchemy.text(f"SELECT artifact_uri FROM runs WHERE {elsewhere}")  # noqa: S608
@@ -69,16 +69,16 @@ def earlier_place(connection: sqlalchemy.Connection, artifacts: Path) -> str | N
 
 
 def replace_prefix(connection: sqlalchemy.Connection, table: str, column: str, old: str, new: str) -> None:
-    """Replace a folder at the beginning of addresses."""
+    """Replace a folder at the beginning of the locations in a column."""
     below = f"substr({column}, 1, :length) = :old AND substr({column}, :length + 1, 1) IN ('', '/')"
     update = f"UPDATE {table} SET {column} = :new || substr({column}, :length + 1) WHERE {below}"  # noqa: S608
     connection.execute(sqlalchemy.text(update), {"old": old, "new": new, "length": len(old)})
 
 
 def hold(lock: Path) -> None:
-    """Say that this process uses a project, until it ends.
+    """Mark a project as used by this process until it ends.
 
-    The lock is the file's, by whatever path a process sees it, as inside and outside of a container.
+    The lock belongs to the file, regardless of the path by which a process sees it, as inside and outside a container.
     """
     release()
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -87,7 +87,7 @@ def hold(lock: Path) -> None:
 
 
 def release() -> None:
-    """Take back what `hold` said."""
+    """Remove the mark that `hold` set."""
     while _held:
         os.close(_held.pop())
 

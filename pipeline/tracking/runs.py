@@ -1,4 +1,4 @@
-"""One MLflow run per trained model: train opens it, evaluate goes on with it."""
+"""One MLflow run per trained model: train starts it, and evaluate continues it."""
 
 import getpass
 import os
@@ -17,21 +17,21 @@ from pipeline.tracking.recorder import Recorder, RunAddress
 from pipeline.tracking.store import Store, experiment_id
 from pipeline.tracking.tags import COMMIT, DVC_HASH
 
-DESCRIPTION = "mlflow.note.content"  # what the UI shows, as Markdown, at the top of a run's page
-BYTES = {"mirrors", "files", "about"}  # of the dataset: where it comes from; its digests are on the run anyway
-SCORED = "test/accuracy"  # a run that has it has been evaluated
+DESCRIPTION = "mlflow.note.content"  # the Markdown that the UI shows at the top of a run's page
+BYTES = {"mirrors", "files", "about"}  # the dataset's origin; the run records its digests anyway
+SCORED = "test/accuracy"  # only evaluated runs have this metric
 PARENT = "mlflow.parentRunId"
 EPOCH_NAMES = {"seconds": "seconds_per_epoch"}
 
-_monitors: dict[RunAddress, Any] = {}  # of the machine's load, that run in this process, by run
+_monitors: dict[RunAddress, Any] = {}  # the system monitors that run in this process, by run
 
 
 def start_run(
     store: Store, config: Config, root: Path, provenance: Provenance, extra_tags: Mapping[str, str]
 ) -> RunAddress:
-    """Open a run for one model, with everything it was configured to be and the code that it comes from.
+    """Start a run for one model, and record its configuration and its code.
 
-    Raises PipelineError if the store does not take it: nothing has been trained yet.
+    Raises PipelineError if the store does not create the run, because nothing has been trained yet.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -41,7 +41,7 @@ def start_run(
         experiment = experiment_id(store, config.dataset.name)
         run = MlflowClient(store.uri).create_run(experiment, tags=tags, run_name=run_name(config))
     except MlflowException as error:
-        raise PipelineError(f"the MLflow store {store.uri} does not take a new run: {error}") from None
+        raise PipelineError(f"the MLflow store {store.uri} did not create a run: {error}") from None
     opened = RunAddress(store.uri, run.info.run_id, experiment, root)
     recorder = Recorder(opened)
     values = config.model_dump(by_alias=True, exclude={"gate": True, "dataset": BYTES})
@@ -50,14 +50,14 @@ def start_run(
         recorder.artifact(path, "config")
     if provenance.patch:
         recorder.text(PATCH, provenance.patch)
-    describe_run(recorder, "No test figures yet.", commands(provenance, recorder.run_id))
+    describe_run(recorder, "Not evaluated yet.", commands(provenance, recorder.run_id))
     return opened
 
 
 def link_run(store: Store, run_id: str, config: Config, root: Path, provenance: Provenance) -> RunAddress | None:
     """A run for a DVC experiment that reuses the model of an earlier run; None if that run is this experiment's own.
 
-    The UI shows it below the earlier run, which has the model. A second evaluation goes on with it.
+    The UI shows it below the earlier run, which has the model. A second evaluation continues it.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -71,7 +71,7 @@ def link_run(store: Store, run_id: str, config: Config, root: Path, provenance: 
             return None
         query = f"tags.`{PARENT}` = '{run_id}' and tags.`{EXPERIMENT_TAG}` = '{experiment}'"
         found = client.search_runs([run.info.experiment_id], query, max_results=1)
-    except MlflowException:  # a store that does not answer: what is recorded is kept, under the run that is known
+    except MlflowException:  # the store does not answer: events are kept for the known run
         return None
     if found:
         return RunAddress(store.uri, found[0].info.run_id, found[0].info.experiment_id, root)
@@ -81,28 +81,28 @@ def link_run(store: Store, run_id: str, config: Config, root: Path, provenance: 
 
 
 def look_up_packages() -> None:
-    """Have MLflow list what is installed now: logging a model needs that, and it takes a second, once a process."""
+    """Make MLflow list the installed packages now: logging a model requires it, and it takes a second per process."""
     from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
 
     warn_dependency_requirement_mismatches(["mlflow"])
 
 
 def run_name(config: Config) -> str:
-    """What a person recognises: recipe, network and seed, and the name of the DVC experiment if it is one."""
+    """A recognizable name: recipe, network, seed, and the name of the DVC experiment if there is one."""
     name, experiment = f"{config.recipe}-{config.model.name}-seed-{config.seed}", os.environ.get(EXPERIMENT)
     return f"{name} ({experiment})" if experiment else name
 
 
 def describe_run(recorder: Recorder, text: str, reproduce: list[str]) -> None:
-    """Set what stands at the top of the run's page: a text in Markdown, and how to get the same run again."""
-    lines = "\n".join(reproduce)
-    recorder.tags({DESCRIPTION: f"{text}\n\nThe same run again, in a clone of the repository:\n\n```\n{lines}\n```\n"})
+    """Set the description at the top of the run's page: a text in Markdown, and the commands that reproduce the run."""
+    code = "\n".join(reproduce)
+    recorder.tags({DESCRIPTION: f"{text}\n\nTo reproduce this run in a clone of the repository:\n\n```\n{code}\n```\n"})
 
 
 def continue_run(store: Store, run_id: str | None, root: Path) -> RunAddress | None:
-    """Go on with a run that this store knows; None if it does not know it, or if it was deleted.
+    """Continue a run in this store; None if the store does not have it, or if it was deleted.
 
-    A store that does not answer is taken to know it: what is recorded then is kept and sent later.
+    If the store does not answer, the run is assumed to exist: its events are kept and sent later.
     """
     if run_id is None:
         return None
@@ -119,7 +119,7 @@ def continue_run(store: Store, run_id: str | None, root: Path) -> RunAddress | N
 
 
 def run_tags(provenance: Provenance) -> dict[str, str]:
-    """Who ran what from which code on which machine: MLflow's own tags, and git's and DVC's names for it."""
+    """Tags for the user, the code, the DVC experiment and the machine, including the tags that MLflow's UI reads."""
     return {
         "mlflow.user": _user(),
         "mlflow.source.type": "LOCAL",
@@ -135,13 +135,13 @@ def run_tags(provenance: Provenance) -> dict[str, str]:
 
 
 def epoch_metrics(epoch: Mapping[str, float], validate_on: str) -> dict[str, float]:
-    """An epoch's figures under the names of the MLflow UI's charts.
+    """An epoch's metrics under the names of the MLflow UI's charts.
 
-    What is watched is called by what it is: `test/…` for the recipe that watches the test images.
+    Validation metrics are named after their images: `test/…` for the recipe that validates on the test images.
     """
-    watched = "test" if validate_on == "test" else "val"
+    prefix = "test" if validate_on == "test" else "val"
     return {
-        f"{watched}/{name.removeprefix('val_')}"
+        f"{prefix}/{name.removeprefix('val_')}"
         if name.startswith("val_")
         else f"train/{EPOCH_NAMES.get(name, name)}": value
         for name, value in epoch.items()
@@ -151,7 +151,7 @@ def epoch_metrics(epoch: Mapping[str, float], validate_on: str) -> dict[str, flo
 
 @contextmanager
 def system_metrics(recorder: Recorder) -> Iterator[None]:
-    """Record the machine's load every second while the block runs, and at its end."""
+    """Record the machine's load every second inside the block, and at its end."""
     recorder.execute(_start_monitor, recorder.run)
     try:
         yield
@@ -167,12 +167,12 @@ def _start_monitor(run: RunAddress) -> None:
 
 
 def _stop_monitor(run: RunAddress) -> None:
-    if run in _monitors:  # else it did not start, and that was said
+    if run in _monitors:  # otherwise it failed to start, which was reported
         _monitors.pop(run).finish()
 
 
 def _user() -> str:
-    """The user's name, or number where a container gives it no name."""
+    """The user's name, or the user ID if a container defines no name for it."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):

@@ -1,4 +1,4 @@
-"""The form in which a model is registered: served from raw images, without Keras, and checked before it is loaded."""
+"""The format of registered models: served from raw images, without Keras, and verified before they are loaded."""
 
 import sys
 import tempfile
@@ -21,11 +21,11 @@ from pipeline.tracking.keras_model import example, log_model, pinned, signature
 from pipeline.tracking.model_files import digest, download
 
 NAME = "served"
-TOLERANCE = 1e-5  # of a probability: how far the served network may be from the trained one
+TOLERANCE = 1e-5  # maximum difference between probabilities in ONNX and in Keras
 
 
 class Servable(NamedTuple):
-    """A logged model that can be served: MLflow's name for it, its address, and the digest of what is served."""
+    """A logged model that can be served: its MLflow ID, its address, and the digest of the served files."""
 
     model_id: str
     source: str
@@ -35,8 +35,8 @@ class Servable(NamedTuple):
 def log_servable(client: MlflowClient, run_id: str, converted: Converted, beside: Mapping[Path, str]) -> Servable:
     """Log a converted network to a run as a model that is served from raw images.
 
-    `beside` are files to lie with it, each with its folder.
-    Raises PipelineError if it does not answer as the network itself does.
+    `beside` maps additional files to their folders in the model.
+    Raises PipelineError if its probabilities differ from the network's.
     """
     check_conversion(converted)
     model_id = log_model(client, run_id, NAME, sys.modules[__name__], folder=converted.folder)
@@ -48,28 +48,28 @@ def log_servable(client: MlflowClient, run_id: str, converted: Converted, beside
 
 
 def check_conversion(converted: Converted) -> None:
-    """Raise PipelineError if the network in ONNX does not answer as Keras does."""
+    """Raise PipelineError if the network's probabilities in ONNX differ from those in Keras."""
     name, failure, difference = converted.network_file, None, np.nan
-    with quietly():  # which would show what it held back if an error left it
+    with quietly():  # an exception that leaves this block would show the buffered output
         try:
             served = digit_reader.DigitReader(converted.folder / digit_reader.NETWORK).predict(converted.images)
             difference = float(np.abs(served - converted.probabilities).max())
-        except Exception as error:  # whatever ONNX's runtime cannot do
+        except Exception as error:  # ONNX Runtime may raise anything
             failure = error
     if failure:
-        raise PipelineError(f"{name} cannot be served: it has no form in ONNX ({first_line(failure)})")
+        raise PipelineError(f"{name} cannot be served: its conversion to ONNX failed ({first_line(failure)})")
     if not difference <= TOLERANCE:
         raise PipelineError(
-            f"{name} cannot be served: in ONNX its probabilities are up to {difference:.2g} away from "
-            f"those in Keras, and {TOLERANCE:g} is allowed"
+            f"{name} cannot be served: its probabilities in ONNX and in Keras differ by up to {difference:.2g}, "
+            f"and at most {TOLERANCE:g} is allowed"
         )
 
 
 def save_model(path: str, mlflow_model: Model, folder: Path, **_: Any) -> None:
-    """Write an MLflow model that serves the network in `folder`: what `Model.log` asks of a flavor."""
+    """Write an MLflow model that serves the network in `folder`. `Model.log` requires this function of a flavor."""
     network = digit_reader.DigitReader(folder / digit_reader.NETWORK)
     sent = signature(network.image_shape, network.classes)
-    # So that the server hands on what was sent: it casts it to bytes otherwise, and images scaled to 0…1 turn black.
+    # Makes the server pass on the input unchanged: a cast to bytes would turn images scaled to 0…1 black.
     sent._is_signature_from_type_hint = True
     mlflow_model.metadata = {digit_reader.DIGESTS: {file.name: sha256(file) for file in sorted(folder.iterdir())}}
     mlflow_model.add_flavor("keras", data=f"data/{folder.name}", keras_version=version("keras"))

@@ -1,4 +1,4 @@
-"""A registered model, made sure of, behind MLflow's scoring interface."""
+"""Load a registered model, verify its files, and serve it with MLflow's scoring server."""
 
 import sys
 import tempfile
@@ -16,7 +16,7 @@ from pipeline.tracking.store import Store
 
 
 class Served(NamedTuple):
-    """What is served: MLflow's application, the model, the images that it reads, and what the registry says of it."""
+    """A served model: MLflow's application, the model, its image shape, and its version and tags in the registry."""
 
     app: FastAPI
     model: Any
@@ -36,7 +36,7 @@ def load_registered(store: Store, name: str, alias: str) -> Served:
     except MlflowException as error:
         raise PipelineError(
             f"{store.uri} has no model {name!r} with the alias {alias!r} ({first_line(error)}). "
-            "`make promote` registers the current one"
+            "`make promote` registers the current model"
         ) from None
     with tempfile.TemporaryDirectory() as folder:
         model = load_checked(version, folder)
@@ -45,20 +45,20 @@ def load_registered(store: Store, name: str, alias: str) -> Served:
 
 
 def load_checked(version: Any, folder: str) -> Any:
-    """Download a version below `folder` and load it, if its digest is the one that the registry has."""
+    """Download a version to a place below `folder`, and load it if its digest matches the registry."""
     name = f"version {version.version} of {version.name}"
     try:
         files = download(version.source, folder)
     except (MlflowException, OSError) as error:
-        raise PipelineError(f"the files of {name} cannot be had: {first_line(error)}") from None
+        raise PipelineError(f"the files of {name} cannot be downloaded: {first_line(error)}") from None
     expected, found = version.tags.get(DIGEST), digest(files)
     if found != expected:
         raise PipelineError(
             f"the files of {name} are not those that were registered: their SHA-256 is {found}, the registry has "
-            f"{expected}. They are not loaded. `make promote` registers the model anew, "
-            "`make promote ROLLBACK=1` goes back to the one before"
+            f"{expected}. They are not loaded. `make promote` registers the model again, "
+            "`make promote ROLLBACK=1` restores the previous champion"
         )
     model = mlflow.pyfunc.load_model(str(files))
-    # MLflow leaves the folder of the model's code in front of all others: whoever made it again would be imported from.
+    # MLflow leaves the folder of the model's code first in sys.path, where anyone could create it again and plant code.
     sys.path[:] = [entry for entry in sys.path if not entry.startswith(folder)]
     return model

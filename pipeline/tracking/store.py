@@ -1,4 +1,4 @@
-"""Where runs are recorded, and making sure of it before anything depends on it."""
+"""Locate the MLflow store that records runs, and check it before anything depends on it."""
 
 import contextlib
 import json
@@ -20,9 +20,9 @@ from pipeline.files import replacing
 ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
-UNREACHABLE = ("NewConnectionError", "NameResolutionError", "Connection refused")  # in what requests reports
+UNREACHABLE = ("NewConnectionError", "NameResolutionError", "Connection refused")  # in the error messages of requests
 TIMEOUT = 5.0  # seconds within which a server must answer at the start
-# MLflow's own patience is seven retries of two minutes each, which a training would have to sit through.
+# By default MLflow retries seven times for two minutes each, and a training would have to wait for that.
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -31,15 +31,15 @@ PATIENCE = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 UNADDRESSABLE = re.compile("[?]|%[0-9a-fA-F]{2}|[\ud800-\udfff]")  # SQLAlchemy splits at the first, decodes the second
-RELATIVE = "sqlite:///"  # what follows is a path; an absolute one starts with a fourth stroke
+RELATIVE = "sqlite:///"  # followed by a path; an absolute path starts with a fourth slash
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
-    "mlflow.note.content": "A run for each trained model: figures, curves, pictures, a report, how to get it again."
-    "\n\nRuns below another one reuse its model.",  # folded, the UI shows the first line
+    "mlflow.note.content": "One run per trained model: metrics, curves, plots, a report, and commands to reproduce it."
+    "\n\nChild runs reuse the model of their parent run.",  # the collapsed description shows only the first line
 }
-VIEW = "results"  # the columns below, by this name
+VIEW = "results"  # the name of the view with the columns below
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-FIXED = {"0": 70, "attributes.`Run Name`": 250, "runDateAndNestInfo": 150, "duration": 75}  # the UI's own; pixels
+FIXED = {"0": 70, "attributes.`Run Name`": 250, "runDateAndNestInfo": 150, "duration": 75}  # MLflow's columns; pixels
 COLUMNS = {
     "metrics.`test/accuracy`": 125,
     "metrics.`test/errors`": 95,
@@ -56,23 +56,23 @@ UNSUPPORTED = "MLflow 3 no longer keeps runs in folders such as mlruns/"
 
 
 class UsedElsewhereError(PipelineError):
-    """Another process uses the project at a place where it was before; what is recorded here would go there."""
+    """Another process uses the project at its earlier location, to which new records would go."""
 
 
 class Store(NamedTuple):
-    """The address of an MLflow store, and where its artifacts go unless a server decides that."""
+    """The address of an MLflow store, and the location of its artifacts unless a server decides that."""
 
     uri: str
     artifacts: Path
 
     @property
     def remote(self) -> bool:
-        """Whether a server stands between this process and the store."""
+        """Whether this process reaches the store through a server."""
         return self.uri.startswith(("http://", "https://"))
 
     @property
     def file(self) -> Path | None:
-        """The file of an SQLite database; None for any other store, also for one in memory."""
+        """The file of an SQLite database; None for any other store, including a database in memory."""
         path = self.uri.removeprefix(RELATIVE)
         return None if path in ("", ":memory:", self.uri) or "?" in path else Path(path)
 
@@ -81,7 +81,7 @@ def locate_store(root: Path) -> Store:
     """The store that MLFLOW_TRACKING_URI names, else mlflow.db in the project's real root; artifacts in mlartifacts/.
 
     Anchored to the root because DVC deletes the temporary folders in which it runs experiments.
-    Raises PipelineError if the address is one of a folder, which MLflow 3 refuses, or if it cannot be written.
+    Raises PipelineError if the address names a folder, which MLflow 3 refuses, or cannot express the root's path.
     """
     uri, root = os.environ.get(URI_VARIABLE) or f"{RELATIVE}mlflow.db", root.absolute()
     try:
@@ -90,35 +90,35 @@ def locate_store(root: Path) -> Store:
         raise PipelineError(f"{URI_VARIABLE}={uri}: {error}") from None
     if scheme in ("", "file") and uri != "databricks":
         raise PipelineError(
-            f"{URI_VARIABLE}={uri}: {UNSUPPORTED}. Unset it to record to {root.name}/mlflow.db, or name a server or a "
-            "database; `mlflow migrate-filestore` brings the old runs along"
+            f"{URI_VARIABLE}={uri}: {UNSUPPORTED}. Unset it to record to {root.name}/mlflow.db, or set it to a server "
+            "or a database; `mlflow migrate-filestore` converts the old runs"
         )
     store = Store(absolute(uri, root), root / "mlartifacts")
     if store.uri != uri and UNADDRESSABLE.search(str(root)):
         raise PipelineError(
-            f"the address of an SQLite database cannot name the folder {str(root)!r}: rename it, or name another store "
-            f"in {URI_VARIABLE}"
+            f"the URL of an SQLite database cannot contain the folder {str(root)!r}: rename it, or set {URI_VARIABLE} "
+            "to another store"
         )
     return store
 
 
 def absolute(uri: str, root: Path) -> str:
-    """An address that does not depend on the working directory: a relative database lies in the project's folder."""
+    """An address independent of the working directory: a relative database path starts at the project's root."""
     path = uri.removeprefix(RELATIVE)
     return uri if path == uri or path.startswith("/") else f"{RELATIVE}{root / path}"
 
 
 def relative(uri: str, root: Path) -> str:
-    """The opposite: an address that stays right when the project is moved, if its database lies in its folder."""
+    """The inverse of `absolute`: an address that survives a move of the project, if the database is in its folder."""
     folder = f"{RELATIVE}{root}/"
     return f"{RELATIVE}{uri.removeprefix(folder)}" if uri.startswith(folder) else uri
 
 
 def open_store(root: Path, required: bool = True) -> Store:
-    """Make sure that the store answers, and that its tables exist, and make it MLflow's current one.
+    """Check that the store answers, create its tables if necessary, and make it MLflow's current store.
 
-    Raises PipelineError within seconds if it cannot be reached; says so and goes on where it is not `required`, unless
-    what is recorded would go to another place.
+    Raises PipelineError within seconds if it cannot be reached. If it is not `required`, prints the error and returns,
+    unless new records would go to another location.
     """
     store = locate_store(root)
     try:
@@ -142,30 +142,31 @@ def _prepare(store: Store, root: Path) -> None:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors that are told below
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors reported below
     try:
         if not store.remote:  # one attempt: MLflow makes ten, over a minute and a half
             sqlalchemy.create_engine(store.uri).connect().close()
         file = store.file
         lock = root / "mlflow.db.lock" if file is None else file.with_name(f"{file.name}.lock")
-        with FileLock(lock), default_location(store):  # processes that create the tables together leave them broken
+        with FileLock(lock), default_location(store):  # creating the tables concurrently would break them
             if file is not None and not (file.exists() and file.stat().st_size):
-                with replacing(file) as new:  # whole or not at all: a kill between two tables would leave it broken
+                with replacing(file) as new:  # atomic: a kill between two tables would leave it broken
                     mlflow.MlflowClient(f"{RELATIVE}{new}").search_experiments(max_results=1)
             mlflow.MlflowClient(store.uri).search_experiments(max_results=1)
             old = relocate_own(store)
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
-        remedy = LOGIN if "error code 401" in str(error) else f"Is it what {URI_VARIABLE} should name, and writable?"
+        remedy = LOGIN if "error code 401" in str(error) else f"Check {URI_VARIABLE}, and that the store is writable"
         raise PipelineError(f"the MLflow store {store.uri} cannot be used: {first_line(error)}. {remedy}") from None
     if old:
-        with contextlib.suppress(OSError, ValueError):  # standard output may be closed, or full
+        with contextlib.suppress(OSError, ValueError):  # standard output may be closed, or on a full disk
             print(f"tracking: this project was at {old}: its earlier runs now refer to {store.artifacts}", flush=True)
 
 
 def relocate_own(store: Store) -> str | None:
-    """Where the artifacts of a project were, if it was moved or copied, and its own database now has the new place.
+    """Update the artifact locations of a moved or copied project, and return the earlier one; None if unchanged.
 
-    Several projects may share a database that lies elsewhere. One that cannot be written stays as it is.
+    Only the project's own database is updated: several projects may share a database elsewhere. A read-only database
+    stays unchanged.
     """
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -181,28 +182,28 @@ def relocate_own(store: Store) -> str | None:
 
 @contextmanager
 def default_location(store: Store) -> Iterator[None]:
-    """Have MLflow put its default experiment, which nobody uses, beside its database if it makes one.
+    """Make MLflow place its unused default experiment beside its database if it creates one.
 
-    There it tells where the database was (see relocation.py). It would lie in the working directory, whose name breaks
-    MLflow's SQL if it has two kinds of quotes.
+    The location records where the database was (see relocation.py). By default it is the working directory, whose name
+    breaks MLflow's SQL if it contains both kinds of quotes.
     """
     folder = store.file.with_name(store.artifacts.name) if store.file else store.artifacts
     os.environ[ARTIFACT_ROOT] = folder.as_uri()
     try:
         yield
     finally:
-        del os.environ[ARTIFACT_ROOT]  # with it, MLflow takes this process for a server
+        del os.environ[ARTIFACT_ROOT]  # while it is set, MLflow treats this process as a server
 
 
 def experiment_name(dataset: str) -> str:
-    """What MLFLOW_EXPERIMENT_NAME says, else the dataset's name."""
+    """The value of MLFLOW_EXPERIMENT_NAME, else the dataset's name."""
     return os.environ.get(EXPERIMENT_VARIABLE) or dataset
 
 
 def experiment_id(store: Store, name: str) -> str:
-    """The experiment called MLFLOW_EXPERIMENT_NAME, else `name`; created, with a place for artifacts, if it is new.
+    """The ID of the experiment MLFLOW_EXPERIMENT_NAME, else `name`; created with an artifact location if it is new.
 
-    Raises PipelineError if it was deleted, or if the store does not give it or make it.
+    Raises PipelineError if it was deleted, or if the store neither returns nor creates it.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -216,40 +217,40 @@ def experiment_id(store: Store, name: str) -> str:
                 return client.create_experiment(name, place, EXPERIMENT_TAGS)
             except MlflowException:
                 found = client.get_experiment_by_name(name)
-                if found is None:  # else another process was faster
+                if found is None:  # otherwise another process created it
                     raise
     except MlflowException as error:
         raise PipelineError(
-            f"the MLflow store {store.uri} neither gives nor makes the experiment {name!r}: {first_line(error)}"
+            f"the MLflow store {store.uri} cannot open or create the experiment {name!r}: {first_line(error)}"
         ) from None
     if found.lifecycle_stage != "active":
         raise PipelineError(
-            f"the MLflow experiment {name!r} was deleted. Bring it back (mlflow experiments restore --experiment-id "
+            f"the MLflow experiment {name!r} was deleted. Restore it (mlflow experiments restore --experiment-id "
             f"{found.experiment_id}) or set {EXPERIMENT_VARIABLE} to another name"
         )
     return str(found.experiment_id)
 
 
 def run_list(store: Store, name: str) -> str:
-    """The path of an experiment's list of runs, with the figures and choices that tell them apart as columns.
+    """The path of an experiment's list of runs, whose columns are the metrics and params that distinguish runs.
 
-    The UI takes them from a tag of the experiment, as for a view that somebody shares; by itself it shows no figures.
+    The UI reads the columns from a tag of the experiment, as for a shared view. By default it shows no metrics.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     experiment, widths = experiment_id(store, name), FIXED | COLUMNS
     view = {"selectedColumns": [*COLUMNS], "columnOrder": [*widths], "columnWidths": widths}
-    # Who may only read sees the columns that somebody else put there, or MLflow's own.
+    # Users with read-only access see the columns that another user set, or MLflow's own.
     with contextlib.suppress(MlflowException):
         MlflowClient(store.uri).set_experiment_tag(experiment, VIEW_TAG, json.dumps(view))
     return f"experiments/{experiment}/runs?viewStateShareKey={VIEW}"
 
 
 def page(store: Store, path: str, port: int = 5000) -> str:
-    """The address of a page in the MLflow UI, without a password; for a local store the one that `make ui` serves.
+    """The address of a page in the MLflow UI, without a password; for a local store, in the UI that `make ui` serves.
 
-    It asks for the UI's side for training models: the other one, for language models, hides the runs.
+    It selects the UI's view for model training: the one for language models hides the runs.
     """
     server = urlsplit(store.uri)
     base = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl().rstrip("/")
@@ -258,10 +259,10 @@ def page(store: Store, path: str, port: int = 5000) -> str:
 
 
 def _ask_server(uri: str) -> None:
-    """Ask for MLflow's /health as its client would, with its certificates, and without waiting for long.
+    """Request MLflow's /health as its client would, with its certificates, but with a short timeout.
 
-    Any answer will do, because proxies and hosted servers may not have that address; only what is known to be of no
-    use is an error. Raises PipelineError.
+    Raises PipelineError if there is no answer, or for an answer that is known to be useless. Any other answer passes,
+    because proxies and hosted servers may not have that path.
     """
     from mlflow.tracking._tracking_service.utils import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -270,7 +271,7 @@ def _ask_server(uri: str) -> None:
     try:
         credentials = get_default_host_creds(uri.rstrip("/"))
         answer = http_request(credentials, "/health", "GET", max_retries=0, timeout=TIMEOUT, raise_on_status=False)
-    except Exception as error:  # whatever MLflow makes of its own settings: a package that is missing, a number
+    except Exception as error:  # MLflow may raise anything for its own settings: a missing package, a bad number
         raise PipelineError(f"{URI_VARIABLE}={uri}: {describe_failure(error)}. {remedy}") from None
     if answer.status_code == HTTPStatus.FORBIDDEN and "invalid host" in answer.text.lower():
         raise PipelineError(
@@ -282,7 +283,7 @@ def _ask_server(uri: str) -> None:
 
 
 def describe_failure(error: Exception) -> str:
-    """Why a server could not be asked."""
+    """The reason why a request to the server failed."""
     text = str(error)
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return (

@@ -1,5 +1,5 @@
-"""The names of tags that more than one side reads or writes."""
+"""The names of tags that several modules read or write."""
 
-COMMIT = "git.commit"  # of a run and a version: the commit that it comes from
-DVC_HASH = "dvc.model"  # of a run and a version: the MD5 by which DVC knows the network
-ACCURACY = "test.accuracy"  # of a version
+COMMIT = "git.commit"  # of runs and versions: the commit of their code
+DVC_HASH = "dvc.model"  # of runs and versions: DVC's MD5 of the network
+ACCURACY = "test.accuracy"  # of versions

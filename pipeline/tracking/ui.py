@@ -1,4 +1,4 @@
-"""Serving the MLflow UI, lean, and opening it where the runs are."""
+"""Serve the MLflow UI with few processes, and open it at the list of runs."""
 
 import argparse
 import os
@@ -18,15 +18,15 @@ from pipeline.errors import PipelineError
 from pipeline.tracking.store import PATIENCE, open_store, page, run_list
 
 HOST = "127.0.0.1"
-LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # the jobs are for judging language models
+LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # the jobs evaluate language models
 PATIENCE_SECONDS = 120
 LAST_PORT = 65535
 
 
 def serve(root: Path, port: int) -> None:
-    """Serve the store's UI on loopback until interrupted, and say at which address the runs are.
+    """Serve the store's UI on loopback until interrupted, and print the address of the runs.
 
-    Where MLFLOW_TRACKING_URI names a server, that one is pointed to instead. Raises PipelineError if the server ends.
+    If MLFLOW_TRACKING_URI names a server, print its address instead. Raises PipelineError if the UI's server exits.
     """
     store = open_store(root)
     runs = run_list(store, load_config().dataset.name)
@@ -36,14 +36,14 @@ def serve(root: Path, port: int) -> None:
     port = free_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST]
     command += ["--port", str(port), "--workers", "1", "--artifacts-destination", store.artifacts.as_uri()]
-    command += ["--allowed-hosts", f"{HOST}:{port},localhost:{port}"]  # by default MLflow answers to 10.any.name, too
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the server ends with this process
-    place = {"MLFLOW_BACKEND_STORE_URI": store.uri}  # and no argument, which all users of a machine can read
+    command += ["--allowed-hosts", f"{HOST}:{port},localhost:{port}"]  # by default MLflow also answers to 10.any.name
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # ends the server with this process
+    place = {"MLFLOW_BACKEND_STORE_URI": store.uri}  # not an argument, which all users of a machine can read
     server = subprocess.Popen(command, env=os.environ | PATIENCE | LEAN | place)
     try:
         wait_until_up(server, port)
         address = page(store, runs, port)
-        print(f"\nThe runs are at {address}\nCtrl-C ends it.", flush=True)
+        print(f"\nThe runs are at {address}\nPress Ctrl-C to stop.", flush=True)
         if sys.stdout.isatty():
             webbrowser.open(address)
         server.wait()
@@ -55,11 +55,11 @@ def serve(root: Path, port: int) -> None:
 
 
 def wait_until_up(server: "subprocess.Popen[Any]", port: int) -> None:
-    """Return when the server answers. Raises PipelineError if it ends first, or does not answer in time."""
+    """Wait until the server answers. Raises PipelineError if it exits first, or does not answer in time."""
     end = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < end:
         if server.poll() is not None:
-            raise PipelineError(f"the MLflow server ended with status {server.returncode}; its reason stands above")
+            raise PipelineError(f"the MLflow server exited with status {server.returncode}: see its output above")
         try:
             if requests.get(f"http://{HOST}:{port}/health", timeout=2).ok:
                 return
@@ -69,15 +69,15 @@ def wait_until_up(server: "subprocess.Popen[Any]", port: int) -> None:
 
 
 def port_number(text: str) -> int:
-    """A port from a command line. Raises ArgumentTypeError if it is none that a server can listen on."""
+    """Parse a port from the command line. Raises ArgumentTypeError if a server cannot listen on it."""
     number = int(text) if text.isdecimal() else 0
     if not 1 <= number <= LAST_PORT:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: from 1 to {LAST_PORT}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to {LAST_PORT}")
     return number
 
 
 def free_port(first: int) -> int:
-    """The first port from `first` on that nothing listens on. Raises PipelineError if that is none of a hundred."""
+    """The first free port of the hundred from `first` on. Raises PipelineError if all of them are in use."""
     last = min(first + 99, LAST_PORT)
     for port in range(first, last + 1):
         with socket.socket() as probe:

@@ -1,7 +1,7 @@
 """Train the network, record the run in MLflow, and write models/.
 
-A training that was killed goes on from its last finished epoch when the stage runs again.
-Read when it runs: DEVICE (auto, cpu or gpu), MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, KERAS_BACKEND.
+If a training run was killed, the next run of the stage resumes it after its last finished epoch.
+Environment variables: DEVICE (auto, cpu or gpu), MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, KERAS_BACKEND.
 """
 
 import psutil
@@ -16,11 +16,11 @@ from pipeline.worker import Worker
 
 
 def run() -> None:
-    """Train as composed.yaml says."""
+    """Train with the configuration in composed.yaml."""
     watch = Stopwatch(psutil.Process().create_time())
     check_backend()
     config = load_config()
-    with Worker() as worker:  # it imports MLflow while this process imports Keras
+    with Worker() as worker:  # imports MLflow while this process imports Keras
         opening = worker.submit(open_store, paths.project_root())
         watch.lap("import")
         train, validation = load_split(paths.TRAIN), load_split(paths.VALIDATION)

@@ -1,4 +1,4 @@
-"""Saving a network so that the same weights give the same bytes."""
+"""Reproducible archives of networks: the same weights give the same bytes."""
 
 import re
 import zipfile
@@ -10,10 +10,10 @@ from pipeline.files import replacing, zip_entry
 
 
 def save_network(path: Path, network: keras.Model) -> None:
-    """Write a `.keras` archive without what differs from one saving to the next: dates, and addresses in memory.
+    """Write a `.keras` archive without dates and memory addresses, which differ each time Keras saves a network.
 
-    DVC then sees that a training with the same outcome changed nothing. Custom initializers,
-    regularizers and constraints are left out: inference does not need them, and Keras could not load them.
+    DVC then detects no change after a training run with the same result. Custom initializers, regularizers and
+    constraints are left out: inference does not need them, and Keras could not load them.
     """
     for layer in network._flatten_layers():
         forget_foreign(layer)
@@ -42,12 +42,12 @@ def forget_foreign(layer: keras.layers.Layer) -> None:
 
 
 def is_keras(part: object) -> bool:
-    """Whether this is a built-in Keras object: only those can be loaded from a saved network."""
+    """Whether this is a built-in Keras object. Only those can be loaded from a saved network."""
     return type(part).__module__.partition(".")[0] == "keras"
 
 
 def normalise(text: str) -> str:
-    """Keras's JSON with a fixed date, and with shared objects numbered in order instead of by their address."""
+    """Fix the date in Keras's JSON, and number shared objects in order instead of by their memory address."""
     text = re.sub(r'("date_saved": )"[^"]*"', r'\1"1980-01-01@00:00:00"', text)
     numbers: dict[str, int] = {}
     return re.sub(

@@ -1,4 +1,4 @@
-"""Training images that are never twice the same."""
+"""Random augmentation of training images."""
 
 import math
 from typing import Any
@@ -11,8 +11,8 @@ from pipeline.train.components import explained
 
 BYTE, FLOAT = "uint8", "float32"
 WHITE = 255
-WITHOUT_CHANNEL = 3  # dimensions
-NOISE = "keras.src.layers.regularization."  # where Keras has its layers of noise
+WITHOUT_CHANNEL = 3  # dimensions of a batch
+NOISE = "keras.src.layers.regularization."  # Keras's package of noise layers
 # Keras layers that change each image independently of the others in its batch.
 ALLOWED = {
     *("RandomBrightness", "RandomContrast", "RandomElasticTransform", "RandomErasing", "RandomFlip", "RandomInvert"),
@@ -22,21 +22,21 @@ ALLOWED = {
     *("AutoContrast", "CenterCrop", "Cropping2D", "Equalization", "Identity", "Rescaling", "Resizing", "Solarization"),
     "ZeroPadding2D",
 }
-COLOURED = "it needs colour images, and these are grayscale"
-REFUSED = {  # with the reason
+COLOURED = "it needs color images, but these are grayscale"
+REFUSED = {  # Keras layers, with the reason
     **dict.fromkeys(("MixUp", "CutMix"), "it mixes images, but labels are not mixed"),
     **dict.fromkeys(("RandomHue", "RandomSaturation", "RandomColorJitter", "RandomGrayscale"), COLOURED),
     **dict.fromkeys(("RandomColorDegeneration", "RandAugment", "AugMix"), COLOURED),
-    "RandomCrop": "it crops every image of a batch at the same place; use RandomTranslation or RandomShift",
+    "RandomCrop": "it crops all images of a batch at the same place; use RandomTranslation or RandomShift",
     **dict.fromkeys(("Sequential", "Functional", "Pipeline"), "list its layers one by one"),
 }
 
 
 class Augmentation(keras.layers.Layer):
-    """Applies layers one after another to training images (N, height, width) of bytes; other images pass unchanged.
+    """Apply layers in sequence to training images, bytes (N, height, width); other images pass unchanged.
 
-    Keras layers receive float32 images (N, height, width, 1) in 0…255, noise layers in 0…1, whatever the precision of
-    the network. Their output reaches the network without rounding. This pipeline's own layers receive bytes
+    Keras layers receive float32 images (N, height, width, 1) in 0…255, and noise layers in 0…1, regardless of the
+    network's precision. Their output reaches the network without rounding. This pipeline's own layers receive bytes
     (N, height, width), and their output is rounded to bytes.
     """
 
@@ -61,7 +61,7 @@ class Augmentation(keras.layers.Layer):
         return without_channel(changed)
 
     def compute_output_spec(self, images: Any, training: bool = False) -> keras.KerasTensor:
-        """The same shape as the input."""
+        """Keep the shape of the input."""
         return keras.KerasTensor(images.shape, self._dtype())
 
     def _dtype(self) -> str:
@@ -96,13 +96,13 @@ def apply(layer: keras.layers.Layer, images: Any) -> Any:
 
 
 def as_floats(images: Any) -> Any:
-    """Images as Keras layers expect them: float32 (N, height, width, 1)."""
+    """Convert images to the format of Keras layers: float32 (N, height, width, 1)."""
     with_channel = keras.ops.expand_dims(images, -1) if len(images.shape) == WITHOUT_CHANNEL else images
     return keras.ops.cast(with_channel, FLOAT)
 
 
 def as_bytes(images: Any) -> Any:
-    """Images (N, height, width), clipped and rounded to bytes."""
+    """Clip and round images to bytes (N, height, width)."""
     plain = without_channel(images)
     if keras.backend.standardize_dtype(plain.dtype) == BYTE:
         return plain
@@ -110,30 +110,30 @@ def as_bytes(images: Any) -> Any:
 
 
 def without_channel(images: Any) -> Any:
-    """Images (N, height, width), without the channel axis if there is one."""
+    """Remove the channel axis, if there is one: (N, height, width)."""
     return images if len(images.shape) == WITHOUT_CHANNEL else keras.ops.squeeze(images, -1)
 
 
 class RandomAffine(keras.layers.Layer):
-    """Turn, scale, shear and shift each image by random amounts of its own, in one resampling; only while training.
+    """Rotate, scale, shear and shift each image by its own random amounts, in one resampling; only while training.
 
-    Bytes (N, height, width) in and out. Each amount is uniform: up to `rotation` degrees either way, factors of
-    1 ± `scale` for each axis, shears of ± `shear`, shifts of ± `shift` pixels along each axis. What comes from beyond
-    the edge is black.
+    Takes and returns bytes (N, height, width). Each amount is uniform: rotations of ± `rotation` degrees, factors of
+    1 ± `scale` for each axis, shears of ± `shear`, shifts of ± `shift` pixels along each axis. Pixels from beyond the
+    edge are black.
     """
 
     def __init__(
         self, rotation: float = 0.0, scale: float = 0.0, shear: float = 0.0, shift: float = 0.0, **arguments: Any
     ) -> None:
         super().__init__(**arguments)
-        self.supports_jit = keras.backend.backend() != "tensorflow"  # which has no such operation in XLA
+        self.supports_jit = keras.backend.backend() != "tensorflow"  # whose XLA lacks affine_transform
         if min(rotation, scale, shear, shift) < 0 or scale >= 1:
             raise ValueError("rotation, scale, shear and shift must not be negative, and scale must be below 1")
         self._amounts = [math.radians(rotation), scale, scale, shear, shift, shift]
         self._seeds = keras.random.SeedGenerator()
 
     def call(self, images: Any, training: bool = False) -> Any:
-        """The images as they are, or changed ones while training."""
+        """Transform the images while training; return them unchanged otherwise."""
         if not training:
             return images
         count, height, width = keras.ops.shape(images)
@@ -151,27 +151,27 @@ class RandomAffine(keras.layers.Layer):
 def inverse_maps(
     angle: Any, scale_x: Any, scale_y: Any, shear: Any, shift_x: Any, shift_y: Any, height: int, width: int
 ) -> Any:
-    """For each of N images the eight numbers (N, 8) that say where each pixel of the outcome comes from.
+    """Affine maps (N, 8), one per image, from each output pixel to the input pixel that it comes from.
 
-    The pixel in column x and row y comes from column a·x + b·y + c and row d·x + e·y + f: the row is a, b, c, d, e, f,
-    0, 0, as `keras.ops.image.affine_transform` asks. About the image's centre, from the outcome back: scaled, sheared
-    along the rows, turned by `angle` (radians), shifted (pixels).
+    The pixel in column x and row y comes from column a·x + b·y + c and row d·x + e·y + f. A map is a, b, c, d, e, f,
+    0, 0, as `keras.ops.image.affine_transform` expects. From output to input, about the image's center, it scales,
+    shears along the rows, rotates by `angle` (radians) and shifts (pixels).
     """
     ops = keras.ops
     cosine, sine = ops.cos(angle), ops.sin(angle)
     a, d = cosine * scale_x, sine * scale_x
     b, e = (shear * cosine - sine) * scale_y, (shear * sine + cosine) * scale_y
-    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
-    c = centre_x + shift_x - a * centre_x - b * centre_y
-    f = centre_y + shift_y - d * centre_x - e * centre_y
+    center_x, center_y = (width - 1) / 2, (height - 1) / 2
+    c = center_x + shift_x - a * center_x - b * center_y
+    f = center_y + shift_y - d * center_x - e * center_y
     return ops.stack([a, b, c, d, e, f, ops.zeros_like(a), ops.zeros_like(a)], axis=1)
 
 
 class RandomShift(keras.layers.Layer):
-    """Shift each image by up to `pixels` whole pixels along each axis, by amounts of its own; only while training.
+    """Shift each image by its own random amounts, up to `pixels` whole pixels along each axis; only while training.
 
-    Bytes (N, height, width) in and out; what comes from beyond the edge is black. Cheaper than `RandomAffine`, and XLA
-    can compile it.
+    Takes and returns bytes (N, height, width). Pixels from beyond the edge are black. Cheaper than `RandomAffine`, and
+    XLA can compile it.
     """
 
     def __init__(self, pixels: int, **arguments: Any) -> None:
@@ -182,7 +182,7 @@ class RandomShift(keras.layers.Layer):
         self._seeds = keras.random.SeedGenerator()
 
     def call(self, images: Any, training: bool = False) -> Any:
-        """The images as they are, or shifted ones while training."""
+        """Shift the images while training; return them unchanged otherwise."""
         if not training:
             return images
         ops = keras.ops
@@ -196,9 +196,9 @@ class RandomShift(keras.layers.Layer):
 
 
 def choose(indices: Any, options: list[Any]) -> Any:
-    """Of several tensors of one shape (N, …) the one that `indices` (N,) name, image by image.
+    """Take each image from one of several tensors of the same shape (N, …), by its entry in `indices` (N,).
 
-    Whole images are copied, which is several times quicker than to select or to gather byte by byte.
+    Copying whole images is several times faster than selecting or gathering byte by byte.
     """
     count = keras.ops.shape(indices)[0]
     numbers = indices * count + keras.ops.arange(count, dtype="int32")

@@ -1,4 +1,4 @@
-"""What a killed training leaves behind, so that it goes on from the last finished epoch."""
+"""Checkpoints, from which a killed training run resumes after its last finished epoch."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ Epoch = dict[str, float]
 
 
 def fingerprint(config: Any, files: Iterable[Path]) -> str:
-    """A digest of everything that a training depends on: two trainings with the same one may continue each other."""
+    """Digest of everything that a training run depends on. Runs with the same digest can resume each other."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for path in files:
         digest.update(sha256(path).encode())
@@ -35,15 +35,15 @@ def fingerprint(config: Any, files: Iterable[Path]) -> str:
 
 @contextmanager
 def open_checkpoint(parent: Path, name: str) -> Iterator["Checkpoint"]:
-    """The checkpoint of the training called `name`, held by this process alone.
+    """Open the checkpoint of the training run called `name` and lock it for this process.
 
-    If the same training runs several times at once, each process has its own folder. A new process continues from the
-    most advanced folder that no process holds; when a training has finished, folders that no process holds are removed.
+    If the same training runs several times at once, each process has its own folder. A new process resumes from the
+    most advanced unlocked folder. When a training run has finished, its unlocked folders are removed.
     """
-    with suppress(FileExistsError):  # another process removes it now
+    with suppress(FileExistsError):  # another process is removing it
         (parent / name).mkdir(parents=True, exist_ok=True)
     lock = next(filter(None, map(hold, sorted(copies(parent, name), key=last_epoch, reverse=True))), None)
-    while lock is None:  # a process that ends or starts may look into a new folder before it is held
+    while lock is None:  # another process may lock or remove a new folder before this one locks it
         lock = hold(Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent)))
     folder = Path(lock.lock_file).parent
     try:
@@ -57,19 +57,19 @@ def open_checkpoint(parent: Path, name: str) -> Iterator["Checkpoint"]:
 
 
 def copies(parent: Path, name: str) -> list[Path]:
-    """The folders of one training: the first one, and those of processes that ran at the same time."""
+    """Folders of one training run: the first, and those of processes that ran at the same time."""
     return [folder for folder in (parent / name, *parent.glob(f"{name}-*")) if folder.is_dir()]
 
 
 def last_epoch(folder: Path) -> str:
-    """The name of a folder's newest checkpoint; empty if it has none, or if another process removes it."""
+    """Name of a folder's newest checkpoint; empty if it has none, or if another process removes the folder."""
     with suppress(FileNotFoundError):
         return max((path.name for path in folder.glob("epoch-*.npz")), default="")
     return ""
 
 
 def hold(folder: Path) -> FileLock | None:
-    """The lock of a folder, acquired; None if another process holds it or removes the folder."""
+    """Acquire the lock of a folder; return None if another process holds it or removes the folder."""
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -79,13 +79,13 @@ def hold(folder: Path) -> FileLock | None:
 
 
 class Checkpoint:
-    """The state of one training after its last finished epoch, in a folder of its own."""
+    """The state of one training run after its last finished epoch, in its own folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self, learner: keras.Model, epochs: list[Epoch]) -> None:
-        """Keep weights, optimizer and the figures of all epochs so far. A kill at any moment leaves a whole state."""
+        """Save weights, optimizer and metrics of all epochs so far. A kill at any time leaves a complete checkpoint."""
         path = self.folder / f"epoch-{len(epochs):05}.npz"
         write_values(path, [*kept_weights(learner), *learner.optimizer.variables], json.dumps(epochs))
         for old in self.folder.glob("epoch-*"):
@@ -93,33 +93,33 @@ class Checkpoint:
                 old.unlink(missing_ok=True)
 
     def restore(self, learner: keras.Model) -> list[Epoch]:
-        """Load the last finished epoch into `learner` and return the figures of all so far: none for a new start."""
+        """Load the last finished epoch into `learner` and return the metrics of all so far; empty for a new start."""
         for path in sorted(self.folder.glob("epoch-*.npz"), reverse=True):
             try:
                 text = read_values(path, [*kept_weights(learner), *learner.optimizer.variables])
                 epochs: list[Epoch] = json.loads(text)
             except ValueError as error:
-                print(f"train: the checkpoint {path.stem} cannot be read ({error}): starting again")
+                print(f"train: the checkpoint {path.stem} cannot be read ({error}): training starts without it")
                 continue
             return epochs
         return []
 
     def save_best(self, learner: keras.Model) -> None:
-        """Keep the present weights as the best so far."""
+        """Save the current weights as the best so far."""
         write_values(self.folder / BEST, kept_weights(learner))
 
     def restore_best(self, learner: keras.Model) -> None:
-        """Load the best weights that were kept. Raises PipelineError if they are lost or damaged."""
+        """Load the saved best weights. Raises PipelineError if they are missing or damaged."""
         path = self.folder / BEST
         try:
             read_values(path, kept_weights(learner))
         except ValueError as error:
             self.discard()
-            raise PipelineError(f"{path} cannot be read ({error}): run this again, it trains anew") from None
+            raise PipelineError(f"{path} cannot be read ({error}): run the stage again to train from scratch") from None
 
     @property
     def run_id(self) -> str | None:
-        """The tracking run that the killed training wrote to, if there was one."""
+        """ID of the MLflow run of the killed training run, if there was one."""
         path = self.folder / RUN
         return str(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
@@ -128,26 +128,26 @@ class Checkpoint:
         write_json(self.folder / RUN, value)
 
     def discard(self) -> None:
-        """Forget everything: the training has ended."""
+        """Delete the checkpoint, because the training run has ended."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def kept_weights(learner: keras.Model) -> list[keras.Variable]:
-    """A learner's weights without the images."""
+    """Weights of a learner, without the images."""
     pools = (layer for layer in learner.layers if isinstance(layer, ImagePool))
     images = {id(variable) for pool in pools for variable in pool.weights}
     return [variable for variable in learner.weights if id(variable) not in images]
 
 
 def write_values(path: Path, variables: list[keras.Variable], text: str = "") -> None:
-    """Write variables in their order, and a text, whole or not at all. Several times as fast as Keras's format."""
+    """Write variables in order, and a text, atomically. This is several times as fast as Keras's format."""
     values = {str(index): as_array(variable) for index, variable in enumerate(variables)}
     with replacing(path) as temporary:
         np.savez(temporary, allow_pickle=False, text=np.array(text), **values)
 
 
 def as_array(variable: keras.Variable) -> NDArray[Any]:
-    """A variable's value in a type that NumPy has: bfloat16, which it has not, fits into float32."""
+    """Value of a variable in a NumPy dtype: bfloat16, which NumPy lacks, becomes float32."""
     value: NDArray[Any] = keras.ops.convert_to_numpy(variable)
     return value.astype(np.float32) if value.dtype.kind == "V" or value.dtype.name == "bfloat16" else value
 
@@ -155,16 +155,16 @@ def as_array(variable: keras.Variable) -> NDArray[Any]:
 def read_values(path: Path, variables: list[keras.Variable]) -> str:
     """Load what `write_values` wrote into the same variables, all or none, and return the text.
 
-    Raises ValueError if the file is not whole or of other variables.
+    Raises ValueError if the file is damaged or holds other variables.
     """
     expected = [(variable.shape, as_array(variable).dtype) for variable in variables]
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             text, values = str(arrays["text"]), [arrays[name] for name in arrays.files if name != "text"]
-    except Exception as error:  # whatever damaged bytes make zipfile and NumPy raise
+    except Exception as error:  # zipfile and NumPy raise many kinds for damaged bytes
         raise ValueError(first_line(error)) from error
     if [(value.shape, value.dtype) for value in values] != expected:
-        raise ValueError("it has other variables")
+        raise ValueError("it holds other variables")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     return text

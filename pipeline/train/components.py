@@ -13,7 +13,7 @@ from pipeline.config import TARGET_KEY, targets
 from pipeline.errors import PipelineError, first_line, without_secrets
 from pipeline.train.archive import is_keras
 
-PARTS: dict[str, type] = {  # the type of a nested object, by the end of its key; any other key holds a layer
+PARTS: dict[str, type] = {  # the type of a nested object, by the ending of its key; other keys hold layers
     "_regularizer": keras.regularizers.Regularizer,
     "_initializer": keras.initializers.Initializer,
     "_constraint": keras.constraints.Constraint,
@@ -26,7 +26,7 @@ OUTSIDE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
 OUTSIDE |= {"TextVectorization", "StringLookup", "IntegerLookup"}
 
 COLOUR = re.compile(r"\x1b\[\d*m")
-# Beginnings of lines that say nothing about the cause of an error.
+# Starts of lines that do not name the cause of an error.
 EMPTY = ("Exception encountered", "Graph execution error", "Detected at node", "File ", "<stack traces")
 QUANTIZED, FLOAT8 = keras.dtype_policies.QuantizedDTypePolicy, keras.dtype_policies.QuantizedFloat8DTypePolicy
 LONGEST = 300  # characters of an error message
@@ -109,14 +109,14 @@ def explained(what: str) -> Iterator[None]:
 
 
 def cause(error: Exception) -> str:
-    """The first informative line of an error message, without terminal colours."""
+    """The first informative line of an error message, without terminal colors."""
     lines = [COLOUR.sub("", line).strip() for line in str(error).splitlines()]
     said = next((line for line in lines if line and not line.startswith(EMPTY)), first_line(error))
     return without_secrets(said)[:LONGEST]
 
 
 def check_layer(layer: Any, key: str) -> None:
-    """Raise PipelineError if `layer` is not a layer, would not learn, or could not be loaded from a saved network."""
+    """Raise PipelineError if `layer` is not a layer, cannot be trained, or cannot be loaded from a saved network."""
     if not isinstance(layer, keras.Layer):
         raise PipelineError(f"{key}: {type(layer).__name__} is not a Keras layer")
     foreign = [type(part).__name__ for part in layer._flatten_layers() if not is_keras(part)]

@@ -1,21 +1,22 @@
-"""A small convolutional network with batch normalisation."""
+"""A small convolutional network with batch normalization."""
 
 import keras
 
 from pipeline.train.components import builder
 
-HALVING = 2  # convolutions that halve the image, the first ones
+HALVING = 2  # the first convolutions, which halve the image
 
 
 @builder
 def convolutional_layers(filters: list[int], kernels: list[int], units: int, dropout: float) -> list[keras.Layer]:
-    """Convolutions with so many filters and kernels of that side each, then a dense layer; all normalised, then ReLU.
+    """Convolutions, then a dense layer of `units`, each followed by batch normalization and ReLU.
 
-    The first two halve the image. `dropout` is the rate before and after the dense layer.
-    Raises ValueError if there are not as many kernels as convolutions.
+    `filters` and `kernels` list the number of filters and the kernel size of each convolution. The first two
+    convolutions halve the image. `dropout` is the dropout rate before and after the dense layer.
+    Raises ValueError if `filters` and `kernels` are not lists of the same length.
     """
     if not isinstance(filters, list) or not isinstance(kernels, list) or len(filters) != len(kernels):
-        raise ValueError(f"convolutions and kernels must be lists of one length, not {filters} and {kernels}")
+        raise ValueError(f"convolutions and kernels must be lists of the same length, not {filters} and {kernels}")
     layers = keras.layers
     row = []
     for index, (width, side) in enumerate(zip(filters, kernels, strict=True)):

@@ -1,4 +1,4 @@
-"""Feeding a network from images that lie on its device: what is handled per update is their numbers."""
+"""Input from images that stay on the network's device: each update receives only their indices."""
 
 from typing import Any
 
@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 
 class ImagePool(keras.layers.Layer):
-    """Images that are given out by number: int32 (N,) in, uint8 (N, height, width) out.
+    """Look up images by index: int32 (N,) in, uint8 (N, height, width) out.
 
-    They cross to the device once. As floats in batches they would cross four times as large at every epoch.
+    The images are copied to the device once. As batches of floats, they would be copied in every epoch, at four times
+    the size.
     """
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
@@ -24,9 +25,9 @@ class ImagePool(keras.layers.Layer):
         )
 
     def call(self, numbers: Any) -> Any:
-        """The images with these numbers, in this order."""
+        """Images with these indices, in this order."""
         return keras.ops.take(self._images, numbers, axis=0)
 
     def compute_output_spec(self, numbers: Any) -> keras.KerasTensor:
-        """The images' size is known, how many are asked for is not."""
+        """The image size is known, the number of images is not."""
         return keras.KerasTensor((*numbers.shape, *self._images.shape[1:]), "uint8")

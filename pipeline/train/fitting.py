@@ -1,4 +1,4 @@
-"""Fitting a network, one epoch at a time."""
+"""Training of a network, one epoch at a time."""
 
 import contextlib
 import math
@@ -27,25 +27,25 @@ REMEDY = "Lower optimizer.learning_rate (dvc exp run -S optimizer.learning_rate=
 
 
 class ProgressBar(keras.callbacks.ProgbarLogger):
-    """Keras's progress bar for epoch `number` of `epochs` epochs that are fitted one by one."""
+    """Keras's progress bar for epoch `number` of `epochs`, where each epoch is a `fit` of its own."""
 
     def __init__(self, number: int, epochs: int) -> None:
         super().__init__()
         self._number, self._epochs = number, epochs
 
     def set_params(self, params: dict[str, Any]) -> None:
-        """Take what `fit` says, but count all epochs."""
+        """Take the parameters of `fit`, except for the number of epochs."""
         super().set_params(params | {"epochs": self._epochs, "verbose": 1})
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Say which epoch it is, whatever `fit` counts."""
+        """Show the number of this epoch instead of the one that `fit` counts."""
         super().on_epoch_begin(self._number - 1, logs)
 
 
 class Learner(keras.Model):
-    """From image numbers (N,) to the logits of each member (N, members, classes), each of which learns for itself.
+    """A model from image indices (N,) to the logits of independent ensemble members (N, members, classes).
 
-    Remembers the loss that each image had when it was last seen.
+    `last_losses` holds the loss of each image when it was last used in training.
     """
 
     def __init__(
@@ -60,9 +60,10 @@ class Learner(keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """The mean over batch and members, with each member's gradient as it would be alone; of the mix when watched.
+        """Mean loss over batch and members in training; loss of the whole ensemble in validation.
 
-        `x` are numbers, `y` is one-hot. What the members' layers add to the loss counts, too, as in Keras.
+        In training, each member's gradient is that of its own loss. `x` are indices, `y` is one-hot. Losses that the
+        members' layers add count, too, as in Keras.
         """
         added = keras.ops.sum([keras.ops.cast(loss, "float32") for loss in self.losses]) if self.losses else 0.0
         if not training:
@@ -76,12 +77,12 @@ class Learner(keras.Model):
         return total - keras.ops.stop_gradient(total - mean)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """The loss, and the accuracy of the members together."""
+        """Loss and accuracy of the ensemble."""
         self.accuracy.update_state(y, mix(y_pred))
         return dict(self.get_metrics_result())
 
     def give_weights_to(self, network: keras.Model) -> None:
-        """Copy what was learned into a network of the same kind, of whatever precision."""
+        """Copy the learned weights into a network of the same architecture, in any precision."""
         for mine, theirs in zip(self.members, members_of(network), strict=True):
             theirs.set_weights(mine.get_weights())
 
@@ -93,10 +94,10 @@ def prepare(
     training: Training,
     images: NDArray[np.uint8],
 ) -> Learner:
-    """What can be fitted: from the numbers of `images` to logits, with the network's weights or copies of them.
+    """Build a compiled learner on `images`, with the network's weights or copies of them.
 
-    The network itself stays without images, augmentation and training state. Each member sees images of its own
-    augmentation.
+    The network itself stays without images, augmentation and training state. The augmentation draws anew for each
+    member.
     """
     if optimizer.use_ema and training.keep_best_epoch:
         raise PipelineError("optimizer.use_ema and training.keep_best_epoch cannot be combined: set one of them")
@@ -117,12 +118,12 @@ def prepare(
         jit_compile=xla and augment.supports_jit,
         steps_per_execution=training.steps_per_execution if backend.joins_updates else 1,
     )
-    learner.optimizer.build(learner.trainable_variables)  # a step that makes variables is traced twice by TensorFlow
+    learner.optimizer.build(learner.trainable_variables)  # TensorFlow traces a step twice if it creates variables
     return learner
 
 
 def reading(network: keras.Model, dtype: str) -> keras.Model:
-    """A network with the same layers that accepts images of another dtype instead of casting them to bytes."""
+    """Return a network with the same layers that accepts images of `dtype` instead of casting them to bytes."""
     if dtype == network.input.dtype:
         return network
     images = keras.Input(network.input_shape[1:], dtype=dtype, name="images")
@@ -130,18 +131,18 @@ def reading(network: keras.Model, dtype: str) -> keras.Model:
 
 
 def compile_epochs(learner: Learner, train: Split, validation: Split, config: Config) -> None:
-    """Compile what the epochs of every size need, where the backend does not wait for the first of them."""
+    """Compile for epochs of every size in advance, if the backend does not wait for the first of them."""
     training, images = config.training, len(train.images)
     labels = one_hot(train, validation, config)
-    watched = np.arange(images, len(labels), dtype=np.int32)
+    validation_indices = np.arange(images, len(labels), dtype=np.int32)
     for size in sorted({epoch_size(images, training, number) for number in range(1, training.epochs + 1)}):
         order = np.arange(size, dtype=np.int32)
         with explained(UNTRAINABLE):
-            load_backend().compile(learner, Pass(order, watched, labels, training.batch_size))
+            load_backend().compile(learner, Pass(order, validation_indices, labels, training.batch_size))
 
 
 def one_hot(train: Split, validation: Split, config: Config) -> NDArray[np.float32]:
-    """The labels of all images (N, classes)."""
+    """One-hot labels of all images (N, classes)."""
     labels = np.concatenate([train.labels, validation.labels])
     return keras.utils.to_categorical(labels, config.dataset.classes).astype(np.float32)
 
@@ -154,18 +155,18 @@ def fit(
     checkpoint: Checkpoint,
     report: Callable[[Epoch], None],
 ) -> list[Epoch]:
-    """Fit `learner` from the checkpoint's epoch to the last one and return the figures of every epoch.
+    """Fit `learner` from the checkpoint's epoch to the last one and return the metrics of every epoch.
 
-    `report` gets the figures of each epoch as soon as its checkpoint is safe, those of earlier processes included.
-    What is random in an epoch (order, augmentation, dropout) follows from the seed and the epoch's number alone, so
-    that a continued training ends as an uninterrupted one does.
-    Raises PipelineError when the loss stops being a number.
+    `report` receives the metrics of each epoch once its checkpoint is saved, including epochs of earlier processes.
+    The randomness of an epoch (order, augmentation, dropout) depends only on the seed and the epoch's number, so a
+    resumed training run ends with the same result as an uninterrupted one.
+    Raises PipelineError if the loss or a weight becomes NaN or infinite.
     """
     training = config.training
     labels = one_hot(train, validation, config)
     epochs = checkpoint.restore(learner)
     if epochs:
-        print(f"train: going on after epoch {len(epochs)} of {training.epochs}, which an earlier process finished")
+        print(f"train: resuming after epoch {len(epochs)} of {training.epochs}, which an earlier process finished")
     for finished in epochs:
         report(finished)
     begun = len(epochs)
@@ -191,27 +192,26 @@ def fit(
 
 
 def check_finite(networks: list[keras.Model]) -> None:
-    """Raise PipelineError if a weight is NaN or infinite. The loss does not show it: it precedes the last update."""
+    """Raise PipelineError if a weight is NaN or infinite. The loss does not show it, as it precedes the last update."""
     for variable in (variable for network in networks for variable in network.weights):
         if not np.isfinite(as_array(variable)).all():
             raise PipelineError(f"{variable.path} has NaN or infinite weights: the training diverged. {REMEDY}")
 
 
 def fit_epoch(learner: Learner, labels: NDArray[np.float32], images: int, config: Config, number: int) -> Epoch:
-    """One pass over the training images in the order that this epoch's seed gives, and one over the validation ones.
+    """Train for one epoch, in the order that follows from its seed, then evaluate on the validation images.
 
-    The first so many `images` of the learner are for training, the others are watched; `labels` (N, classes) are
-    one-hot.
+    The learner's first `images` images are for training, the others for validation; `labels` (N, classes) are one-hot.
     """
     started = time.perf_counter()
     seeds = np.random.SeedSequence([config.seed, number])
     reseed(learner, seeds)
     losses = keras.ops.convert_to_numpy(learner.last_losses)[:images]
     order = np.random.default_rng(seeds).permutation(choose(losses, config.training, number))
-    watched = np.arange(images, len(labels), dtype=np.int32)
+    validation_indices = np.arange(images, len(labels), dtype=np.int32)
     bars = [ProgressBar(number, config.training.epochs)] if on_terminal() else []
     backend = load_backend()
-    figures = backend.fit_epoch(learner, Pass(order, watched, labels, config.training.batch_size), bars)
+    figures = backend.fit_epoch(learner, Pass(order, validation_indices, labels, config.training.batch_size), bars)
     return {
         "epoch": number,
         **figures,
@@ -222,10 +222,10 @@ def fit_epoch(learner: Learner, labels: NDArray[np.float32], images: int, config
 
 
 def choose(losses: NDArray[np.float32], training: Training, number: int) -> NDArray[np.int32]:
-    """The numbers of the images that epoch `number` takes, given the loss that each had when it was last seen.
+    """Indices of the training images for epoch `number`, given the loss of each image when it was last used.
 
-    All of them at first, then the hardest: online batch selection, Loshchilov and Hutter 2015 (arXiv:1511.06343), with
-    the rank as a limit instead of a probability.
+    All images at first, then hard-example mining, the examples with the highest loss: online batch selection,
+    Loshchilov and Hutter 2015 (arXiv:1511.06343), with the rank as a cutoff instead of a probability.
     """
     count = epoch_size(len(losses), training, number)
     numbers = np.arange(count) if count == len(losses) else largest(losses, count)
@@ -233,9 +233,9 @@ def choose(losses: NDArray[np.float32], training: Training, number: int) -> NDAr
 
 
 def largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """The places of the `count` largest values, the largest first, and of equal ones the first first.
+    """Indices of the `count` largest values, largest first; equal values keep their order.
 
-    As the start of a stable sort of all of them, but only these are sorted.
+    This is the start of a stable sort of all values, but sorts only these.
     """
     limit = np.partition(values, -count)[-count]
     above, equal = np.flatnonzero(values > limit), np.flatnonzero(values == limit)
@@ -244,45 +244,45 @@ def largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
 
 
 def epoch_size(images: int, training: Training, number: int) -> int:
-    """How many of so many training images epoch `number` takes."""
+    """Number of training images in epoch `number`, out of `images`."""
     return images if number <= training.full_epochs else math.ceil(images * training.hard_example_fraction)
 
 
 def count_updates(images: int, training: Training) -> int:
-    """How often all epochs together change the weights."""
+    """Total number of weight updates in all epochs."""
     sizes = [epoch_size(images, training, number) for number in range(1, training.epochs + 1)]
     return sum(math.ceil(size / training.batch_size) for size in sizes)
 
 
 def reseed(learner: keras.Model, seeds: np.random.SeedSequence) -> None:
-    """Give every random layer a state that follows from `seeds` alone."""
+    """Set the state of every random layer from `seeds` alone."""
     states = [v for v in learner.non_trainable_variables if v.path.endswith("seed_generator_state")]
     for state, child in zip(states, seeds.spawn(len(states)), strict=True):
         state.assign(child.generate_state(state.shape[0]).astype(state.dtype))
 
 
 def best_epoch(epochs: list[Epoch]) -> int:
-    """The number of the epoch with the lowest validation loss; the earliest where several have it."""
+    """Number of the epoch with the lowest validation loss; the earliest one on a tie."""
     return int(min(epochs, key=lambda epoch: epoch["val_loss"])["epoch"])
 
 
 def stops_early(epochs: list[Epoch], patience: int | None) -> bool:
-    """Whether the last `patience` epochs in a row had no lower validation loss than the best one before them."""
+    """Whether none of the last `patience` epochs improved on the best validation loss before them."""
     return bool(patience and epochs and len(epochs) - best_epoch(epochs) >= patience)
 
 
 def on_terminal() -> bool:
-    """Whether somebody watches: standard output may also be closed from the start."""
+    """Whether standard output is a terminal; it may also be closed from the start."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 def print_epoch(epoch: Epoch, epochs: int) -> None:
-    """One line an epoch."""
-    watched = (
+    """Print one line for an epoch."""
+    validation = (
         f"  val_loss {epoch['val_loss']:.4f}  val_accuracy {epoch['val_accuracy']:.4f}" if "val_loss" in epoch else ""
     )
     print(
         f"epoch {int(epoch['epoch']):>3}/{epochs}  loss {epoch['loss']:.4f}  accuracy {epoch['accuracy']:.4f}"
-        f"{watched}  {epoch['seconds']:.1f} s",
+        f"{validation}  {epoch['seconds']:.1f} s",
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""From configuration to a network and an optimizer."""
+"""Construction of the network, its augmentation and the optimizer from the configuration."""
 
 from typing import Any
 
@@ -12,21 +12,22 @@ from pipeline.train.components import build, check_layer, check_names, explained
 WHITE = 255
 LOGITS = "logits"
 MEMBER = "member_"
-RESERVED = {"images", "scale", "channel", LOGITS, "probabilities"}  # names of layers
+RESERVED = {"images", "scale", "channel", LOGITS, "probabilities"}  # layer names
 
 
 def build_network(model: Model, image_shape: tuple[int, ...], classes: int) -> keras.Model:
-    """An untrained network from grey images (N, height, width) in 0…255 to probabilities (N, classes).
+    """Build an untrained network from grayscale images (N, height, width) in 0…255 to probabilities (N, classes).
 
-    The probabilities are float32 whatever the precision of the rest. They are the mean over the members, each a model
-    inside the network, and over the views of the image that each of them gets.
-    Raises PipelineError if a layer refuses its arguments or does not fit the one before it, or if images would be
-    shifted away.
+    The probabilities are float32, regardless of the network's precision. They are the mean over the ensemble members,
+    each a model inside the network, and over the shifted views of test-time augmentation.
+    Raises PipelineError if a layer rejects its arguments or does not fit the one before it, or if a test-time shift
+    leaves nothing of an image.
     """
     if model.test_time_shift >= min(image_shape):
         size = "×".join(map(str, image_shape))
         raise PipelineError(
-            f"model.test_time_shift: a shift by {model.test_time_shift} leaves nothing of {size} pixels"
+            f"model.test_time_shift: a shift by {model.test_time_shift} pixels leaves nothing of {size} images; "
+            f"set at most {min(image_shape) - 1}"
         )
     images = keras.Input(image_shape, dtype="uint8", name="images")
     if model.members == 1 and not model.test_time_shift:
@@ -42,21 +43,23 @@ def build_network(model: Model, image_shape: tuple[int, ...], classes: int) -> k
 
 
 def connect(model: Model, images: keras.KerasTensor, classes: int) -> keras.KerasTensor:
-    """The logits (N, classes) that new layers make of images. Scaling to [0, 1] is the first of them."""
+    """Connect new layers to images, scaled to [0, 1] first, and return their logits (N, classes)."""
     tensor = keras.layers.Rescaling(1 / WHITE, name="scale")(images)
     tensor = keras.layers.Reshape((*images.shape[1:], 1), name="channel")(tensor)
     for key, layer in build_layers(model):
-        with explained(f"{key}: does not fit what comes before it"):
+        with explained(f"{key}: does not fit the layer before it"):
             tensor = layer(tensor)
     _, *features = tensor.shape
     if len(features) != 1:
-        raise PipelineError(f"model.layers: end in shape {tuple(features)}; end with keras.layers.Flatten or a pooling")
+        raise PipelineError(
+            f"model.layers: the output has shape {tuple(features)}; end with keras.layers.Flatten or global pooling"
+        )
     with explained("model: its output does not fit the final Dense layer"):
         return keras.layers.Dense(classes, dtype="float32", name=LOGITS)(tensor)
 
 
 def shifted(images: Any, pixels: int) -> list[Any]:
-    """Images (N, height, width) as they are, and in the eight places around that are so many pixels away, if any."""
+    """Views of images (N, height, width): unchanged, then shifted by `pixels` in eight directions unless it is 0."""
     if not pixels:
         return [images]
     _, height, width = images.shape
@@ -66,18 +69,18 @@ def shifted(images: Any, pixels: int) -> list[Any]:
 
 
 def mix(logits: Any) -> Any:
-    """From the logits of each member (N, members, classes) to logits of their mean probabilities (N, classes)."""
+    """Combine the logits of members (N, members, classes) into logits of their mean probabilities (N, classes)."""
     return keras.ops.logsumexp(keras.ops.log_softmax(logits), axis=1)
 
 
 def members_of(network: keras.Model) -> list[keras.Model]:
-    """The parts of a network that learn each for itself, from images to logits, with the network's own weights."""
+    """Independent members of a network (at least one): models from images to logits that share its weights."""
     members = [part for part in network.layers if isinstance(part, keras.Model) and part.name.startswith(MEMBER)]
     return members or [keras.Model(network.input, network.get_layer(LOGITS).output, name=network.name)]
 
 
 def build_layers(model: Model) -> list[tuple[str, keras.Layer]]:
-    """The network's own layers in order, each with the key that it comes from."""
+    """Build the configured layers in order, each with its key in the configuration."""
     if model.builder is not None:
         layers = build(model.builder, "model.builder")
         if not isinstance(layers, list):
@@ -93,9 +96,9 @@ def build_layers(model: Model) -> list[tuple[str, keras.Layer]]:
 
 
 def build_augmentation(training: Training, image_shape: tuple[int, ...]) -> list[keras.Layer]:
-    """The layers that training images (N, height, width) pass before the network.
+    """Build the layers that augment training images (N, height, width) before the network.
 
-    Raises PipelineError if one refuses its arguments, or cannot be used on such images.
+    Raises PipelineError if a layer rejects its arguments or cannot augment such images.
     """
     built = [build(spec, f"training.augmentation.{index}") for index, spec in enumerate(training.augmentation)]
     for index, layer in enumerate(built):
@@ -107,21 +110,21 @@ def build_augmentation(training: Training, image_shape: tuple[int, ...]) -> list
 
 
 def build_optimizer(optimizer: Optimizer, training: Training, updates: int) -> keras.optimizers.Optimizer:
-    """The Keras optimizer that the configuration names, for a training of so many updates.
+    """Build the configured Keras optimizer, for a training run with this number of `updates`.
 
-    Raises PipelineError if it refuses its arguments.
+    Raises PipelineError if it rejects its arguments.
     """
     built = build(optimizer.model_dump(by_alias=True), "optimizer")
     if not isinstance(built, keras.optimizers.Optimizer):
-        raise PipelineError(f"optimizer: {optimizer.target} is no optimizer; keras.optimizers has them")
+        raise PipelineError(f"optimizer: {optimizer.target} is not an optimizer; use one from keras.optimizers")
     if training.decay == "cosine":
-        rise = min(round(updates * training.warm_up), updates - 1)  # the last one is for the fall
+        rise = min(round(updates * training.warm_up), updates - 1)  # leave an update for the decay
         built.learning_rate = cosine_schedule(optimizer.learning_rate, rise, updates)
     return built
 
 
 def cosine_schedule(peak: float, rise: int, updates: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Up to `peak` in a line over the first `rise` of all updates, then down to 0 in half a cosine."""
+    """Linear warm-up to `peak` over the first `rise` updates, then cosine decay to 0 over the remaining ones."""
     if not rise:
         return keras.optimizers.schedules.CosineDecay(peak, updates)
     return keras.optimizers.schedules.CosineDecay(0.0, updates - rise, warmup_target=peak, warmup_steps=rise)

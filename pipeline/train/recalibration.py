@@ -1,4 +1,4 @@
-"""Batch normalisation by what a trained network will read, not by what it was trained on."""
+"""Recalibration of batch normalization on images without augmentation, as in inference."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ BATCH = 1000
 
 
 def recalibrate(network: keras.Model, images: NDArray[np.uint8]) -> None:
-    """Give every batch normalisation in `network` the mean and variance that its input has on these images.
+    """Set the mean and variance of every batch normalization in `network` to those of its input on these images.
 
-    While training they are running averages over augmented, hard images with dropout, from weights that still
-    changed. Layer by layer, as the statistics of one change what the next one gets (Wu and Johnson 2021,
-    arXiv:2105.07576, section 3). Of the images (N, height, width), 10,000 from first to last are used. A normalisation
-    inside a layer of layers stays as it is.
+    In training, they are running averages over augmented hard examples with dropout, from weights that still change.
+    Layers are recalibrated in order, as the statistics of one change the input of the next (Wu and Johnson 2021,
+    arXiv:2105.07576, section 3). Of the images (N, height, width), 10,000 evenly spaced ones are used. A batch
+    normalization inside a nested layer is not changed.
     """
     chosen = images[np.linspace(0, len(images) - 1, min(IMAGES, len(images))).round().astype(int)]
     for member in members_of(network):
@@ -30,7 +30,7 @@ def recalibrate(network: keras.Model, images: NDArray[np.uint8]) -> None:
 
 
 def moments(part: keras.Model, images: NDArray[np.uint8], axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Mean and variance over all axes but one of what a part of a network makes of images, batch by batch."""
+    """Mean and variance of the output of a part of a network over all axes but one, computed batch by batch."""
     sums = []
     for start in range(0, len(images), BATCH):
         values = np.moveaxis(np.asarray(part.predict_on_batch(images[start : start + BATCH]), np.float64), axis, -1)

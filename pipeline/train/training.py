@@ -1,4 +1,4 @@
-"""One training, from a seed to a saved network, recorded in one MLflow run."""
+"""A training run, from the seed to the saved network, recorded as one MLflow run."""
 
 import csv
 import io
@@ -36,17 +36,17 @@ from pipeline.train.network import build_augmentation, build_network, build_opti
 from pipeline.train.recalibration import recalibrate
 
 FLOAT32 = "float32"
-PATIENCE = 10.0  # seconds without a word from the store after which a training that failed no longer waits for it
+PATIENCE = 10.0  # seconds without a response from the store after which a failed training run stops waiting
 HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
 
 def train_and_record(
     config: Config, train: Split, validation: Split, opening: Future[Store], executor: Executor, watch: Stopwatch
 ) -> None:
-    """Fit, write models/, and have the executor's process record both in the store that it is opening.
+    """Fit, write models/, and record both through the executor's process, which is opening the store.
 
-    Raises PipelineError if the network cannot be built or diverges, and before that what opening the store raised:
-    nothing is compiled or trained that could not be recorded.
+    Raises PipelineError if the network cannot be built or diverges. Errors from opening the store come first: nothing
+    is compiled or trained that cannot be recorded.
     """
     root = paths.project_root()
     tell_other_versions(config.versions)
@@ -58,7 +58,7 @@ def train_and_record(
         network, learner = set_up(config, train, validation, device)
         watch.lap("build")
     except PipelineError:
-        opening.result()  # else its tables could stay half made: this process is about to end
+        opening.result()  # wait, or this process could end before all tables exist
         raise
     store = opening.result()
     executor.submit(send_unsent, root).add_done_callback(tell_failure)
@@ -102,23 +102,23 @@ def ended_early(recorder: Recorder, checkpoint: Checkpoint) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, PipelineError):  # it would diverge again; all else goes on from here
+        if isinstance(error, PipelineError):  # it would diverge again; after other errors, training resumes
             checkpoint.discard()
         try:
             recorder.status("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             recorder.flush(PATIENCE)
-        except OSError as lost:  # the first error counts
+        except OSError as lost:  # the first error matters more
             print(f"train: the end of the run could not be recorded ({lost})")
         raise
 
 
 def set_up(config: Config, train: Split, validation: Split, device: str) -> tuple[keras.Model, Learner]:
-    """The network that will be saved, in float32, and the learner, with the same weights in the precision to train in.
+    """Build the network to save, in float32, and a learner with the same weights in the training precision.
 
-    Everything follows from the configuration's seed.
+    All randomness follows from the configured seed.
     """
     training, shape, classes = config.training, train.images.shape[1:], config.dataset.classes
-    with other_backends_absent():  # it would import TensorFlow where that is installed, to seed it, too
+    with other_backends_absent():  # Keras would import an installed TensorFlow to seed it, too
         keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(FLOAT32)
     with explained("model"):
@@ -136,15 +136,17 @@ def set_up(config: Config, train: Split, validation: Split, device: str) -> tupl
 
 
 def tell_other_versions(pinned: dict[str, str]) -> None:
-    """Warn about installed versions that differ from the pinned ones: DVC does not see the difference."""
+    """Warn about installed versions that differ from the pinned ones: DVC does not detect the difference."""
     for package, version in pinned.items():
         installed = find_version(package)
         if installed not in (None, version):
-            print(f"train: {package} {installed} is installed, {paths.REQUIREMENTS} pins {version}: results may differ")
+            print(
+                f"train: {package} {installed} is installed but {paths.REQUIREMENTS} pins {version}: results may differ"
+            )
 
 
 def training_name(config: Config, device: str) -> str:
-    """A name for exactly this training: its configuration, data, code, device, backend and versions."""
+    """Unique name of a training run, from its configuration, data, code, device, backend and versions."""
     relevant = config.model_dump(mode="json", include={"seed", "model", "optimizer", "training"}, by_alias=True)
     backend = keras.backend.backend()
     relevant["computed_by"] = [keras.__version__, backend, find_version(backend), device]
@@ -156,7 +158,7 @@ def training_name(config: Config, device: str) -> str:
 def open_run(
     config: Config, store: Store, provenance: Provenance, checkpoint: Checkpoint, device: str, executor: Executor
 ) -> Recorder:
-    """The run of the training that is being continued, or else a new one, written by the executor's process."""
+    """Open the MLflow run of the resumed training run, or a new one. The executor's process writes it."""
     root = paths.project_root()
     run = executor.submit(continue_run, store, checkpoint.run_id, root).result()
     if run is None:
@@ -165,15 +167,15 @@ def open_run(
         run = executor.submit(start_run, store, config, root, provenance, tags).result()
         checkpoint.run_id = run.run_id
     recorder = Recorder(run, executor)
-    recorder.tags({"dvc.experiment": os.environ.get(EXPERIMENT, "")})  # another one may have begun it
+    recorder.tags({"dvc.experiment": os.environ.get(EXPERIMENT, "")})  # another experiment may have started the run
     recorder.status("RUNNING")
     return recorder
 
 
 def record_data(recorder: Recorder, config: Config, train: Split, validation: Split) -> None:
-    """Record which images are trained on and which are watched, by the hashes that dvc.lock has."""
-    watched = {"validation": "validation", "test": "test", "none": ""}[config.training.validate_on]
-    for path, split, context in ((paths.TRAIN, train, "train"), (paths.VALIDATION, validation, watched)):
+    """Record the training and validation sets by their hashes in dvc.lock."""
+    validation_context = {"validation": "validation", "test": "test", "none": ""}[config.training.validate_on]
+    for path, split, context in ((paths.TRAIN, train, "train"), (paths.VALIDATION, validation, validation_context)):
         if context:
             digest = md5(path)
             recorder.dataset(config.dataset.name, context, digest, len(split.images), list(split.images.shape[1:]))
@@ -183,7 +185,7 @@ def record_data(recorder: Recorder, config: Config, train: Split, validation: Sp
 def fit_recorded(
     learner: Learner, train: Split, validation: Split, config: Config, checkpoint: Checkpoint, recorder: Recorder
 ) -> list[Epoch]:
-    """Fit, with every epoch and the machine's load recorded."""
+    """Fit, and record every epoch and the machine's load."""
 
     def report(epoch: Epoch) -> None:
         figures = epoch_metrics(epoch, config.training.validate_on)
@@ -194,7 +196,7 @@ def fit_recorded(
 
 
 def outcome(network: keras.Model, epochs: list[Epoch]) -> dict[str, Any]:
-    """The facts of a finished training for models/run.json."""
+    """Facts about a finished training run, for models/run.json."""
     return {
         "backend": keras.backend.backend(),
         "precision": keras.config.dtype_policy().name,
@@ -209,14 +211,14 @@ def outcome(network: keras.Model, epochs: list[Epoch]) -> dict[str, Any]:
 
 
 def summary(network: keras.Model) -> str:
-    """The table of layers that `network.summary()` prints."""
+    """Table of layers, as printed by `network.summary()`."""
     lines: list[str] = []
     network.summary(line_length=88, expand_nested=True, print_fn=lambda line, **_: lines.append(line))
     return "\n".join(lines) + "\n"
 
 
 def history_csv(epochs: list[Epoch]) -> str:
-    """The curves, an epoch a row, without the seconds: the same training gives the same file."""
+    """Learning curves as CSV, one row per epoch, without times, so that the same training gives the same file."""
     text = io.StringIO()
     columns = [name for name in HISTORY_COLUMNS if name in epochs[0]]
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
@@ -226,12 +228,12 @@ def history_csv(epochs: list[Epoch]) -> str:
 
 
 def costs(facts: dict[str, Any]) -> dict[str, float]:
-    """What the training took, as metrics."""
+    """Time and memory of the training run, as metrics."""
     seconds = {f"work/{name}_seconds": value for name, value in facts["seconds"].items() if name != "fit"}
     return seconds | {"work/fit_seconds": facts["fit_seconds"], "work/peak_memory_mib": facts["peak_memory_mib"]}
 
 
 def peak_memory_mib() -> int:
-    """The most memory that this process ever held, in MiB (getrusage(2): in KiB on Linux, in bytes on macOS)."""
+    """Peak memory of this process, in MiB (getrusage(2) gives KiB on Linux and bytes on macOS)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (1 << 20 if sys.platform == "darwin" else 1 << 10)

@@ -31,7 +31,7 @@ def weights_after(optimizer: optimizers.Optimizer, steps: int) -> Any:
         (optimizers.RMSprop(optimizers.schedules.CosineDecay(0.01, 20), weight_decay=0.1), FusedRMSprop),
     ],
 )
-def test_an_optimizer_takes_the_same_steps(optimizer: optimizers.Optimizer, fused: type) -> None:
+def test_a_fused_optimizer_takes_the_same_steps(optimizer: optimizers.Optimizer, fused: type) -> None:
     quick = fuse_optimizer(type(optimizer).from_config(optimizer.get_config()))
     assert type(quick) is fused
     np.testing.assert_allclose(weights_after(quick, 20), weights_after(optimizer, 20), rtol=1e-4, atol=1e-6)
@@ -47,26 +47,26 @@ def test_an_optimizer_takes_the_same_steps(optimizer: optimizers.Optimizer, fuse
         optimizers.SGD(0.1),
     ],
 )
-def test_an_optimizer_with_another_rule_stays(optimizer: optimizers.Optimizer) -> None:
+def test_an_optimizer_with_another_rule_is_not_replaced(optimizer: optimizers.Optimizer) -> None:
     assert fuse_optimizer(optimizer) is optimizer
 
 
-def network(normalisation: keras.layers.Layer) -> keras.Model:
+def network(normalization: keras.layers.Layer) -> keras.Model:
     keras.utils.set_random_seed(1)
     images = keras.Input(IMAGES.shape[1:])
     tensor = layers.Conv2D(4, 3, use_bias=False)(images)
-    return keras.Model(images, layers.Conv2D(1, 4)(layers.ReLU()(normalisation(tensor))))
+    return keras.Model(images, layers.Conv2D(1, 4)(layers.ReLU()(normalization(tensor))))
 
 
 def learn(model: keras.Model) -> tuple[Any, list[Any]]:
-    """What a network makes of the images while training, and the gradients of the mean square of that."""
+    """Outputs of a network for the images while training, and the gradients of their mean square."""
     with tf.GradientTape() as tape:
         outputs = model(IMAGES, training=True)
         loss = tf.reduce_mean(tf.square(outputs))
     return outputs, tape.gradient(loss, [variable.value for variable in model.trainable_variables])
 
 
-def test_a_normalisation_learns_and_reads_as_keras_does() -> None:
+def test_a_fused_normalization_matches_keras_in_training_and_inference() -> None:
     plain = network(PLAIN(momentum=0.7, epsilon=0.1, gamma_initializer="random_uniform"))
     fused = fuse_layers(plain)
     mine, theirs = fused.layers[2], plain.layers[2]
@@ -79,14 +79,14 @@ def test_a_normalisation_learns_and_reads_as_keras_does() -> None:
             np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
     count = 16 * 4 * 4
     np.testing.assert_allclose(mine.moving_mean, theirs.moving_mean, rtol=1e-4)
-    biased, left = np.asarray(theirs.moving_variance), 0.7**2  # of the 1 that both began with
+    biased, left = np.asarray(theirs.moving_variance), 0.7**2  # the share left of the initial variance of 1
     unbiased = left + (biased - left) * count / (count - 1)
     np.testing.assert_allclose(mine.moving_variance, unbiased, rtol=1e-4)
     mine.moving_variance.assign(theirs.moving_variance)
     np.testing.assert_allclose(fused(IMAGES), plain(IMAGES), rtol=1e-4, atol=1e-5)
 
 
-def test_a_frozen_normalisation_stays_as_it_is() -> None:
+def test_a_frozen_normalization_does_not_change() -> None:
     fused = fuse_layers(network(PLAIN()))
     fused.layers[2].trainable = False
     np.testing.assert_allclose(fused(IMAGES, training=True), fused(IMAGES), rtol=1e-5)
@@ -106,12 +106,12 @@ def test_a_frozen_normalisation_stays_as_it_is() -> None:
         PLAIN(dtype="float64"),
     ],
 )
-def test_what_tensorflow_has_no_operation_for_stays(other: keras.layers.Layer) -> None:
+def test_a_layer_without_a_fused_operation_is_not_replaced(other: keras.layers.Layer) -> None:
     model = network(other)
     assert fuse_layers(model) is model
 
 
-def test_what_is_masked_counts_for_no_mean() -> None:
+def test_masked_values_do_not_count_in_the_mean() -> None:
     inputs = keras.Input((2, 2, 1))
     plain = keras.Model(inputs, PLAIN()(layers.Masking()(inputs)))
     fused = fuse_layers(plain)
@@ -120,7 +120,7 @@ def test_what_is_masked_counts_for_no_mean() -> None:
     np.testing.assert_allclose(fused(some, training=True), plain(some, training=True), rtol=1e-5)
 
 
-def test_a_normalisation_of_dense_layers_stays() -> None:
+def test_a_normalization_of_dense_layers_is_not_replaced() -> None:
     inputs = keras.Input((4,))
     model = keras.Model(inputs, PLAIN()(inputs))
     assert fuse_layers(model) is model

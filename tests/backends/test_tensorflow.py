@@ -1,4 +1,4 @@
-"""What XLA compiles, on a CPU and where TensorFlow lists a GPU."""
+"""XLA compilation, on a CPU and on a GPU that TensorFlow lists."""
 
 import re
 from collections.abc import Iterator
@@ -22,18 +22,18 @@ from tests.conftest import CONF, configured
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 10, 96).astype(np.uint8)
 IMAGES = RANDOM.integers(0, 256, (96, 28, 28)).astype(np.uint8)
-TRAIN, WATCHED = Split(IMAGES[:64], LABELS[:64]), Split(IMAGES[64:], LABELS[64:])
+TRAIN, VALIDATION = Split(IMAGES[:64], LABELS[:64]), Split(IMAGES[64:], LABELS[64:])
 SHORT = {"epochs": 1, "batch_size": 32, "steps_per_execution": 1, "precision": "float32"}
 SHORT |= {"validation_fraction": 0.3, "validate_on": "validation"}
 QUICKLY_COMPILED = {"baseline", "champion", "quick"}
-STILL = {"_target_": "pipeline.train.augmentation.RandomAffine"}  # XLA cannot have it, and it changes nothing
+STILL = {"_target_": "pipeline.train.augmentation.RandomAffine"}  # XLA does not support it; it changes no image
 FLATTEN = {"_target_": "keras.layers.Flatten"}
 NETWORK = {"name": "convnet", "convolutions": [4, 4], "kernels": [3, 3], "units": 8, "dropout": 0.0, "members": 2}
 
 
 @pytest.fixture
 def _gpu() -> Iterator[None]:
-    """TensorFlow lists a GPU, whatever there is."""
+    """Make TensorFlow list a GPU, even if the machine has none."""
     gpus = [tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")]
     with (
         mock.patch.object(tf.config, "list_physical_devices", return_value=gpus),
@@ -43,10 +43,10 @@ def _gpu() -> Iterator[None]:
 
 
 def train(tmp_path: Path, **params: Any) -> tuple[Any, list[np.ndarray]]:
-    """The learner, and what the network learned."""
+    """Train, and return the learner and the weights of the network."""
     config = configured(tmp_path, **params)
-    network, learner = set_up(config, TRAIN, WATCHED, "cpu")
-    (epoch,) = fit(learner, TRAIN, WATCHED, config, Checkpoint(tmp_path / "c"), lambda _: None)
+    network, learner = set_up(config, TRAIN, VALIDATION, "cpu")
+    (epoch,) = fit(learner, TRAIN, VALIDATION, config, Checkpoint(tmp_path / "c"), lambda _: None)
     assert np.isfinite([epoch["loss"], epoch["val_loss"]]).all()
     learner.give_weights_to(network)
     return learner, network.get_weights()
@@ -66,25 +66,25 @@ def compiled(learner: Any) -> bool:
         for name in options(CONF)["recipe"]
     ],
 )
-def test_every_recipe_trains_with_xla_where_there_is_a_gpu(tmp_path: Path, recipe: str) -> None:
+def test_every_recipe_trains_with_xla_on_a_gpu(tmp_path: Path, recipe: str) -> None:
     learner, _ = train(tmp_path, recipe=recipe, training=SHORT)
     assert compiled(learner)
 
 
 @pytest.mark.parametrize("setting", ["auto", False])
-def test_without_a_gpu_there_is_no_xla(tmp_path: Path, setting: Any) -> None:
+def test_xla_is_off_without_a_gpu(tmp_path: Path, setting: Any) -> None:
     learner, _ = train(tmp_path, recipe="fast", training=SHORT | {"xla": setting})
     assert not compiled(learner)
 
 
-def test_a_gpu_that_is_there_and_not_used_is_none(tmp_path: Path) -> None:
+def test_xla_is_off_for_a_hidden_gpu(tmp_path: Path) -> None:
     gpus = [tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")]
     with mock.patch.object(tf.config, "list_physical_devices", return_value=gpus):  # DEVICE=cpu hides it
         learner, _ = train(tmp_path, recipe="fast", training=SHORT)
     assert not compiled(learner)
 
 
-def test_what_is_augmented_outside_learns_the_same(tmp_path: Path) -> None:
+def test_augmentation_outside_xla_gives_the_same_weights(tmp_path: Path) -> None:
     (one, expected), (other, learned) = (
         train(tmp_path, model=NETWORK, training=SHORT | {"augmentation": [STILL], "xla": xla}) for xla in (False, True)
     )
@@ -110,7 +110,7 @@ def test_what_is_augmented_outside_learns_the_same(tmp_path: Path) -> None:
         ({"training": {"deterministic": True}}, "setting"),
     ],
 )
-def test_what_xla_cannot_have_is_said(tmp_path: Path, params: dict[str, Any], obstacle: str) -> None:
+def test_an_obstacle_to_xla_is_named(tmp_path: Path, params: dict[str, Any], obstacle: str) -> None:
     name = "training.deterministic" if obstacle == "setting" else obstacle
     message = f"training.xla: true: XLA on TensorFlow does not support {name}; set auto or false"
     training = SHORT | {"xla": True} | params.pop("training", {})

@@ -35,7 +35,7 @@ TOLD: dict[str, Any] = {
 }
 
 
-def test_rows_are_ordered_by_their_seconds() -> None:
+def test_rows_are_sorted_by_seconds_of_fitting() -> None:
     titles = [(row.title, row.is_recipe) for row in rows(TOLD)]
     assert titles == [("`fast`", True), ("`notebook`", True), ("the notebook as a plain Keras script", False)]
 
@@ -51,6 +51,8 @@ def test_the_table_has_mean_spread_and_number() -> None:
 def test_the_picture_names_every_row(tmp_path: Path) -> None:
     draw(TOLD, tmp_path / "accuracy.svg")
     text = (tmp_path / "accuracy.svg").read_text(encoding="utf-8")
+    draw(TOLD, tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == text
     for title in ("fast", "notebook", "the notebook as a plain", "Keras script", "a machine"):
         assert f"<!-- {title} -->" in text
 
@@ -70,13 +72,13 @@ def test_every_name_lies_within_the_axes_and_the_title_within_the_picture() -> N
     assert drawn.get_window_extent().x1 < figure.bbox.x1
 
 
-def test_no_name_lies_over_another_or_over_a_point() -> None:
+def test_names_overlap_neither_each_other_nor_points() -> None:
     figure = picture(json.loads((ROOT / "docs" / "bench.json").read_text(encoding="utf-8")))
     figure.draw_without_rendering()
     (axes,) = figure.axes
     names = [text.get_window_extent() for text in axes.texts if isinstance(text, Annotation)]
     points = [line.get_window_extent() for line in axes.lines]
-    assert [name.count_overlaps([*names, *points]) for name in names] == [1] * len(names), "each with itself alone"
+    assert [name.count_overlaps([*names, *points]) for name in names] == [1] * len(names), "each overlaps only itself"
 
 
 def test_no_picture_without_figures(tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_no_picture_without_figures(tmp_path: Path) -> None:
     assert not (tmp_path / "accuracy.svg").exists()
 
 
-def test_the_documentation_has_the_figures_that_were_measured() -> None:
+def test_the_documentation_contains_the_measured_figures() -> None:
     told = json.loads((ROOT / "docs" / "bench.json").read_text(encoding="utf-8"))
     results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert table(told) in results

@@ -1,4 +1,4 @@
-"""A real store with real runs, MLflow's own server, and a real browser to look at it with."""
+"""A real store with real runs, MLflow's own server, and a real browser."""
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ SCREENSHOTS = ROOT / "screenshots"
 
 
 class Runs(NamedTuple):
-    """A project with runs, the address at which `make ui` shows them, and what the store knows of them."""
+    """A project with runs, the address at which `make ui` shows them, and the runs as the store has them."""
 
     project: Project
     address: str
@@ -27,7 +27,7 @@ class Runs(NamedTuple):
 
 @pytest.fixture(scope="session")
 def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A clone in which three models of two recipes and two networks have been trained, the first one promoted."""
+    """A clone with three trained models of two recipes and two networks; the first is promoted."""
     folder = tmp_path_factory.mktemp("browser") / "project"
     folder.mkdir()
     return train_runs(folder)
@@ -42,7 +42,7 @@ def train_runs(folder: Path) -> Project:
     promote(project, "--base", "HEAD")
     project.succeed("dvc", "exp", "run", "-n", "convolutions", "-S", "model.name=cnn")
     changes = ("recipe=notebook", "dataset=digits", "model.name=mlp", "optimizer.name=adamw", "+training.epochs=2")
-    project.succeed("dvc", "exp", "run", "-n", "watched", *(part for each in changes for part in ("-S", each)))
+    project.succeed("dvc", "exp", "run", "-n", "adamw", *(part for each in changes for part in ("-S", each)))
     return project
 
 
@@ -57,7 +57,7 @@ def all_runs(client: MlflowClient) -> list[Run]:
 
 @pytest.fixture(scope="session")
 def runs(trained_runs: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """The runs, served as `make ui` does."""
+    """The trained runs, served as by `make ui`."""
     client = store_client(trained_runs)
     by_name = {str(run.info.run_name): run for run in all_runs(client)}
     with serve(trained_runs.root, tmp_path_factory.mktemp("server") / "log") as address:
@@ -66,7 +66,7 @@ def runs(trained_runs: Project, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="session")
 def drawing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address at which `make serve` serves a champion that has seen MNIST for two epochs."""
+    """The address at which `make serve` serves a champion trained on MNIST for two epochs."""
     folder = tmp_path_factory.mktemp("drawing") / "project"
     folder.mkdir()
     project = clone(folder)
@@ -80,7 +80,7 @@ def drawing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """The system's own Chromium."""
+    """The system's Chromium."""
     with sync_playwright() as playwright:
         chromium = launch(playwright)
         yield chromium
@@ -89,9 +89,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A page in a browser in which nobody has been before; a test that fails leaves its picture in screenshots/.
+    """A page in a fresh browser context; a failed test leaves a screenshot in screenshots/.
 
-    A test may set options of the browser, such as its size: `parametrize("page", [{…}], indirect=True)`.
+    A test may set options of the context, such as its size: `parametrize("page", [{…}], indirect=True)`.
     """
     context = open_context(browser, **getattr(request, "param", {}))
     yield context.new_page()
@@ -100,7 +100,7 @@ def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Leave a picture of the page of a test that fails, and say where it is."""
+    """Save a screenshot of the page when a test fails, and report its path."""
     report = yield
     page = getattr(item, "funcargs", {}).get("page")
     if report.when == "call" and report.failed and isinstance(page, Page):

@@ -1,7 +1,7 @@
-"""`make pictures`: the README's pictures: the MLflow UI, the report and the page to draw on, as the tests look at them.
+"""Take the README's pictures (`make pictures`): the MLflow UI, the report and the drawing page, as in the tests.
 
-Shows the runs and the champion of MLFLOW_TRACKING_URI, else of mlflow.db, and reports/report.html: train and promote
-what the pictures should show.
+Shows the runs and the champion of MLFLOW_TRACKING_URI, or else of mlflow.db, and reports/report.html: train and promote
+the models to show beforehand.
 """
 
 import argparse
@@ -19,18 +19,18 @@ from tests.browser import ui
 from tests.conftest import ROOT, SETTINGS
 
 DOCS = ROOT / "docs"
-PAPER = ViewportSize(width=860, height=520)  # of the page to draw on
+PAPER = ViewportSize(width=860, height=520)  # of the drawing page
 LIMIT = 150_000  # bytes
 COLOURS = (128, 96, 64, 48, 32)
 CURVES = "^(train|val|test)/(loss|accuracy)$"
-FIRST_CURVES = ("test/accuracy", "test/loss", "train/accuracy", "train/loss")  # what fits on the picture
+FIRST_CURVES = ("test/accuracy", "test/loss", "train/accuracy", "train/loss")  # the charts that fit on the picture
 
 
 def main() -> None:
     """Take the pictures."""
     parser = argparse.ArgumentParser(prog="python -m tests.browser.pictures", description=__doc__)
-    parser.add_argument("--run", help="the name of the run whose page is shown (default: the first in the list)")
-    parser.add_argument("--into", type=Path, default=DOCS, help="the folder to write to (default: docs/)")
+    parser.add_argument("--run", help="name of the run whose page is shown (default: the first in the list)")
+    parser.add_argument("--into", type=Path, default=DOCS, help="folder to write to (default: docs/)")
     arguments = parser.parse_args()
     settings = {name: os.environ[name] for name in SETTINGS if name in os.environ}
     if not (ROOT / paths.REPORT).exists():
@@ -44,23 +44,23 @@ def main() -> None:
         try:
             with ui.serve(ROOT, Path(folder) / "log", ui.DRAWING, **settings) as address:
                 picture_drawing(page, address, arguments.into / "serve.png")
-        except AssertionError as error:  # the server has ended, with its reason
-            sys.exit(f"pictures: serve.png is as it was: {str(error).strip()}")
+        except AssertionError as error:  # the server exited and printed the reason
+            sys.exit(f"pictures: serve.png was not updated: {str(error).strip()}")
 
 
 def picture_runs(page: Page, address: str, path: Path) -> None:
-    """The list of runs beside their curves."""
+    """Take the picture of the run list and its charts."""
     ui.open_runs(page, address)
     ui.close_notice(page)
     ui.show_runs(page, "charts")
     ui.search_charts(page, CURVES)
     for metric in FIRST_CURVES:
-        expect(page.get_by_text(f"({metric})").first).to_be_visible()  # the legend comes with the curve
+        expect(page.get_by_text(f"({metric})").first).to_be_visible()  # the legend appears with the curve
     save_picture(page, path)
 
 
 def picture_run(page: Page, address: str, name: str | None, path: Path) -> None:
-    """A run's page as the address opens it that the run prints, its description unfolded."""
+    """Take the picture of a run's page, at the address that `evaluate` prints, with its description expanded."""
     rows = page.get_by_role("row").filter(has_text=name) if name else page.locator("[row-index='0']")
     run = rows.get_by_role("link").first.get_attribute("href")
     page.goto(f"{address.partition('#')[0]}{run}?workflowType=machine_learning")
@@ -70,33 +70,33 @@ def picture_run(page: Page, address: str, name: str | None, path: Path) -> None:
 
 
 def picture_report(page: Page, path: Path) -> None:
-    """The top of the report."""
+    """Take the picture of the top of the report."""
     page.goto((ROOT / paths.REPORT).as_uri())
     ui.wait_for_images(page.locator("img"))
     save_picture(page, path)
 
 
 def picture_drawing(page: Page, address: str, path: Path) -> None:
-    """The page of `make serve` with a digit drawn and read."""
+    """Take the picture of the page of `make serve` with a drawn and classified digit."""
     page.set_viewport_size(PAPER)
     page.goto(address)
     ui.draw(page, ui.DIGITS[3])
-    expect(page.get_by_role("status")).to_have_text("It reads a 3.")
+    expect(page.get_by_role("status")).to_have_text("Prediction: 3")
     save_picture(page, path)
 
 
 def save_picture(page: Page, path: Path) -> None:
-    """Save what is seen in as many colours as the limit of bytes allows."""
+    """Save a screenshot with as many colors as the size limit allows."""
     seen = Image.open(io.BytesIO(page.screenshot(animations="disabled"))).convert("RGB")
-    for colours in COLOURS:
+    for colors in COLOURS:
         content = io.BytesIO()
-        seen.quantize(colours).save(content, "PNG", optimize=True)
+        seen.quantize(colors).save(content, "PNG", optimize=True)
         if content.tell() <= LIMIT:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.getvalue())
-            print(f"{path}: {content.tell():,} bytes, {colours} colours")
+            print(f"{path}: {content.tell():,} bytes, {colors} colors")
             return
-    sys.exit(f"{path} takes more than {LIMIT:,} bytes in {COLOURS[-1]} colours: show less")
+    sys.exit(f"{path} exceeds {LIMIT:,} bytes even with {COLOURS[-1]} colors: show less on the page")
 
 
 if __name__ == "__main__":

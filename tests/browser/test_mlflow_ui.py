@@ -1,4 +1,4 @@
-"""What a person sees in the MLflow UI who follows the address that `make ui` prints, as they would on a first visit."""
+"""The MLflow UI as a first-time visitor sees it at the address that `make ui` prints."""
 
 import re
 
@@ -12,14 +12,14 @@ from tests.promote.command import NAME
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 FIRST = "smoke-mlp-seed-1"
 CONVOLUTIONS = "smoke-cnn-seed-1 (convolutions)"
-WATCHED = "notebook-mlp-seed-1 (watched)"
+ADAMW = "notebook-mlp-seed-1 (adamw)"
 
 
 def test_the_printed_address_opens_the_list_of_runs(page: Page, runs: Runs) -> None:
     ui.open_runs(page, runs.address)
-    ui.expect_runs(page, [WATCHED, CONVOLUTIONS, FIRST])
-    assert set(runs.by_name) == {WATCHED, CONVOLUTIONS, FIRST}
-    expect(page.get_by_text("A run for each trained model")).to_be_visible()
+    ui.expect_runs(page, [ADAMW, CONVOLUTIONS, FIRST])
+    assert set(runs.by_name) == {ADAMW, CONVOLUTIONS, FIRST}
+    expect(page.get_by_text("One run per trained model")).to_be_visible()
     for column in ("test/accuracy", "test/errors", "optimizer.name"):
         expect(page.get_by_role("columnheader", name=column).first).to_be_visible()
     accuracy = runs.by_name[FIRST].data.metrics["test/accuracy"]
@@ -34,7 +34,7 @@ def test_runs_are_sorted_by_test_accuracy(page: Page, runs: Runs) -> None:
     ui.expect_runs(page, sorted(accuracy, key=lambda name: -accuracy[name]))
 
 
-def test_a_filter_leaves_the_runs_that_it_names(page: Page, runs: Runs) -> None:
+def test_a_filter_selects_runs(page: Page, runs: Runs) -> None:
     ui.open_runs(page, runs.address)
     ui.search_runs(page, "params.\"model.name\" = 'cnn'", 1)
     ui.expect_runs(page, [CONVOLUTIONS])
@@ -42,10 +42,10 @@ def test_a_filter_leaves_the_runs_that_it_names(page: Page, runs: Runs) -> None:
     ui.expect_runs(page, [])
 
 
-def test_a_runs_page_has_its_results_and_the_commands_that_give_it_again(page: Page, runs: Runs) -> None:
+def test_a_runs_page_has_its_results_and_the_commands_that_reproduce_it(page: Page, runs: Runs) -> None:
     ui.open_runs(page, runs.address)
-    ui.open_run(page, WATCHED)
-    description, run = ui.read_description(page), runs.by_name[WATCHED]
+    ui.open_run(page, ADAMW)
+    description, run = ui.read_description(page), runs.by_name[ADAMW]
     rows = description.locator("table").first.get_by_role("row")
     expect(rows.filter(has_text="test accuracy")).to_contain_text(f"{run.data.metrics['test/accuracy']:.2%}")
     expect(rows.filter(has_text="errors")).to_contain_text(f"{run.data.metrics['test/errors']:.0f} of 500 images")
@@ -55,13 +55,13 @@ def test_a_runs_page_has_its_results_and_the_commands_that_give_it_again(page: P
         expect(commands).to_contain_text(change)
 
 
-def test_the_address_that_a_run_prints_shows_it_among_the_runs(page: Page, runs: Runs) -> None:
+def test_the_address_that_a_run_prints_opens_its_page(page: Page, runs: Runs) -> None:
     log = runs.project.succeed("dvc", "repro", "-f", "-s", "evaluate")
     printed = re.search(r"The run is at http://127\.0\.0\.1:5000(/#/\S+)", log)
     assert printed, log
     page.goto(runs.address.split("/#/")[0] + printed[1])
     ui.close_assistant(page)
-    expect(page.get_by_role("heading", name=WATCHED)).to_be_visible()
+    expect(page.get_by_role("heading", name=ADAMW)).to_be_visible()
     expect(page.get_by_role("link", name="Runs").first).to_be_visible()
     expect(page.get_by_text("Evaluation runs")).to_have_count(0)
 
@@ -82,10 +82,10 @@ def test_a_runs_curves_are_drawn_in_groups(page: Page, runs: Runs) -> None:
         assert min(box["width"], box["height"]) > 100
     ui.open_tab(page, "System metrics")
     expect(page.get_by_text("cpu_utilization_percentage").first).to_be_visible()
-    expect(page.locator(".trace path").first).to_be_attached()  # a line, or a bar where there is one value
+    expect(page.locator(".trace path").first).to_be_attached()  # a line, or a bar if there is a single value
 
 
-def test_artifacts_are_shown_where_they_are(page: Page, runs: Runs) -> None:
+def test_artifacts_are_displayed(page: Page, runs: Runs) -> None:
     ui.open_runs(page, runs.address)
     ui.open_run(page, CONVOLUTIONS)
     ui.open_artifact(page, "model_summary.txt")
@@ -97,7 +97,7 @@ def test_artifacts_are_shown_where_they_are(page: Page, runs: Runs) -> None:
     assert ui.wait_for_images(page.get_by_role("img", name="confusion_matrix.png")) == 1
 
 
-def test_the_report_is_shown_among_the_artifacts(page: Page, runs: Runs) -> None:
+def test_the_report_is_displayed_as_an_artifact(page: Page, runs: Runs) -> None:
     asked: list[str] = []
     ui.open_runs(page, runs.address)
     ui.open_run(page, FIRST)

@@ -1,4 +1,4 @@
-"""The report by itself, opened from the file system: on a desk, on a telephone, in the dark."""
+"""The report opened from the file system: on a desktop, on a phone, in dark mode."""
 
 import re
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 
 def open_report(page: Page, project: Project) -> list[str]:
-    """Open the report, and list whatever it asks for that is not in the page itself."""
+    """Open the report, and return the addresses that it requests from outside the page."""
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     report = project.root / "reports" / "report.html"
@@ -24,21 +24,21 @@ def open_report(page: Page, project: Project) -> list[str]:
 
 
 def brightness(page: Page, selector: str, style: str) -> float:
-    """How bright a colour of an element is as it is painted, from 0 to 1."""
-    colour = page.locator(selector).first.evaluate(f"element => getComputedStyle(element).{style}")
-    return sum(int(part) for part in re.findall(r"\d+", colour)[:3]) / 3 / 255
+    """Brightness of an element's computed color, from 0 to 1."""
+    color = page.locator(selector).first.evaluate(f"element => getComputedStyle(element).{style}")
+    return sum(int(part) for part in re.findall(r"\d+", color)[:3]) / 3 / 255
 
 
-def test_the_report_needs_nothing_beside_it(page: Page, trained_runs: Project) -> None:
+def test_the_report_is_self_contained(page: Page, trained_runs: Project) -> None:
     assert open_report(page, trained_runs) == []
     errors = trained_runs.report("metrics.json")["test"]["errors"]
     assert ui.wait_for_images(page.locator("img")) == 4 + min(errors, 40)
-    page.get_by_text("The whole configuration").click()
+    page.get_by_text("Full configuration").click()
     expect(page.get_by_role("row", name="optimizer.name adamw")).to_be_visible()
 
 
 @pytest.mark.parametrize("page", [{"viewport": ui.PHONE}], indirect=True)
-def test_the_report_fits_a_telephone(page: Page, trained_runs: Project) -> None:
+def test_the_report_fits_a_phone(page: Page, trained_runs: Project) -> None:
     open_report(page, trained_runs)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     for element in page.locator("section, .figures div, img").all():
@@ -50,7 +50,7 @@ def test_the_report_fits_a_telephone(page: Page, trained_runs: Project) -> None:
 @pytest.mark.parametrize(
     ("page", "dark"), [({"color_scheme": "light"}, False), ({"color_scheme": "dark"}, True)], indirect=["page"]
 )
-def test_the_report_is_dark_where_its_reader_is(page: Page, dark: bool, trained_runs: Project) -> None:
+def test_the_report_follows_the_color_scheme(page: Page, dark: bool, trained_runs: Project) -> None:
     open_report(page, trained_runs)
     for selector in ("body", "section"):
         paper, ink = brightness(page, selector, "backgroundColor"), brightness(page, selector, "color")
@@ -58,9 +58,9 @@ def test_the_report_is_dark_where_its_reader_is(page: Page, dark: bool, trained_
     expect(page.locator("img.chart").first).to_have_css("filter", re.compile("invert" if dark else "^none$"))
 
 
-def test_the_report_says_what_mlflow_says(page: Page, runs: Runs) -> None:
+def test_the_report_agrees_with_mlflow(page: Page, runs: Runs) -> None:
     open_report(page, runs.project)
-    run = runs.by_name["notebook-mlp-seed-1 (watched)"]
+    run = runs.by_name["notebook-mlp-seed-1 (adamw)"]
     expect(page.get_by_text(f"{run.data.metrics['test/accuracy']:.2%}").first).to_be_visible()
     expect(page.get_by_role("row", name=f"MLflow run {run.info.run_id}")).to_be_visible()
     expect(page.locator("pre")).to_contain_text(f"git checkout {run.data.tags['git.commit']}")

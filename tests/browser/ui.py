@@ -1,6 +1,6 @@
-"""Driving the pages in a browser: what the tests and the README's pictures have in common.
+"""Functions that drive the pages in a browser, for the tests and the README's pictures.
 
-A page of MLflow's is an application: everything here waits for what a person would see, never for a fixed time.
+MLflow's UI is a single-page application: every function waits for visible content, never for a fixed time.
 """
 
 import math
@@ -18,14 +18,14 @@ from playwright.sync_api import Browser, BrowserContext, FrameLocator, Locator, 
 from tests.conftest import environment, free_port, kill_all
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE = 60_000  # milliseconds: two cores that others share
+PATIENCE = 60_000  # milliseconds; long, because other processes share the two cores
 DESK, PHONE = {"width": 1400, "height": 1000}, {"width": 390, "height": 844}
 UI, DRAWING = ("pipeline.tracking", "ui"), ("pipeline.serve",)  # what `make ui` and `make serve` run
 MODES = {"table": "TABLE", "charts": "CHART"}  # of the run list
 
 
 def find_browser() -> str:
-    """The path of the system's own Chromium or Chrome."""
+    """Return the path of the system's Chromium or Chrome."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         raise FileNotFoundError(f"none of {', '.join(BROWSERS)} is installed: apt-get install chromium")
@@ -33,12 +33,12 @@ def find_browser() -> str:
 
 
 def launch(playwright: Playwright) -> Browser:
-    """Start it without a window; without its sandbox, which root may not have."""
+    """Start the browser headless, and without its sandbox, which root cannot use."""
     return playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
 
 
 def open_context(browser: Browser, **options: object) -> BrowserContext:
-    """A browser in which nobody has been before: no cookies, no settings kept from earlier visits."""
+    """Open a fresh browser context, without cookies or settings from earlier visits."""
     context = browser.new_context(**{"viewport": DESK, "locale": "en-GB", **options})  # type: ignore[arg-type]
     context.set_default_timeout(PATIENCE)
     context.set_default_navigation_timeout(PATIENCE)
@@ -48,9 +48,9 @@ def open_context(browser: Browser, **options: object) -> BrowserContext:
 
 @contextmanager
 def serve(project: Path, log: Path, arguments: tuple[str, ...] = UI, **settings: str) -> Iterator[str]:
-    """Serve a project's runs as `make ui` does, or its model as `make serve` does, while the block runs.
+    """Serve a project's runs like `make ui`, or its model like `make serve`, while the block runs.
 
-    Gives the address that it prints.
+    Yields the address that the server prints.
     """
     command = [sys.executable, "-m", *arguments, "--port", str(free_port())]
     with log.open("w", encoding="utf-8") as output:
@@ -70,7 +70,7 @@ def serve(project: Path, log: Path, arguments: tuple[str, ...] = UI, **settings:
 
 
 def _printed_address(server: "subprocess.Popen[str]", log: Path) -> str:
-    """The address that is printed as soon as the server answers; of a store on a server, its own."""
+    """Wait for the address, which is printed once the server responds; for a remote store it is the store's own."""
     while True:
         ended, printed = server.poll() is not None, log.read_text(encoding="utf-8")
         if found := re.search(r"^(?:The runs are|Draw a digit) at (\S+)$", printed, re.MULTILINE):
@@ -84,7 +84,7 @@ def _printed_address(server: "subprocess.Popen[str]", log: Path) -> str:
 
 
 def open_runs(page: Page, address: str) -> None:
-    """Open the run list, and close the assistant that MLflow shows everybody once."""
+    """Open the run list, and close the assistant, which MLflow opens on the first visit."""
     page.goto(address)
     close_assistant(page)
     expect(page.get_by_role("heading", name="Runs")).to_be_visible()
@@ -98,12 +98,12 @@ def close_assistant(page: Page) -> None:
 
 
 def run_links(page: Page) -> Locator:
-    """The names in the run list, in no order: each row is moved to where it belongs."""
+    """The links in the run list, in arbitrary order, because CSS positions the rows."""
     return page.get_by_role("row").get_by_role("link").filter(has_text="seed")
 
 
 def expect_runs(page: Page, names: list[str]) -> None:
-    """Wait until these runs are in the list, in this order from the top down, and no others."""
+    """Wait until the list holds exactly these runs, in this order from top to bottom."""
     expect(run_links(page)).to_have_count(len(names))
     for index, name in enumerate(names):
         row = page.get_by_role("row").and_(page.locator(f"[row-index='{index}']"))
@@ -111,7 +111,7 @@ def expect_runs(page: Page, names: list[str]) -> None:
 
 
 def sort_runs(page: Page, column: str) -> None:
-    """Sort the run list by a column, the highest value first."""
+    """Sort the run list by a column in descending order."""
     page.get_by_role("button", name="Sort:").click()
     page.get_by_placeholder("Search", exact=True).fill(column)
     page.get_by_role("menuitemcheckbox").get_by_text(column, exact=True).click()
@@ -119,7 +119,7 @@ def sort_runs(page: Page, column: str) -> None:
 
 
 def search_runs(page: Page, query: str, matches: int) -> None:
-    """Type a query into the search box, and wait until so many runs are left."""
+    """Enter a query in the search box, and wait until `matches` runs are left."""
     box = page.get_by_placeholder("metrics.rmse")
     box.fill(query)
     box.press("Enter")
@@ -132,12 +132,12 @@ def show_runs(page: Page, mode: str) -> None:
 
 
 def close_notice(page: Page) -> None:
-    """Close what the run list says about its columns being a shared view."""
+    """Close the notice that the columns of the run list are a shared view."""
     page.get_by_role("button", name="Hide banner").click()
 
 
 def compare_runs(page: Page, names: list[str]) -> None:
-    """Tick runs in the list and compare them."""
+    """Select runs in the list and compare them."""
     for name in names:
         row = page.get_by_role("row").filter(has=page.get_by_role("link", name=name, exact=True))
         row.get_by_role("checkbox", name="toggle row selection").check()
@@ -146,7 +146,7 @@ def compare_runs(page: Page, names: list[str]) -> None:
 
 
 def show_differences(page: Page) -> Locator:
-    """Leave the parameters in which compared runs differ; the rows of their table."""
+    """Show only the parameters in which the compared runs differ, and return the rows of the table."""
     page.get_by_text("Show diff only").first.click()
     return page.get_by_role("row")
 
@@ -161,7 +161,7 @@ def open_run(page: Page, name: str) -> None:
 
 
 def read_description(page: Page) -> Locator:
-    """Unfold the description at the top of a run's page."""
+    """Expand the description at the top of a run's page."""
     page.get_by_text("Show more").click()
     expect(page.get_by_text("Show less")).to_be_visible()
     return page.get_by_role("main")
@@ -174,24 +174,24 @@ def open_tab(page: Page, name: str) -> None:
 
 
 def chart_groups(page: Page) -> Locator:
-    """The headings of the groups of charts, from the top down, each with its number of charts."""
+    """The headings of the chart groups from top to bottom, each with its number of charts."""
     return page.get_by_test_id("experiment-view-compare-runs-section-header")
 
 
 def find_curve(page: Page, metric: str) -> Locator:
-    """Search the charts for a metric's, and return the line that is drawn in it."""
+    """Search for the chart of a metric, and return its curve."""
     search_charts(page, f"^{metric}$")
     expect(page.get_by_text(f"({metric})")).to_have_count(1)  # the legend
-    return page.locator("path.js-line").first  # the second is the legend's or the range's
+    return page.locator("path.js-line").first  # the second belongs to the legend or the range selector
 
 
 def search_charts(page: Page, pattern: str) -> None:
-    """Leave the charts whose metric matches a regular expression."""
+    """Show only the charts whose metric matches a regular expression."""
     page.get_by_placeholder("Search metric charts").fill(pattern)
 
 
 def open_artifact(page: Page, path: str) -> None:
-    """Open an artifact in the viewer, unfolding the folders on the way."""
+    """Open an artifact in the viewer, expanding its parent folders."""
     if not page.url.endswith("/artifacts"):
         open_tab(page, "Artifacts")
     for part in path.split("/"):
@@ -208,22 +208,22 @@ def framed_page(page: Page) -> FrameLocator:
 
 
 def open_registered_model(page: Page, name: str) -> None:
-    """Open a registered model's page from any other, by way of the list of them."""
+    """Open a registered model's page from any page, through the list of models."""
     page.get_by_role("link", name="Model registry").click()
-    page.get_by_role("dialog").get_by_role("button", name="Close").click()  # what MLflow announces, once
+    page.get_by_role("dialog").get_by_role("button", name="Close").click()  # MLflow's one-time announcement
     page.get_by_role("row").get_by_role("link", name=name, exact=True).click()
     expect(page.get_by_role("heading", name=name)).to_be_visible()
 
 
-# The page to draw on.
+# The drawing page.
 
 Stroke = list[tuple[float, float]]
 
 
-def arc(centre: tuple[float, float], radii: tuple[float, float], start: float, end: float) -> Stroke:
-    """A part of an ellipse in shares of the drawing's sides; angles in degrees, clockwise from the right."""
+def arc(center: tuple[float, float], radii: tuple[float, float], start: float, end: float) -> Stroke:
+    """An arc of an ellipse in fractions of the canvas's sides; angles in degrees, clockwise from the right."""
     angles = (math.radians(start + (end - start) * step / 24) for step in range(25))
-    return [(centre[0] + radii[0] * math.cos(angle), centre[1] + radii[1] * math.sin(angle)) for angle in angles]
+    return [(center[0] + radii[0] * math.cos(angle), center[1] + radii[1] * math.sin(angle)) for angle in angles]
 
 
 DIGITS: dict[int, list[Stroke]] = {
@@ -241,9 +241,9 @@ DIGITS: dict[int, list[Stroke]] = {
 
 
 def draw(page: Page, strokes: list[Stroke]) -> None:
-    """Draw on the page as a hand does, a stroke after the other, and wait until all of it is read.
+    """Draw strokes on the page one after another, and wait for the final prediction.
 
-    Coordinates are shares of the drawing's sides.
+    Coordinates are fractions of the canvas's sides.
     """
     box = page.locator("#drawing").bounding_box()
     assert box is not None
@@ -261,7 +261,7 @@ def draw(page: Page, strokes: list[Stroke]) -> None:
 
 
 def wait_for_images(images: Locator) -> int:
-    """Wait until every image has content; how many there are."""
+    """Wait until every image has content, and return the number of images."""
     expect(images.first).to_be_attached()
     for image in images.all():
         expect(image).to_have_js_property("complete", True)

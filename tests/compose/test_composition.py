@@ -34,8 +34,8 @@ def typed(values: dict[str, Any]) -> Config:
         "hydra: {searchpath: [pkg://this]}\nx: !!python/object/apply:pathlib.Path [a]\n",
     ],
 )
-def test_conf_sets_nothing_of_hydra_itself(tmp_path: Path, text: str) -> None:
-    """It could have a package imported, which may do anything."""
+def test_conf_cannot_configure_hydra(tmp_path: Path, text: str) -> None:
+    """Hydra could import a package, which can run any code."""
     shutil.copytree(CONF, tmp_path / "conf")
     (tmp_path / "conf" / "recipe" / "theirs.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(PipelineError, match=r"recipe/theirs\.yaml(: configures Hydra itself| is not valid)"):
@@ -55,7 +55,9 @@ def test_conf_sets_nothing_of_hydra_itself(tmp_path: Path, text: str) -> None:
         "recipe: ../../theirs\ngate: 5\n",
     ],
 )
-def test_a_recipe_of_somebody_else_ends_in_a_line(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_recipe_is_an_error_without_secrets(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", "s3cret")
     shutil.copytree(CONF, tmp_path / "conf")
     (tmp_path / "theirs.yaml").write_text("gate: {seed_noise: {mnist: s3cret}}\n", encoding="utf-8")
@@ -72,13 +74,13 @@ def test_every_option_file_composes(tmp_path: Path, group: str, option: str) -> 
     assert option == (chosen if group == "recipe" else chosen.name)
 
 
-def test_the_shipped_params_are_the_baseline(tmp_path: Path) -> None:
+def test_params_yaml_selects_the_baseline(tmp_path: Path) -> None:
     shipped = compose_config(CONF, CONF.parent / "params.yaml")
     assert shipped == compose_text(tmp_path, "recipe: baseline")
     assert shipped["recipe"] == "baseline"
 
 
-def test_notebook_is_the_notebook(tmp_path: Path) -> None:
+def test_recipe_notebook_has_the_settings_of_the_notebook(tmp_path: Path) -> None:
     composed = compose_text(tmp_path, "recipe: notebook")
     assert (
         composed["training"]
@@ -92,7 +94,7 @@ def test_notebook_is_the_notebook(tmp_path: Path) -> None:
         }
         == composed["training"]
     )
-    # Keras's own defaults for RMSprop, which the notebook takes.
+    # Keras's defaults for RMSprop, which the notebook uses.
     assert composed["optimizer"] == {
         "name": "rmsprop",
         "_target_": "keras.optimizers.RMSprop",
@@ -105,19 +107,19 @@ def test_notebook_is_the_notebook(tmp_path: Path) -> None:
     assert layers == [("Flatten",), dense, dropout, dense, dropout]
 
 
-def test_baseline_differs_from_the_notebook_in_what_is_held_out_alone(tmp_path: Path) -> None:
+def test_baseline_differs_from_the_notebook_only_in_its_validation_set(tmp_path: Path) -> None:
     baseline, notebook = (compose_text(tmp_path, f"recipe: {name}") for name in ("baseline", "notebook"))
     baseline["training"] |= {"validation_fraction": 0.0, "validate_on": "test"}
     assert baseline | {"recipe": "notebook", "gate": notebook["gate"]} == notebook
 
 
-def test_a_name_picks_an_option_and_a_mapping_sets_values_on_top(tmp_path: Path) -> None:
+def test_a_name_selects_an_option_and_a_mapping_overrides_its_values(tmp_path: Path) -> None:
     composed = compose_text(tmp_path, "model: {name: cnn, filters: 16}\ntraining: {epochs: 7, batch_size: null}")
     assert composed["model"]["layers"][0]["filters"] == 16
     assert (composed["training"]["epochs"], composed["training"]["batch_size"]) == (7, 128)
 
 
-def test_params_have_the_last_word_over_the_recipe(tmp_path: Path) -> None:
+def test_params_override_the_recipe(tmp_path: Path) -> None:
     composed = compose_text(tmp_path, "recipe: smoke\ndataset: mnist\ntraining: {epochs: 9}")
     assert (composed["dataset"]["name"], composed["training"]["epochs"]) == ("mnist", 9)
 
@@ -141,45 +143,48 @@ def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
         ("training: {epoch: 5}", "params.yaml: training.epoch: unknown key 'epoch'; training has epochs, "),
         ("trainning: {epochs: 5}", "unknown key 'trainning'; the top level has"),
         ("trainning: {epochs: 5}", "Did you mean 'training'?"),
-        ("training: {epochs: abc}", "params.yaml: training.epochs: holds 'abc'; input should be a valid integer"),
-        ("training: {epochs: 2.5}", "params.yaml: training.epochs: holds 2.5; input should be a valid integer"),
-        ("training: {epochs: true}", "params.yaml: training.epochs: holds True; input should be a valid integer"),
-        ("training: {epochs: 0}", "params.yaml: training.epochs: holds 0; input should be greater than 0"),
-        ("training: {batch_size: -1}", "params.yaml: training.batch_size: holds -1; input should be greater than 0"),
+        ("training: {epochs: abc}", "params.yaml: training.epochs: got 'abc'; input should be a valid integer"),
+        ("training: {epochs: 2.5}", "params.yaml: training.epochs: got 2.5; input should be a valid integer"),
+        ("training: {epochs: true}", "params.yaml: training.epochs: got True; input should be a valid integer"),
+        ("training: {epochs: 0}", "params.yaml: training.epochs: got 0; input should be greater than 0"),
+        ("training: {batch_size: -1}", "params.yaml: training.batch_size: got -1; input should be greater than 0"),
         (
             "training: {validation_fraction: 1.0}",
-            "training.validation_fraction: holds 1.0; input should be less than 1",
+            "training.validation_fraction: got 1.0; input should be less than 1",
         ),
         (
             "training: {validation_fraction: -0.1}",
-            "validation_fraction: holds -0.1; input should be greater than or equal",
+            "validation_fraction: got -0.1; input should be greater than or equal",
         ),
-        ("training: {precision: float8}", "training.precision: holds 'float8'; input should be 'auto', 'float32', "),
-        ("training: {validate_on: train}", "training.validate_on: holds 'train'"),
-        ("training: 5", "params.yaml: training: holds 5"),
-        ("seed: -1", "params.yaml: seed: holds -1"),
+        ("training: {precision: float8}", "training.precision: got 'float8'; input should be 'auto', 'float32', "),
+        ("training: {validate_on: train}", "training.validate_on: got 'train'"),
+        ("training: 5", "params.yaml: training: got 5"),
+        ("seed: -1", "params.yaml: seed: got -1"),
         (
             "optimizer: {name: , learning_rate: 0}",
-            "params.yaml: optimizer.learning_rate: holds 0; a learning rate must be",
+            "params.yaml: optimizer.learning_rate: got 0; a learning rate must be",
         ),
-        ("optimizer: {name: , learning_rate: .nan}", "optimizer.learning_rate: holds nan; a learning rate must be"),
-        ("optimizer: {name: , learning_rate: .inf}", "optimizer.learning_rate: holds inf; a learning rate must be"),
+        ("optimizer: {name: , learning_rate: .nan}", "optimizer.learning_rate: got nan; a learning rate must be"),
+        ("optimizer: {name: , learning_rate: .inf}", "optimizer.learning_rate: got inf; a learning rate must be"),
         (
             "optimizer: {name: , learning_rate: abc}",
-            "params.yaml: optimizer.learning_rate: holds 'abc'; a learning rate",
+            "params.yaml: optimizer.learning_rate: got 'abc'; a learning rate",
         ),
-        ("optimizer: {name: , learning_rate: {a: 1}}", "optimizer.learning_rate: has no _target_: name what to build"),
-        ("training: {xla: maybe}", "params.yaml: training.xla: holds 'maybe'; input should be 'auto', True or False"),
+        (
+            "optimizer: {name: , learning_rate: {a: 1}}",
+            "optimizer.learning_rate: has no _target_: set it to a class or function",
+        ),
+        ("training: {xla: maybe}", "params.yaml: training.xla: got 'maybe'; input should be 'auto', True or False"),
         ("traning: {epochs: null}", "params.yaml: traning.epochs: unknown key 'traning'"),
         (
             "model: {hidden_units: 3}",
             "params.yaml: model: has values but no name: set model.name to one of cnn, convnet, mlp",
         ),
-        ("model: {name: , layers: [{units: 3}]}", "model.layers.0: has no _target_: name what to build"),
-        ("optimizer: {name: , learning_rate: -0.1}", "params.yaml: optimizer.learning_rate: holds -0.1"),
+        ("model: {name: , layers: [{units: 3}]}", "model.layers.0: has no _target_: set it to a class or function"),
+        ("optimizer: {name: , learning_rate: -0.1}", "params.yaml: optimizer.learning_rate: got -0.1"),
         (
             "optimizer: {name: , _target_: os.system}",
-            "'os.system' is not allowed: it must name something in keras.layers, optimizers,",
+            "'os.system' is not allowed: it must name an object in keras.layers, optimizers,",
         ),
         (
             "model: {name: , layers: [{_target_: subprocess.run}]}",
@@ -205,31 +210,34 @@ def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
         ("recipe: ${oc.env:HOME}", "is not one of conf/recipe/"),
         ("seed: '${now:%H}'", "composed.yaml is committed, so it must not depend"),
         ("gate: {alpha: '${oc.env:HOME}'}", "composed.yaml is committed, so it must not depend"),
-        ("seed: ${nothing}", "do not compose"),
+        ("seed: ${nothing}", "cannot compose "),
         ("[a", "params.yaml is not valid YAML"),
         ("- a", "params.yaml must be a mapping"),
-        ("training: {validation_fraction: 0}", "validation_fraction is 0, so there is nothing to watch"),
-        ("training: {validate_on: none}", "but validate_on is none, so images would be held out for nothing"),
-        ("recipe: notebook\ntraining: {validation_fraction: 0.1}", "but validate_on is test, so images would be held"),
+        ("training: {validation_fraction: 0}", "validation_fraction is 0, so the validation set is empty"),
+        ("training: {validate_on: none}", "but validate_on is none, so the held-out images are not used"),
+        ("recipe: notebook\ntraining: {validation_fraction: 0.1}", "but validate_on is test, so the held-out images"),
         ("training: {warm_up: 0.1}", "training: warm_up is 0.1, but decay is none: set training.decay=cosine, or"),
-        ("training: {warm_up: 1.0, decay: cosine}", "training.warm_up: holds 1.0; input should be less than 1"),
-        ("training: {decay: linear}", "training.decay: holds 'linear'; input should be 'none' or 'cosine'"),
-        ("training: {label_smoothing: -0.1}", "training.label_smoothing: holds -0.1; input should be greater than or"),
-        ("training: {label_smoothing: 1.0}", "training.label_smoothing: holds 1.0; input should be less than 1"),
-        ("model: {name: , members: 0}", "params.yaml: model.members: holds 0; input should be greater than 0"),
-        ("model: {name: , members: 1.5}", "params.yaml: model.members: holds 1.5; input should be a valid integer"),
-        ("model: {name: , test_time_shift: -1}", "model.test_time_shift: holds -1; input should be greater than or"),
-        ("training: {recalibrate: 5}", "params.yaml: training.recalibrate: holds 5; input should be a valid boolean"),
-        ("training: {augmentation: [{shift: 1}]}", "training.augmentation.0: has no _target_: name what to build"),
+        ("training: {warm_up: 1.0, decay: cosine}", "training.warm_up: got 1.0; input should be less than 1"),
+        ("training: {decay: linear}", "training.decay: got 'linear'; input should be 'none' or 'cosine'"),
+        ("training: {label_smoothing: -0.1}", "training.label_smoothing: got -0.1; input should be greater than or"),
+        ("training: {label_smoothing: 1.0}", "training.label_smoothing: got 1.0; input should be less than 1"),
+        ("model: {name: , members: 0}", "params.yaml: model.members: got 0; input should be greater than 0"),
+        ("model: {name: , members: 1.5}", "params.yaml: model.members: got 1.5; input should be a valid integer"),
+        ("model: {name: , test_time_shift: -1}", "model.test_time_shift: got -1; input should be greater than or"),
+        ("training: {recalibrate: 5}", "params.yaml: training.recalibrate: got 5; input should be a valid boolean"),
+        (
+            "training: {augmentation: [{shift: 1}]}",
+            "training.augmentation.0: has no _target_: set it to a class or function",
+        ),
         ("training: {augmentation: [{_target_: os.abort}]}", "_target_ 'os.abort' is not allowed"),
-        ("training: {augmentation: 3}", "params.yaml: training.augmentation: holds 3; input should be a valid list"),
+        ("training: {augmentation: 3}", "params.yaml: training.augmentation: got 3; input should be a valid list"),
         (
             f"training: {{decay: cosine}}\noptimizer: {{name: , learning_rate: {SCHEDULE}}}",
             "is a schedule, and training",
         ),
     ],
 )
-def test_bad_input_is_named_with_what_is_allowed(tmp_path: Path, text: str, message: str) -> None:
+def test_an_error_names_the_invalid_value_and_the_allowed_ones(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(PipelineError) as error:
         compose_text(tmp_path, text)
     assert message in str(error.value)
@@ -237,20 +245,20 @@ def test_bad_input_is_named_with_what_is_allowed(tmp_path: Path, text: str, mess
 
 
 @pytest.mark.parametrize("choice", ["early_stopping: 3", "keep_best_epoch: true"])
-@pytest.mark.parametrize("watched", ["test", "none"])
-def test_nothing_is_selected_on_the_test_images(tmp_path: Path, choice: str, watched: str) -> None:
+@pytest.mark.parametrize("validate_on", ["test", "none"])
+def test_model_selection_on_the_test_set_is_rejected(tmp_path: Path, choice: str, validate_on: str) -> None:
     with pytest.raises(PipelineError, match="would select on"):
-        compose_text(tmp_path, f"training: {{validate_on: {watched}, {choice}}}")
+        compose_text(tmp_path, f"training: {{validate_on: {validate_on}, {choice}}}")
     assert compose_text(tmp_path, f"training: {{validate_on: validation, {choice}}}")
 
 
-def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(PipelineError) as error:
         compose_text(tmp_path, "training: {epochs: 0, batch_size: x}\nseed: -1")
     assert len(str(error.value).splitlines()) == 3
 
 
-def test_an_option_file_that_is_wrong_is_not_blamed_on_params(tmp_path: Path) -> None:
+def test_an_error_in_an_option_file_is_not_attributed_to_params(tmp_path: Path) -> None:
     conf = tmp_path / "conf"
     shutil.copytree(CONF, conf)
     (conf / "optimizer" / "rmsprop.yaml").write_text("name: rmsprop\nlearning_rate: 1.0\n", encoding="utf-8")
@@ -259,7 +267,7 @@ def test_an_option_file_that_is_wrong_is_not_blamed_on_params(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"name: [", b"name: \xff"])
-def test_an_option_file_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_option_file_is_a_one_line_error(tmp_path: Path, content: bytes) -> None:
     shutil.copytree(CONF, tmp_path / "conf")
     (tmp_path / "conf" / "optimizer" / "rmsprop.yaml").write_bytes(content)
     with pytest.raises(PipelineError, match=r"rmsprop\.yaml is not valid YAML: ") as error:
@@ -270,7 +278,7 @@ def test_an_option_file_that_cannot_be_read_is_one_line(tmp_path: Path, content:
         compose_config(CONF, tmp_path / "params.yaml")
 
 
-def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+def test_composed_yaml_round_trips(tmp_path: Path) -> None:
     values = compose_text(tmp_path, "recipe: smoke")
     path = tmp_path / "composed.yaml"
     path.write_text(to_yaml(values), encoding="utf-8")
@@ -278,7 +286,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert yaml.safe_load(to_yaml(values)) == values
 
 
-def test_composed_by_hand_is_checked_again(tmp_path: Path) -> None:
+def test_an_edited_composed_yaml_is_validated_again(tmp_path: Path) -> None:
     path = tmp_path / "composed.yaml"
     with pytest.raises(PipelineError, match=r"composed\.yaml is missing.*dvc repro compose"):
         load_config(path)
@@ -288,7 +296,7 @@ def test_composed_by_hand_is_checked_again(tmp_path: Path) -> None:
     values = compose_text(tmp_path, "recipe: smoke")
     values["training"]["epochs"] = "many"
     path.write_text(to_yaml(values), encoding="utf-8")
-    with pytest.raises(PipelineError, match=r"training\.epochs: holds 'many'.*dvc repro compose"):
+    with pytest.raises(PipelineError, match=r"training\.epochs: got 'many'.*dvc repro compose"):
         load_config(path)
 
 
@@ -298,7 +306,7 @@ def test_every_recipe_composes_with_every_model(tmp_path: Path, recipe: str, mod
     assert typed(compose_text(tmp_path, f"recipe: {recipe}\nmodel: {model}")).model.name == model
 
 
-def test_a_model_file_may_say_how_many_of_it_there_are(tmp_path: Path) -> None:
+def test_a_model_file_can_set_the_number_of_ensemble_members(tmp_path: Path) -> None:
     shutil.copytree(CONF, tmp_path / "conf")
     file = tmp_path / "conf" / "model" / "mlp.yaml"
     file.write_text(file.read_text(encoding="utf-8") + "members: 2\n", encoding="utf-8")
@@ -306,7 +314,7 @@ def test_a_model_file_may_say_how_many_of_it_there_are(tmp_path: Path) -> None:
     assert compose_text(tmp_path, "model: {name: mlp, members: 5}", tmp_path / "conf")["model"]["members"] == 5
 
 
-def test_a_recipe_that_builds_on_another_has_no_record_of_that_ones_seeds(tmp_path: Path) -> None:
+def test_a_recipe_does_not_inherit_seed_noise(tmp_path: Path) -> None:
     shutil.copytree(CONF, tmp_path / "conf")
     record = compose_text(tmp_path, "recipe: baseline")["gate"]["seed_noise"]
     assert set(record) == {"mnist", "digits"}
@@ -318,18 +326,18 @@ def test_a_recipe_that_builds_on_another_has_no_record_of_that_ones_seeds(tmp_pa
 
 
 @pytest.mark.parametrize("alpha", [0, 0.5, 0.9, -1])
-def test_a_share_of_false_alarms_is_above_0_and_below_a_half(tmp_path: Path, alpha: float) -> None:
-    with pytest.raises(PipelineError, match=f"gate.alpha: holds {alpha}; input should be "):
+def test_alpha_is_above_0_and_below_a_half(tmp_path: Path, alpha: float) -> None:
+    with pytest.raises(PipelineError, match=f"gate.alpha: got {alpha}; input should be "):
         compose_text(tmp_path, f"gate: {{alpha: {alpha}}}")
 
 
 @pytest.mark.parametrize("gate", ["", "gate:\n", "gate: {seed_noise: }\n", "gate: {alpha: 0.1}\n"])
-def test_a_recipe_without_a_record_has_none(tmp_path: Path, gate: str) -> None:
+def test_a_recipe_without_recorded_seed_noise_has_none(tmp_path: Path, gate: str) -> None:
     shutil.copytree(CONF, tmp_path / "conf")
     text = f"# @package _global_\nrecipe: mine\n{gate}"
     (tmp_path / "conf" / "recipe" / "mine.yaml").write_text(text, encoding="utf-8")
     if gate == "gate:\n":
-        with pytest.raises(PipelineError, match=r"conf/: gate: holds None; input should be"):
+        with pytest.raises(PipelineError, match=r"conf/: gate: got None; input should be"):
             compose_text(tmp_path, "recipe: mine", tmp_path / "conf")
     else:
         assert compose_text(tmp_path, "recipe: mine", tmp_path / "conf")["gate"]["seed_noise"] == {}

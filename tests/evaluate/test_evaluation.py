@@ -11,8 +11,8 @@ from pipeline.train.network import build_network
 from tests.conftest import configured
 
 
-def test_answers_that_are_no_numbers_are_no_answers(tmp_path: Path) -> None:
-    """Finite weights can make them, too."""
+def test_predictions_that_are_not_finite_raise(tmp_path: Path) -> None:
+    """Finite weights can produce them as well."""
     network = build_network(configured(tmp_path).model, (8, 8), 10)
     network.set_weights([np.full_like(values, 1e30) for values in network.get_weights()])
     images = np.zeros((5, 8, 8), np.uint8)
@@ -24,7 +24,7 @@ def test_answers_that_are_no_numbers_are_no_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("epochs", "images", "counts"), [(20, "a", True), (21, "a", False), (20, "b", False)])
-def test_a_record_of_seed_noise_counts_for_the_settings_and_images_that_it_was_measured_with(
+def test_seed_noise_applies_only_to_the_settings_and_images_it_was_measured_with(
     tmp_path: Path, epochs: int, images: str, counts: bool
 ) -> None:
     config = configured(tmp_path)

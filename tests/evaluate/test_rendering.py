@@ -1,4 +1,4 @@
-"""The documents of networks that are out of the ordinary."""
+"""Documents of unusual networks and datasets."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests.conftest import configured
 
 LABELS = np.arange(20, dtype=np.uint8) % 10
 IMAGES = np.random.default_rng(1).integers(0, 256, (20, 8, 8), dtype=np.uint8)
-NONE_WATCHED = {"validate_on": "none", "validation_fraction": 0.0}
+NO_VALIDATION = {"validate_on": "none", "validation_fraction": 0.0}
 FACTS = {
     **{"run_id": "1", "model_md5": "2", "device": "cpu", "backend": "tensorflow", "precision": "float32"},
     **{"parameters": 3, "epochs": 1},
@@ -27,11 +27,11 @@ def part(images: int) -> dict[str, object]:
     return {"images": images, "mean": 0.5, "std": 0.1, "per_class": [images // 10] * 10}
 
 
-def documents(config: Config, wrong: int, watched: int) -> tuple[str, str, str]:
-    """Model card, report and the text on the run's page of a network that reads the first `wrong` images wrongly."""
+def documents(config: Config, wrong: int, validation: int) -> tuple[str, str, str]:
+    """Model card, report and run description of a network that misclassifies the first `wrong` images."""
     probabilities = np.eye(10, dtype=np.float32)[(LABELS + (np.arange(20) < wrong)) % 10]
     history = {"epoch": [1.0], "loss": [1.0], "accuracy": [0.5]}
-    data = {"train": part(100), "validation": part(watched), "test": part(20)}
+    data = {"train": part(100), "validation": part(validation), "test": part(20)}
     data["duplicates"] = {"within_train": 0, "within_test": 0, "test_in_train": 0}
     figures = score(10 * probabilities, probabilities, LABELS)
     findings = Findings(config, FACTS, history, data, figures, mistakes(probabilities, LABELS), IMAGES)
@@ -40,8 +40,8 @@ def documents(config: Config, wrong: int, watched: int) -> tuple[str, str, str]:
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 20])
-@pytest.mark.parametrize("training", [NONE_WATCHED, {"validate_on": "test", "validation_fraction": 0.0}, {}])
-def test_any_number_of_mistakes_and_of_watched_images(
+@pytest.mark.parametrize("training", [NO_VALIDATION, {"validate_on": "test", "validation_fraction": 0.0}, {}])
+def test_any_number_of_errors_and_validation_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int, training: dict[str, object]
 ) -> None:
     config = configured(tmp_path, recipe="smoke", training=training)
@@ -51,15 +51,19 @@ def test_any_number_of_mistakes_and_of_watched_images(
     card, page, text = documents(config, wrong, 0 if training else 10)
     for document in (card, page, text):
         assert f"{1 - wrong / 20:.2%}" in document
-    assert ("None: every test image was read correctly." in page) == (wrong == 0)
-    watched = {"none": "No images were watched", "test": "test images were watched", "validation": "10 of the training"}
-    assert watched[config.training.validate_on] in page
+    assert ("None: every test image was classified correctly." in page) == (wrong == 0)
+    notes = {
+        "none": "No validation set was used",
+        "test": "test images served as the validation set",
+        "validation": "10 images were held out from training",
+    }
+    assert notes[config.training.validate_on] in page
     assert "has not been measured for this recipe" in card
 
 
-@pytest.mark.parametrize(("epochs", "said"), [(2, False), (3, True)])
-def test_the_curves_of_the_hardest_images_are_called_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, said: bool
+@pytest.mark.parametrize(("epochs", "mentioned"), [(2, False), (3, True)])
+def test_hard_example_mining_is_mentioned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, mentioned: bool
 ) -> None:
     training = {"epochs": epochs, "full_epochs": 2, "hard_example_fraction": 0.25}
     config = configured(tmp_path, recipe="smoke", training=training)
@@ -67,10 +71,13 @@ def test_the_curves_of_the_hardest_images_are_called_that(
     paths.SAMPLES_PICTURE.parent.mkdir(parents=True)
     paths.SAMPLES_PICTURE.write_bytes(b"picture")
     for document in documents(config, 1, 10)[:2]:
-        assert ("From epoch 3 on, the curves are of the hardest 25% of the images." in document) == said
+        note = (
+            "From epoch 3 on (hard-example mining), the training curves cover only the 25% of images with the highest"
+        )
+        assert (f"{note} loss." in document) == mentioned
 
 
-def test_a_dataset_of_which_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_without_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configured(tmp_path, recipe="smoke")
     unknown = config.model_copy(update={"dataset": config.dataset.model_copy(update={"about": None})})
     monkeypatch.chdir(tmp_path)

@@ -23,7 +23,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Mirror:
-    """A real HTTP server that gives the next answer of a list to each request, the last one again and again."""
+    """An HTTP server that gives one answer of a list per request, in order, and then repeats the last one."""
 
     def __init__(self, *answers: Answer) -> None:
         self.requests: list[str | None] = []
@@ -61,7 +61,7 @@ def mirror() -> Iterator[Callable[..., Mirror]]:
 
 
 @pytest.fixture(autouse=True)
-def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "BACK_OFF", 0.01)
     monkeypatch.setattr(sources, "TIMEOUT", (1.0, 0.3))
 
@@ -97,7 +97,7 @@ def test_a_file_is_downloaded(tmp_path: Path, mirror: Callable[..., Mirror]) -> 
 def endless(request: BaseHTTPRequestHandler) -> None:
     request.send_response(200)
     request.end_headers()
-    with contextlib.suppress(OSError):  # nobody listens any more
+    with contextlib.suppress(OSError):  # the client has disconnected
         while True:
             request.wfile.write(bytes(1 << 16))
 
@@ -109,15 +109,15 @@ def boast(request: BaseHTTPRequestHandler) -> None:
     request.wfile.write(CONTENT)
 
 
-def test_a_body_without_an_end_fills_no_disk(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_an_endless_response_does_not_fill_the_disk(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     bad, longer = mirror(endless), mirror(send(CONTENT + b"more"))
     with pytest.raises(PipelineError, match=rf"(?s)sends more than the file's {len(CONTENT):,} bytes.*sends more than"):
         fetch_file(FILE, tmp_path / "a.gz", [bad.url, longer.url])
-    assert len(bad.requests) == 1, "it is not asked again"
+    assert len(bad.requests) == 1, "no retry"
     assert not (tmp_path / "a.gz").exists()
 
 
-def test_a_length_that_is_no_number_is_none(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_a_content_length_that_is_not_a_number_is_ignored(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     odd = mirror(boast)
     assert fetch_file(FILE, tmp_path / "a.gz", [odd.url]) == odd.url
     assert (tmp_path / "a.gz").read_bytes() == CONTENT
@@ -146,53 +146,53 @@ def point_to(place: str) -> Answer:
     "answer",
     [refuse_ranges, boast_without_end, point_to("http://a..b/"), point_to("http://[::1/"), point_to("ftp://x/")],
 )
-def test_after_any_odd_answer_the_next_source_is_asked(
+def test_an_invalid_response_falls_back_to_the_next_source(
     tmp_path: Path, mirror: Callable[..., Mirror], answer: Answer
 ) -> None:
     bad, good = mirror(answer), mirror(send(CONTENT))
     assert fetch_file(FILE, tmp_path / "a.gz", ["s3://bucket/x", bad.url, good.url]) == good.url
 
 
-def test_no_password_of_a_mirror_is_shown(
+def test_the_password_of_a_mirror_is_not_shown(
     tmp_path: Path, mirror: Callable[..., Mirror], capsys: pytest.CaptureFixture[str]
 ) -> None:
     address = mirror(send(b"", 404)).url.replace("://", "://me:hunter2@")
     with pytest.raises(PipelineError) as error:
         fetch_file(FILE, tmp_path / "a.gz", [f"{address}?token=hunter2"])
-    told = f"{error.value} {capsys.readouterr()}"
-    assert "hunter2" not in told
-    assert "answered 404" in told
+    output = f"{error.value} {capsys.readouterr()}"
+    assert "hunter2" not in output
+    assert "answered 404" in output
 
 
-def test_what_is_there_intact_is_not_asked_for(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_an_intact_file_is_not_downloaded_again(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     good = mirror(send(CONTENT))
     (tmp_path / "a.gz").write_bytes(CONTENT)
     assert fetch_file(FILE, tmp_path / "a.gz", [good.url]) == "already there"
     assert good.requests == []
 
 
-def test_what_is_there_broken_is_replaced(tmp_path: Path) -> None:
+def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.gz").write_bytes(CONTENT[:-1])
     (tmp_path / "images.gz").write_bytes(CONTENT)
     fetch_file(FILE, tmp_path / "a.gz", [str(tmp_path)])
     assert (tmp_path / "a.gz").read_bytes() == CONTENT
 
 
-def test_a_cut_download_goes_on_where_it_was_cut(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_an_interrupted_download_is_resumed(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     cutting = mirror(send(CONTENT[:200_000], promised=len(CONTENT)), resume)
     fetch_file(FILE, tmp_path / "a.gz", [cutting.url])
     assert (tmp_path / "a.gz").read_bytes() == CONTENT
     assert cutting.requests == [None, f"bytes={3 * sources.CHUNK}-"]
 
 
-def test_a_server_that_cannot_resume_starts_again(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_a_download_restarts_if_the_server_cannot_resume(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     cutting = mirror(send(CONTENT[:200_000], promised=len(CONTENT)), send(CONTENT))
     fetch_file(FILE, tmp_path / "a.gz", [cutting.url])
     assert (tmp_path / "a.gz").read_bytes() == CONTENT
     assert cutting.requests == [None, f"bytes={3 * sources.CHUNK}-"]
 
 
-def test_a_server_that_is_busy_is_asked_again(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_a_busy_server_is_retried(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     busy = mirror(send(b"", 503), send(b"", 429), send(CONTENT))
     fetch_file(FILE, tmp_path / "a.gz", [busy.url])
     assert len(busy.requests) == 3
@@ -202,17 +202,17 @@ def test_a_server_that_is_busy_is_asked_again(tmp_path: Path, mirror: Callable[.
     ("answer", "reason", "requests"),
     [
         (send(HTML), "answered with an HTML page instead of the file", 1),
-        (send(CONTENT[:1000]), "the file is cut short at 1,000 bytes", 1),
+        (send(CONTENT[:1000]), "the file is truncated at 1,000 bytes", 1),
         (send(CONTENT[:-8] + bytes(4) + CONTENT[-4:]), "the file is damaged", 1),
-        (send(gzip.compress(b"other", mtime=0)), "another file, or a changed one", 1),
+        (send(gzip.compress(b"other", mtime=0)), "a different or modified file", 1),
         (send(b"plain"), "the file is not gzip", 1),
         (send(b"", 404), "answered 404 Not Found", 1),
         (send(b"", 500), "answered 500 Internal Server Error (4 attempts)", 4),
-        (send(CONTENT[:1000], promised=len(CONTENT)), "the connection was cut half-way (4 attempts)", 4),
+        (send(CONTENT[:1000], promised=len(CONTENT)), "the connection was interrupted (4 attempts)", 4),
         (hang, "(4 attempts)", 4),
     ],
 )
-def test_a_bad_source_is_named_with_the_reason_and_the_next_is_tried(
+def test_a_failed_source_is_reported_and_the_next_is_tried(
     tmp_path: Path,
     mirror: Callable[..., Mirror],
     capsys: pytest.CaptureFixture[str],
@@ -229,7 +229,7 @@ def test_a_bad_source_is_named_with_the_reason_and_the_next_is_tried(
     assert len(bad.requests) == requests
 
 
-def test_when_all_failed_each_is_listed_with_its_reason_and_nothing_is_lost(
+def test_if_all_sources_fail_each_is_listed_and_the_old_file_stays(
     tmp_path: Path, mirror: Callable[..., Mirror]
 ) -> None:
     lying, missing = mirror(send(HTML)), tmp_path / "nowhere"
@@ -249,7 +249,7 @@ def test_when_all_failed_each_is_listed_with_its_reason_and_nothing_is_lost(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gz", "empty"]
 
 
-def test_local_places_come_first(tmp_path: Path) -> None:
+def test_local_sources_come_first(tmp_path: Path) -> None:
     dataset = configured(tmp_path, recipe="baseline").dataset
     assert isinstance(dataset, IdxDataset)
     root = tmp_path / "project"
@@ -257,5 +257,5 @@ def test_local_places_come_first(tmp_path: Path) -> None:
     assert len(dataset.mirrors) >= 2
     (tmp_path / "shared" / "mnist").mkdir(parents=True)
     assert places(dataset, root, "/m") == ["/m", str(tmp_path / "shared" / "mnist"), *dataset.mirrors]
-    assert places(dataset, root, "m")[0] == str(root / "m"), "also inside DVC's temporary folders"
+    assert places(dataset, root, "m")[0] == str(root / "m"), "also in the temporary folders of DVC"
     assert places(dataset, root, "https://m")[0] == "https://m"

@@ -1,4 +1,4 @@
-"""Commands of the tests in processes that are forked from one that has imported what takes seconds to import."""
+"""A fork server: runs the commands of tests in forks of a process that has already imported the slow packages."""
 
 import shutil
 import subprocess
@@ -15,8 +15,8 @@ COMMANDS = ("python", "dvc")
 
 @contextmanager
 def fork_server() -> Iterator[Path]:
-    """Start a server, and yield the folder with the commands that it runs."""
-    folder = Path(tempfile.mkdtemp(prefix="forks-"))  # an address of a socket has room for a hundred characters
+    """Start the server, and yield a folder with a `python` and a `dvc` that it runs."""
+    folder = Path(tempfile.mkdtemp(prefix="forks-"))  # a socket address is limited to about 100 characters
     address = folder / "socket"
     client = (HERE / "client.py").read_text(encoding="utf-8")
     client = client.replace("@PYTHON@", sys.executable).replace("@ADDRESS@", str(address))

@@ -1,4 +1,4 @@
-"""`python` and `dvc` for the commands of the tests: `-m MODULE` and `-c CODE` are run by the server."""
+"""`python` and `dvc` for the commands of tests: the fork server runs `-m MODULE` and `-c CODE`."""
 
 import json
 import os
@@ -9,11 +9,11 @@ PYTHON, ADDRESS = "@PYTHON@", "@ADDRESS@"
 
 
 def main() -> int:
-    """Ask the server to run the command with this process's streams, and exit as it does."""
-    name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]  # noqa: PTH119 (pathlib takes longer than all else)
+    """Let the server run the command with this process's streams, and exit with its status."""
+    name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]  # noqa: PTH119 (importing pathlib is slower)
     if name == "dvc":
         arguments = ["-m", "dvc", *arguments]
-    if arguments[:1] not in (["-m"], ["-c"]) or "KERAS_BACKEND" in os.environ:  # the server has imported Keras
+    if arguments[:1] not in (["-m"], ["-c"]) or "KERAS_BACKEND" in os.environ:  # the server has already imported Keras
         os.execv(PYTHON, [PYTHON, *arguments])
     executable = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "python")  # noqa: PTH100, PTH118, PTH120
     request: dict[str, object] = {"arguments": arguments, "executable": executable}
@@ -25,7 +25,7 @@ def main() -> int:
         server.sendall(content[sent:])
         status = int(server.recv(16) or b"1")
     if status < 0:
-        os.kill(os.getpid(), -status)  # ended by a signal, as the process was
+        os.kill(os.getpid(), -status)  # exit by the signal that ended the process
     return status
 
 

@@ -1,8 +1,8 @@
-"""Runs `python -m MODULE` and `python -c CODE` for clients, each in a process forked from this one.
+"""Run `python -m MODULE` and `python -c CODE` for clients, each in a fork of this process.
 
-The process is a real one, with the client's arguments, environment, folder and standard streams; what it saves is
-starting an interpreter and importing Keras, MLflow and DVC. The project's own modules are imported by the forks, from
-the client's folder. A client that goes away takes its process with it.
+Every fork has its client's arguments, environment, working directory and standard streams. It only skips the start of
+an interpreter and the import of Keras, MLflow and DVC. Forks import the project's own modules from the client's working
+directory. If a client disconnects, its process is killed.
 """
 
 import atexit
@@ -39,17 +39,17 @@ PRELOADED = (
     *("scmrepo.git", "pygit2", "dulwich.porcelain", "ruamel.yaml", "celery.result", "networkx", "platformdirs.unix"),
     *("dvc.repo.metrics.show", "dvc.repo.params.show", "dvc.commands.experiments.run"),
 )
-SETTINGS = {  # as the stages have them
+SETTINGS = {  # as in the stages
     "TF_ENABLE_ONEDNN_OPTS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "ORT_DISABLE_TELEMETRY": "1",
 }
 STREAMS = 3
-RARELY = 20_000  # as the stages have it; DVC gets it here, too
+RARELY = 20_000  # as in the stages; here it applies to DVC, too
 
 
 class Server:
-    """Accepts clients on a listening socket and forks a process for each."""
+    """Accept clients on a listening socket and fork a process for each."""
 
     def __init__(self, listening: socket.socket) -> None:
         self._selector = selectors.DefaultSelector()
@@ -65,9 +65,8 @@ class Server:
     def _accept(self, listening: socket.socket) -> None:
         client, _ = listening.accept()
         if PRELOADED[0] not in sys.modules:
-            preload(
-                Path(self._listening.getsockname()).parent
-            )  # for the first client: whoever runs three tests may need none of it
+            # Only for the first client: a run of a few tests may not need the imports.
+            preload(Path(self._listening.getsockname()).parent)
         request, streams = receive(client)
         pid = os.fork()
         if not pid:
@@ -82,22 +81,22 @@ class Server:
         self._selector.register(process, selectors.EVENT_READ, lambda _: self._answer(client, pid, process))
 
     def _answer(self, client: socket.socket, pid: int, process: int) -> None:
-        """Tell the client how its process ended."""
+        """Send the exit status of a process to its client."""
         self._selector.unregister(client)
         self._selector.unregister(process)
         os.close(process)
         _, status = os.waitpid(pid, 0)
         if os.WIFSIGNALED(status):
-            kill(pid)  # its worker does not see it end: a fork holds both ends of the pipe
+            kill(pid)  # its worker does not notice its end, because a fork holds both ends of the pipe
         with contextlib.suppress(OSError), client:
             client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
 
 
 def preload(folder: Path) -> None:
-    """Import what takes seconds, and nothing of the project: clients have copies of their own.
+    """Import the packages that take seconds, and no modules of the project: clients have their own copies.
 
-    What MLflow looks up once in every process is looked up, too: its list of all installed packages takes a second.
-    What is made once for all is in `folder`.
+    Also look up what MLflow looks up once per process: its list of all installed packages takes a second. `folder`
+    contains what all processes share.
     """
     os.environ.update(SETTINGS)
     gc.set_threshold(RARELY)
@@ -107,15 +106,15 @@ def preload(folder: Path) -> None:
     importlib.import_module("sqlalchemy.orm").configure_mappers()
     importlib.import_module("tests.tables").copy_tables(folder)
     draw_everything()
-    importlib.import_module("colorama").deinit()  # DVC's import has it wrap this process's streams
+    importlib.import_module("colorama").deinit()  # which DVC imports, and which wraps this process's streams
     for name in [name for name in sys.modules if name.partition(".")[0] in ("pipeline", "tests")]:
         del sys.modules[name]
     gc.collect()
-    gc.freeze()  # a fork that collects garbage would look at, and so copy, all that was imported
+    gc.freeze()  # otherwise garbage collection in a fork would touch, and so copy, every imported object
 
 
 def draw_everything() -> None:
-    """Have matplotlib measure letters and read its fonts before there are forks."""
+    """Let matplotlib load its fonts and measure letters before the first fork."""
     figure = importlib.import_module("matplotlib.figure").Figure()
     axes = figure.add_subplot(title="0123456789 abcdefghijklmnopqrstuvwxyz", xlabel="$10^{-1}$", yscale="log")
     axes.plot([0, 1], [0.001, 1], label="label")
@@ -125,7 +124,7 @@ def draw_everything() -> None:
 
 
 def receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """A client's request, which ends with a line end, and its standard streams."""
+    """Receive a client's request, which ends with a newline, and its standard streams."""
     content, streams, _, _ = socket.recv_fds(client, 1 << 16, STREAMS)
     while not content.endswith(b"\n"):
         content += client.recv(1 << 16)
@@ -134,13 +133,13 @@ def receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def kill(pid: int) -> None:
-    """Kill a client's process, and what it started."""
+    """Kill a client's process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def become(request: dict[str, Any], streams: list[int]) -> NoReturn:
-    """Turn this process into the one that the client asked for."""
+    """Turn this process into the one that the client requested."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, stream in enumerate(streams):
@@ -154,7 +153,7 @@ def become(request: dict[str, Any], streams: list[int]) -> NoReturn:
     option, what, *arguments = request["arguments"]
     if what == "dvc":
         importlib.import_module("colorama").init()
-    sys.executable = request["executable"]  # what this process starts is forked, too
+    sys.executable = request["executable"]  # so that child processes are forked, too
     sys.argv = [what if option == "-m" else option, *arguments]
     sys.path[0] = request["folder"]
     multiprocessing.get_context = in_forks(multiprocessing.get_context)
@@ -162,7 +161,7 @@ def become(request: dict[str, Any], streams: list[int]) -> NoReturn:
 
 
 def status_of(option: str, what: str) -> int:
-    """Run a module, or code, as the main module, and return the exit status that Python would end with."""
+    """Run a module or code as the main module, and return the exit status that Python would return."""
     try:
         run_main(option, what)
     except SystemExit as leave:
@@ -179,7 +178,7 @@ def status_of(option: str, what: str) -> int:
 
 
 def end(status: int) -> NoReturn:
-    """End as Python does, but without destroying what TensorFlow has made: its threads are not in a fork."""
+    """Exit as Python does, but without destroying TensorFlow's objects: a fork does not have its threads."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -188,7 +187,7 @@ def end(status: int) -> NoReturn:
 
 
 def run_main(option: str, what: str) -> None:
-    """Run a module, or code, as the main module."""
+    """Run a module or code as the main module."""
     if option == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)
         return
@@ -197,12 +196,12 @@ def run_main(option: str, what: str) -> None:
 
 
 def in_forks(get_context: Callable[..., Any]) -> Callable[..., Any]:
-    """`get_context` for processes that are forked, so that a stage's worker has MLflow, too."""
+    """Make `get_context` fork processes, so that a stage's worker has MLflow imported, too."""
     return lambda _=None: get_context("fork")
 
 
 def main() -> None:
-    """Listen and serve."""
+    """Listen on the socket in the arguments, and serve."""
     address, *_ = sys.argv[1:]
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)

@@ -1,4 +1,4 @@
-"""Running the gate as a command."""
+"""Run the gate as a command."""
 
 import json
 import subprocess
@@ -11,13 +11,13 @@ GATE = ("python", "-m", "pipeline.gate")
 
 
 def gate(project: Project, *arguments: str, base: str = "HEAD", **settings: str) -> tuple[int, str]:
-    """The exit status and what was printed."""
+    """Run the gate and return its exit status and output."""
     result = project.run(*GATE, "--base", base, *arguments, COLUMNS="200", **settings)
     return result.returncode, result.stdout
 
 
 def judge(project: Project, *arguments: str, base: str = "HEAD") -> dict[str, Any]:
-    """The verdict for machines, with the exit status."""
+    """Run the gate and return its verdict as JSON, with the exit status."""
     result = subprocess.run(
         [*GATE, "--base", base, "--json", *arguments],
         cwd=project.root,
@@ -31,12 +31,12 @@ def judge(project: Project, *arguments: str, base: str = "HEAD") -> dict[str, An
 
 
 def failed(verdict: dict[str, Any]) -> set[str]:
-    """The names of the checks that failed, without the class."""
+    """The names of the failed checks, without the class."""
     return {check["name"].split()[0] for check in verdict["checks"] if check["outcome"] == "FAIL"}
 
 
 def refusal(project: Project, *arguments: str, base: str = "HEAD", **settings: str) -> str:
-    """The one line with which the gate says that it cannot compare."""
+    """Run the gate and return the one-line error of a failed comparison."""
     status, output = gate(project, *arguments, base=base, **settings)
     assert status == 2, output
     (line,) = output.splitlines()
@@ -45,7 +45,7 @@ def refusal(project: Project, *arguments: str, base: str = "HEAD", **settings: s
 
 
 def edit(project: Project, path: str, before: str, after: str) -> None:
-    """Change the code of a clone."""
+    """Replace text that occurs once in a file of a clone."""
     file = project.root / path
     text = file.read_text(encoding="utf-8")
     assert text.count(before) == 1, path
@@ -53,7 +53,7 @@ def edit(project: Project, path: str, before: str, after: str) -> None:
 
 
 def edit_metrics(path: Path, **changes: Any) -> None:
-    """Change values of the dataset in a metrics.json."""
+    """Change values of `dataset` in a metrics.json."""
     metrics = json.loads(path.read_text(encoding="utf-8"))
     metrics["dataset"] |= changes
     path.write_text(json.dumps(metrics), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The gate for real: commands in clones in which models got worse, or did not, on the small dataset."""
+"""The gate end to end: the command in clones whose models did or did not get worse, on the small dataset."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ def digits_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def train_digits(folder: Path) -> None:
     """Train recipe=baseline on the small dataset in a clone, and commit it."""
     project = clone(folder)
-    # What one test has trained comes out of DVC's cache for the others.
+    # The tests share DVC's cache, so that each model is trained once.
     project.succeed("dvc", "config", "--local", "cache.dir", str(folder.parent / "cache"))
     project.params(recipe="baseline", dataset="digits", seed=1, training={"epochs": None}, optimizer=None)
     project.succeed("dvc", "repro")
@@ -38,7 +38,7 @@ def digits(digits_once: Project, tmp_path: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def another_seed_once(digits_once: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """`digits_once` with another seed's model in the working tree, not committed."""
+    """`digits_once` with an uncommitted model of another seed in the working tree."""
     return once(tmp_path_factory, "digits-2", lambda folder: retrain(copy(digits_once, folder), seed=2))
 
 
@@ -49,7 +49,7 @@ def another_digits_seed(another_seed_once: Project, tmp_path: Path) -> Project:
 
 
 def retrain(project: Project, **params: object) -> None:
-    """Train recipe=baseline on the small dataset with these values."""
+    """Train recipe=baseline on the small dataset with these parameters."""
     project.params(**{"recipe": "baseline", "dataset": "digits", "seed": 1} | params)
     project.succeed("dvc", "repro")
 
@@ -61,7 +61,7 @@ def smoke(trained: Project) -> Project:
     return trained
 
 
-# What must be stopped, and what must not.
+# Changes that the gate stops, and changes that pass.
 
 
 def test_one_epoch_instead_of_all_is_stopped(digits: Project) -> None:
@@ -72,14 +72,14 @@ def test_one_epoch_instead_of_all_is_stopped(digits: Project) -> None:
     assert verdict["changed_params"] == {"training.epochs": [20, 1]}
 
 
-def test_a_learning_rate_that_is_far_too_high_is_stopped(digits: Project) -> None:
+def test_a_far_too_high_learning_rate_is_stopped(digits: Project) -> None:
     retrain(digits, optimizer={"name": None, "learning_rate": 0.3})
     verdict = judge(digits)
     assert verdict["status"] == 1
     assert "accuracy" in failed(verdict)
 
 
-def test_a_class_that_is_missing_from_training_is_stopped(digits: Project) -> None:
+def test_a_class_missing_from_training_is_stopped(digits: Project) -> None:
     edit(
         digits,
         "pipeline/preprocess/__main__.py",
@@ -95,7 +95,7 @@ def test_a_class_that_is_missing_from_training_is_stopped(digits: Project) -> No
     assert "recall of 3" in gate(digits)[1]
 
 
-def test_inputs_that_are_scaled_twice_are_stopped(digits: Project) -> None:
+def test_scaling_the_inputs_twice_is_stopped(digits: Project) -> None:
     edit(digits, "pipeline/evaluate/evaluation.py", "predict(test.images, batch", "predict(test.images / 255, batch")
     digits.succeed("dvc", "repro")
     verdict = judge(digits)
@@ -116,7 +116,8 @@ def check_that_seeds_pass(project: Project) -> None:
     verdict = judge(project)
     assert verdict["status"] == 0
     assert verdict["newly_wrong"], "it is another model"
-    assert any("taken from the record of recipe baseline: 0.97 points over 20 seeds" in n for n in verdict["notes"])
+    source = "estimated from the record of recipe baseline (standard deviation 0.97 points over 20 seeds)"
+    assert any(source in note for note in verdict["notes"])
 
 
 def test_a_refactoring_passes(digits: Project) -> None:
@@ -136,15 +137,15 @@ def test_a_better_model_passes(digits: Project) -> None:
     assert verdict["figures"]["accuracy"] > verdict["figures"]["baseline_accuracy"]
 
 
-# What it compares with.
+# Baselines, reports and settings.
 
 
-def test_nothing_changed_passes_and_is_tagged_in_mlflow(digits: Project) -> None:
+def test_an_unchanged_model_passes_and_is_tagged_in_mlflow(digits: Project) -> None:
     status, output = gate(digits, "--markdown", "gate.md")
     assert status == 0
     assert "PASS: the working tree against HEAD at" in output
-    assert "newly wrong: 0 images" in output
-    assert "![" not in (digits.root / "gate.md").read_text(encoding="utf-8"), "there is nothing to show"
+    assert "newly misclassified: 0 images" in output
+    assert "![" not in (digits.root / "gate.md").read_text(encoding="utf-8"), "the models do not disagree"
     client = MlflowClient(f"sqlite:///{digits.root}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
     for _ in range(120):
@@ -158,7 +159,7 @@ def test_nothing_changed_passes_and_is_tagged_in_mlflow(digits: Project) -> None
     assert tags["gate.baseline_run"] == run.info.run_id
 
 
-def test_a_run_that_the_store_does_not_have_gets_no_tags(digits: Project) -> None:
+def test_tagging_an_unknown_run_fails(digits: Project) -> None:
     command = ("python", "-m", "pipeline.tracking", "tag")
     assert re.search(
         r"^tracking: sqlite:.*mlflow\.db has no run 0123", digits.fail(*command, "0123", "{}"), re.MULTILINE
@@ -172,7 +173,7 @@ def test_the_report_shows_what_changed(another_digits_seed: Project) -> None:
     report = (digits.root / "out" / "gate.md").read_text(encoding="utf-8")
     assert "### Gate: PASS" in report
     assert "| `seed` | `1` | `2` |" in report
-    assert "![Images that only one of the two models gets wrong](gate.png)" in report
+    assert "![Images that only one of the two models misclassifies](gate.png)" in report
     assert (digits.root / "out" / "gate.png").read_bytes().startswith(b"\x89PNG")
     assert re.search(r"MLflow run of the working tree: http://127\.0\.0\.1:9/#/experiments/1/runs/\w{32}\?", report)
     assert "secret" not in report
@@ -181,24 +182,24 @@ def test_the_report_shows_what_changed(another_digits_seed: Project) -> None:
     shutil.rmtree(digits.root / "data" / "prepared")
     assert "data/prepared/test.npz" in refusal(digits, "--markdown", "gate.md")
     report = (digits.root / "gate.md").read_text(encoding="utf-8")
-    assert "### Gate: not compared\n\nthe reports are not those of" in report, "no earlier verdict stays"
+    assert "### Gate: not compared\n\nthe reports do not match the" in report, "the report replaces the earlier verdict"
 
 
-def test_a_report_takes_no_other_file_along(smoke: Project) -> None:
+def test_a_report_does_not_delete_unrelated_files(smoke: Project) -> None:
     (smoke.root / "notes.png").write_bytes(b"mine")
-    assert "git knows no revision" in refusal(smoke, "--markdown", "notes.md", base="nonexistent")
+    assert "git does not know the revision" in refusal(smoke, "--markdown", "notes.md", base="nonexistent")
     assert "### Gate: not compared" in (smoke.root / "notes.md").read_text(encoding="utf-8")
     assert (smoke.root / "notes.png").read_bytes() == b"mine"
 
 
-def test_a_reason_with_a_name_that_is_no_text_is_written(smoke: Project) -> None:
+def test_a_reason_with_an_undecodable_name_is_written(smoke: Project) -> None:
     (smoke.root / "b\udcff" / "reports").mkdir(parents=True)
     status, output = gate(smoke, "--markdown", "gate.md", base="b\udcff")
     assert (status, "Traceback" in output) == (2, False)
     assert "b\\udcff/reports/metrics.json is missing" in (smoke.root / "gate.md").read_text(encoding="utf-8")
 
 
-def test_an_unexpected_error_leaves_no_earlier_verdict(digits: Project) -> None:
+def test_an_unexpected_error_replaces_an_earlier_verdict(digits: Project) -> None:
     (digits.root / "gate.md").write_text("### Gate: PASS", encoding="utf-8")
     (digits.root / "gate.png").write_bytes(b"PNG")
     edit(
@@ -209,13 +210,13 @@ def test_an_unexpected_error_leaves_no_earlier_verdict(digits: Project) -> None:
     )
     status, output = gate(digits, "--markdown", "gate.md")
     assert status == 2
-    assert "Traceback" in output, "it is a bug, and whoever mends it needs to know where"
+    assert "Traceback" in output, "a bug needs its traceback"
     report = (digits.root / "gate.md").read_text(encoding="utf-8")
-    assert "### Gate: not compared\n\nan unexpected error, ValueError('odd'): the log has the traceback" in report
+    assert "### Gate: not compared\n\nunexpected error ValueError('odd'): see the traceback in the log" in report
     assert not (digits.root / "gate.png").exists()
 
 
-def test_it_compares_with_where_the_work_branched_off(another_digits_seed: Project) -> None:
+def test_the_baseline_is_the_merge_base(another_digits_seed: Project) -> None:
     digits = another_digits_seed
     digits.succeed("git", "switch", "-qc", "work")
     digits.commit()
@@ -228,14 +229,14 @@ def test_it_compares_with_where_the_work_branched_off(another_digits_seed: Proje
     assert (verdict["status"], verdict["baseline"]["name"]) == (0, f"main at {fork[:7]}")
 
 
-def test_a_folder_is_a_baseline_too(digits: Project, tmp_path: Path) -> None:
+def test_a_folder_can_be_the_baseline(digits: Project, tmp_path: Path) -> None:
     shutil.copytree(digits.root / "reports", tmp_path / "earlier" / "reports")
     verdict = judge(digits, base=str(tmp_path / "earlier"))
     assert (verdict["status"], verdict["changed_params"]) == (0, {})
     shutil.copytree(digits.root / "conf", tmp_path / "earlier" / "conf")
     shutil.copy(digits.root / "composed.yaml", tmp_path / "earlier")
     assert "the record of recipe baseline" in gate(digits, base=str(tmp_path / "earlier"))[1]
-    assert "is missing: --base must name a folder with reports/ in it" in refusal(digits, base=str(tmp_path))
+    assert "is missing: --base must name a folder that contains reports/" in refusal(digits, base=str(tmp_path))
 
 
 def test_without_a_baseline_the_floor_decides(digits: Project) -> None:
@@ -246,10 +247,10 @@ def test_without_a_baseline_the_floor_decides(digits: Project) -> None:
     status, output = gate(digits)
     assert status == 0
     assert "against the floor alone" in output
-    assert "no baseline: there is no reports/metrics.json yet at" in output
+    assert "no baseline: reports/metrics.json does not exist yet at" in output
 
 
-def test_a_change_does_not_loosen_its_own_gate(digits: Project) -> None:
+def test_a_change_cannot_loosen_its_own_gate(digits: Project) -> None:
     conf = digits.root / "conf" / "config.yaml"
     text = conf.read_text(encoding="utf-8")
     conf.write_text(text.replace("alpha: 0.05", "alpha: 1.0e-9").replace("digits: 0.8", "digits: 0"), encoding="utf-8")
@@ -264,14 +265,14 @@ def test_a_change_does_not_loosen_its_own_gate(digits: Project) -> None:
     assert any("judged by the gate settings of HEAD" in note for note in verdict["notes"])
 
 
-def test_a_recipe_does_not_bring_its_own_record(digits: Project) -> None:
+def test_a_recipe_cannot_bring_its_own_record(digits: Project) -> None:
     recipes = digits.root / "conf" / "recipe"
     mine = (recipes / "baseline.yaml").read_text(encoding="utf-8").replace("recipe: baseline", "recipe: mine")
     (recipes / "mine.yaml").write_text(re.sub(r"accuracy_std: .*", "accuracy_std: 0.5", mine), encoding="utf-8")
     retrain(digits, recipe="mine", training={"epochs": 1})
     verdict = judge(digits)
     assert "accuracy" in failed(verdict)
-    assert any("no record of what seeds change in recipe mine" in note for note in verdict["notes"])
+    assert any("no record of seed noise for recipe mine" in note for note in verdict["notes"])
 
 
 def test_a_recipe_without_a_record_is_judged_by_mcnemar_alone(smoke: Project) -> None:
@@ -280,11 +281,11 @@ def test_a_recipe_without_a_record_is_judged_by_mcnemar_alone(smoke: Project) ->
     smoke.succeed("dvc", "repro")
     smoke.commit()
     verdict = judge(smoke)
-    assert any("there is no record of what seeds change in recipe smoke" in note for note in verdict["notes"])
+    assert any("the baseline has no record of seed noise for recipe smoke" in note for note in verdict["notes"])
     assert verdict["figures"]["p_worse"] == verdict["figures"]["p_mcnemar"]
 
 
-# Bad input: status 2 and one line.
+# Bad input: status 2 and a one-line error.
 
 
 def test_missing_reports(smoke: Project) -> None:
@@ -306,10 +307,10 @@ def test_a_wrong_image_index(smoke: Project) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     beyond = re.sub(r"^\d+", "500", lines[-1])
     path.write_text("\n".join([*lines[:-1], beyond]), encoding="utf-8")
-    assert f"line {len(lines)}: image 500 is none of the 500 test images" in refusal(smoke)
+    assert f"line {len(lines)}: image 500 is not one of the 500 test images" in refusal(smoke)
 
 
-def test_another_images_index(smoke: Project, tmp_path: Path) -> None:
+def test_the_index_of_another_image(smoke: Project, tmp_path: Path) -> None:
     shutil.copytree(smoke.root / "reports", tmp_path / "other" / "reports")
     path = tmp_path / "other" / "reports" / "errors.csv"
     header, *rows = (line.split(",") for line in path.read_text(encoding="utf-8").splitlines())
@@ -319,14 +320,16 @@ def test_another_images_index(smoke: Project, tmp_path: Path) -> None:
     assert "one of them has wrong image indices" in refusal(smoke, base=str(tmp_path / "other"))
 
 
-def test_reports_that_are_older_than_the_configuration(smoke: Project) -> None:
+def test_reports_older_than_the_configuration(smoke: Project) -> None:
     smoke.params(recipe="smoke", seed=7)
     line = refusal(smoke)
-    assert "not those of the current code, configuration and data: compose (changed deps: params.yaml)" in line
+    assert (
+        "the reports do not match the current code, configuration and data: compose (changed deps: params.yaml)" in line
+    )
     assert line.endswith("Run `dvc repro`, then this again")
 
 
-def test_reports_that_were_edited_by_hand(smoke: Project) -> None:
+def test_reports_edited_by_hand(smoke: Project) -> None:
     path = smoke.root / "reports" / "metrics.json"
     path.write_text(
         re.sub(r'"loss": [\d.]+', '"loss": 0.0001', path.read_text(encoding="utf-8"), count=1), encoding="utf-8"
@@ -334,7 +337,7 @@ def test_reports_that_were_edited_by_hand(smoke: Project) -> None:
     assert "evaluate (changed outs: reports/metrics.json)" in refusal(smoke)
     smoke.commit()
     smoke.succeed("dvc", "repro")
-    assert "is not the one of dvc.lock there: it was edited or committed alone" in refusal(smoke)
+    assert "does not match dvc.lock there: it was edited, or committed without dvc.lock" in refusal(smoke)
 
 
 def test_another_test_set_and_another_dataset(smoke: Project, tmp_path: Path) -> None:
@@ -349,17 +352,17 @@ def test_another_test_set_and_another_dataset(smoke: Project, tmp_path: Path) ->
     assert "different datasets cannot be compared: digits (500 test images) in the working tree, mnist (500)" in line
 
 
-def test_a_dataset_that_is_new_needs_a_floor(smoke: Project) -> None:
+def test_a_new_dataset_needs_a_floor(smoke: Project) -> None:
     (smoke.root / "conf" / "dataset" / "digits.yaml").rename(smoke.root / "conf" / "dataset" / "ours.yaml")
     edit(smoke, "conf/dataset/ours.yaml", "name: digits\n", "name: ours\n")
     edit(smoke, "conf/recipe/smoke.yaml", "override /dataset: digits", "override /dataset: ours")
     smoke.succeed("dvc", "repro")
-    assert "different datasets cannot be compared: ours" in refusal(smoke), "another name does not make it new"
+    assert "different datasets cannot be compared: ours" in refusal(smoke), "another name does not make the dataset new"
     edit(smoke, "conf/dataset/ours.yaml", "test_count: 500", "test_count: 400")
     smoke.succeed("dvc", "repro")
     line = refusal(smoke)
-    assert "the dataset ours is not yet known at" in line
-    assert "there is no floor: add gate.floor.ours to conf/config.yaml" in line
+    assert "dataset ours does not exist yet at" in line
+    assert "the dataset has no floor: add gate.floor.ours to conf/config.yaml" in line
     edit(smoke, "conf/config.yaml", "    digits: 0.8\n", "    digits: 0.8\n    ours: 0.7\n")
     smoke.succeed("dvc", "repro")
     status, output = gate(smoke)
@@ -368,40 +371,38 @@ def test_a_dataset_that_is_new_needs_a_floor(smoke: Project) -> None:
 
 
 def test_an_unknown_revision(smoke: Project) -> None:
-    assert "git knows no revision 'nope'; fetch it, or name another revision" in refusal(smoke, base="nope")
+    assert "git does not know the revision 'nope'; fetch it, or name another revision" in refusal(smoke, base="nope")
     for arguments, revision in (((), "origin/main"), (("--base=--all",), "--all"), (("--base=dddddddd",), "dddddddd")):
         result = smoke.run(*GATE, *arguments)
         assert result.returncode == 2
-        assert f"git knows no revision '{revision}'" in result.stdout
+        assert f"git does not know the revision '{revision}'" in result.stdout
 
 
 @pytest.mark.parametrize(
     ("base", "reason"),
     [
-        ("0" * 40, "there was nothing before this push: the branch is new"),
-        ("0" * 64, "there was nothing before this push: the branch is new"),
-        ("d" * 40, "git does not have the commit ddddddd: a force-push replaced it, or it was not fetched"),
+        ("0" * 40, "the branch is new: no commit precedes this push"),
+        ("0" * 64, "the branch is new: no commit precedes this push"),
+        ("d" * 40, "git does not have commit ddddddd: a force-push replaced it, or it was not fetched"),
     ],
 )
-def test_what_ci_names_on_a_first_or_a_forced_push_is_judged_by_the_floor(
-    smoke: Project, base: str, reason: str
-) -> None:
+def test_after_a_first_push_or_a_force_push_the_floor_decides(smoke: Project, base: str, reason: str) -> None:
     command = (*GATE, "--before", base, "--markdown", "gate.md")
     output = smoke.succeed(*command, COLUMNS="200")
     for text in (output, (smoke.root / "gate.md").read_text(encoding="utf-8")):
         assert f"no baseline: {reason}, so only the floor applies" in text
         assert "against the floor alone" in text
-    assert "git knows no revision" in refusal(smoke, base=base), "a mistake of a person's is one still"
+    assert "git does not know the revision" in refusal(smoke, base=base), "with --base, an unknown revision is an error"
     edit(smoke, "conf/config.yaml", "    digits: 0.8\n", "    digits: 0.99\n")
     smoke.succeed("dvc", "repro")
-    assert smoke.run(*command).returncode == 1, "the floor does decide"
+    assert smoke.run(*command).returncode == 1, "the floor decides"
 
 
-def test_the_commit_before_a_push_is_compared_with_where_it_is_there(smoke: Project) -> None:
+def test_an_existing_commit_before_a_push_is_the_baseline(smoke: Project) -> None:
     commit = smoke.succeed("git", "rev-parse", "HEAD").strip()
     assert f"against {commit} at {commit[:7]}" in smoke.succeed(*GATE, "--before", commit, COLUMNS="200")
     result = smoke.run(*GATE, "--before", "nope")
-    assert (result.returncode, "git knows no revision 'nope'" in result.stdout) == (2, True)
+    assert (result.returncode, "git does not know the revision 'nope'" in result.stdout) == (2, True)
 
 
 def test_a_shallow_clone_without_the_merge_base(smoke: Project, tmp_path: Path) -> None:
@@ -415,10 +416,10 @@ def test_a_shallow_clone_without_the_merge_base(smoke: Project, tmp_path: Path) 
     shutil.rmtree(smoke.root / ".git")
     shutil.copytree(shallow / ".git", smoke.root / ".git")
     line = refusal(smoke, base="origin/main")
-    assert "this clone is shallow: fetch all of its history (fetch-depth: 0 in CI, or git fetch --unshallow)" in line
+    assert "this clone is shallow: fetch its full history (fetch-depth: 0 in CI, or `git fetch --unshallow`)" in line
     assert "fetch-depth: 0" in refusal(smoke, base="HEAD~1")
     result = smoke.run(*GATE, "--before", "d" * 40)
-    assert (result.returncode, "fetch-depth: 0" in result.stdout) == (2, True), "it may be among what was not fetched"
+    assert (result.returncode, "fetch-depth: 0" in result.stdout) == (2, True), "the commit may not be fetched yet"
 
 
 def test_a_baseline_that_git_cannot_read(smoke: Project) -> None:
@@ -436,7 +437,7 @@ def test_a_damaged_lock(smoke: Project, tmp_path: Path, content: str) -> None:
     assert f"dvc.lock in {tmp_path}/other is damaged" in refusal(smoke, base=str(tmp_path / "other"))
 
 
-def test_a_bug_or_a_broken_environment_is_no_regression(smoke: Project) -> None:
+def test_an_import_error_is_not_a_regression(smoke: Project) -> None:
     edit(smoke, "pipeline/gate/verdict.py", "def judge(", "import nothing_like_it\n\n\ndef judge(")
     status, output = gate(smoke)
     assert status == 2
@@ -448,17 +449,17 @@ def test_before_the_first_commit_the_floor_decides(smoke: Project) -> None:
     smoke.succeed("git", "init", "-q")
     status, output = gate(smoke)
     assert status == 0, output
-    assert "no baseline: there is no commit yet, so only the floor applies" in output
+    assert "no baseline: the repository has no commits yet, so only the floor applies" in output
 
 
-def test_a_store_that_cannot_be_used_is_no_matter(smoke: Project) -> None:
+def test_an_unusable_store_does_not_matter(smoke: Project) -> None:
     assert gate(smoke, MLFLOW_TRACKING_URI="./mlruns")[0] == 0
 
 
-def test_histories_that_have_nothing_in_common(smoke: Project) -> None:
+def test_unrelated_histories(smoke: Project) -> None:
     tree = smoke.succeed("git", "rev-parse", "HEAD^{tree}").strip()
     stranger = smoke.succeed("git", "commit-tree", tree, "-m", "stranger").strip()
-    assert "git finds no commit that HEAD and" in refusal(smoke, base=stranger)
+    assert f"HEAD and '{stranger}' have no commit in common" in refusal(smoke, base=stranger)
 
 
 def test_no_git(smoke: Project, tmp_path: Path) -> None:
@@ -467,7 +468,7 @@ def test_no_git(smoke: Project, tmp_path: Path) -> None:
     (tmp_path / "bin" / "python").chmod(0o755)
     assert "git is not installed" in refusal(smoke, PATH=str(tmp_path / "bin"))
     shutil.rmtree(smoke.root / ".git")
-    assert "is not a git repository that can be used (fatal: not a git repository" in refusal(smoke)
+    assert "is not a usable git repository (fatal: not a git repository" in refusal(smoke)
 
 
 def test_a_report_that_cannot_be_written(smoke: Project) -> None:
@@ -478,10 +479,11 @@ def test_a_report_that_cannot_be_written(smoke: Project) -> None:
     assert "Traceback" not in output
 
 
-def test_settings_that_are_not_valid_stop_at_compose(smoke: Project) -> None:
+def test_invalid_settings_fail_in_compose(smoke: Project) -> None:
     edit(smoke, "conf/config.yaml", "alpha: 0.05", "alpha: 5")
-    assert "conf/: gate.alpha: holds 5; " in smoke.fail("dvc", "repro")
+    assert "conf/: gate.alpha: got 5; " in smoke.fail("dvc", "repro")
 
 
-def test_a_record_needs_ten_seeds_and_the_recipe_as_it_is(smoke: Project) -> None:
-    assert "1 seeds of recipe smoke are too few for a record: `make seeds N=10` first" in refusal(smoke, "--record")
+def test_a_record_needs_ten_seeds(smoke: Project) -> None:
+    reason = "recipe smoke has 1 of the 10 seeds that a record needs: run `make seeds N=10` first"
+    assert reason in refusal(smoke, "--record")

@@ -1,4 +1,4 @@
-"""What is told of one verdict, in every form, says the same."""
+"""All renderings of a verdict state the same."""
 
 import io
 
@@ -21,36 +21,36 @@ WORSE = outcome(
 )
 
 
-def terminal(told: Outcome) -> str:
+def terminal(shown: Outcome) -> str:
     console = Console(file=io.StringIO(), width=200)
-    console.print(for_terminal(told))
+    console.print(for_terminal(shown))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_a_failure_is_told_in_every_form() -> None:
+def test_every_rendering_shows_a_failure() -> None:
     for text in (terminal(WORSE), for_markdown(WORSE, None)):
         assert "FAIL: here against here" in text
         assert "recall of 0" in text
-        assert "newly wrong: 29 images: 0, 2, 6, 8" in text
-        assert "newly right: 1 images: 1" in text
+        assert "newly misclassified: 29 images: 0, 2, 6, 8" in text
+        assert "newly correct: 1 images: 1" in text
         assert "a note" in text
-    told = for_machines(WORSE)
-    assert (told["passed"], told["newly_right"]) == (False, [1])
-    assert told["changed_params"] == {"recipe": ["baseline", "a|b"], "optimizer._target_": [None, "x"]}
+    values = for_machines(WORSE)
+    assert (values["passed"], values["newly_right"]) == (False, [1])
+    assert values["changed_params"] == {"recipe": ["baseline", "a|b"], "optimizer._target_": [None, "x"]}
     tagged = tags(WORSE)
     assert (tagged["gate.verdict"], tagged["gate.failed"]) == ("fail", "accuracy, recall of 0")
     assert float(tagged["gate.accuracy_change"]) == -0.014
 
 
-def test_markdown_keeps_its_tables_whole() -> None:
+def test_markdown_escapes_pipes_in_tables() -> None:
     text = for_markdown(WORSE, "https://example.org/p.png")
     assert "| `recipe` | `baseline` | `a\\|b` |" in text
     assert "| `optimizer._target_` | `None` | `x` |" in text
-    assert "![Images that only one of the two models gets wrong](https://example.org/p.png)" in text
+    assert "![Images that only one of the two models misclassifies](https://example.org/p.png)" in text
 
 
-def test_the_floor_alone_leaves_no_figure_of_an_earlier_verdict() -> None:
+def test_a_verdict_without_a_baseline_clears_earlier_figures() -> None:
     alone = outcome(side(report({1})), None)
     assert tags(alone)["gate.p_worse"] == ""
     assert tags(alone)["gate.verdict"] == "pass"

@@ -1,4 +1,4 @@
-"""The arithmetic of the verdict, on counts small enough to check by hand."""
+"""The statistics of the verdict, on counts small enough to check by hand."""
 
 import math
 
@@ -8,20 +8,20 @@ import pytest
 from pipeline.gate.significance import Spread, compare, holm, mcnemar, side_variance
 
 UNKNOWN = (None, None)
-MANY = 1e6  # degrees of freedom: Student's t is the normal distribution
+MANY = 1e6  # degrees of freedom, at which Student's t is the normal distribution
 
 
 def wrong(*runs: str) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    """One string a run, one character an image: x is wrong."""
+    """Parse one string per run and one character per image; x is misclassified."""
     return np.array([[mark == "x" for mark in run] for run in runs])
 
 
 def normal(difference: float, variance: float) -> float:
-    """The probability of so large a difference or a larger one."""
+    """The probability of this difference or a larger one."""
     return math.erfc(difference / math.sqrt(variance) / math.sqrt(2)) / 2
 
 
-def test_mcnemar_counts_what_only_one_run_gets_wrong() -> None:
+def test_mcnemar_counts_the_errors_of_only_one_run() -> None:
     candidate, baseline = wrong("xxxxxxxxxx..xx")[0], wrong("..........xxxx")[0]
     assert mcnemar(candidate, baseline) == pytest.approx((66 + 12 + 1) / 2**12), "10 of 12 coins, or more"
     assert mcnemar(baseline, candidate) == pytest.approx(1 - (12 + 1) / 2**12), "2 of 12 coins, or more"
@@ -39,15 +39,15 @@ def test_without_a_record_two_single_runs_are_compared_by_mcnemar_alone() -> Non
     assert found.p_worse == found.p_mcnemar == pytest.approx(7 / 64)
 
 
-def test_what_readings_images_and_seeds_add_makes_the_variance() -> None:
-    # By hand: readings 0.02 / 2 / 100 a side; images (0.05 - 0.03²) / 100 in all; seeds 0.02² - 0.0001 a side.
+def test_the_variance_is_the_sum_of_predictions_images_and_seeds() -> None:
+    # By hand: predictions 0.02 / 2 / 100 per side; images (0.05 - 0.03²) / 100 in all; seeds 0.02² - 0.0001 per side.
     found = compare(wrong("xxxx."), wrong("....x"), 100, (Spread(0.02, 0.02, MANY),) * 2)
     variance = (0.05 - 0.03**2) / 100 + 2 * (0.02**2 - 0.0001)
     assert found.p_worse == pytest.approx(normal(0.03 - 0.01, variance), rel=0.02)
 
 
 def test_no_part_of_the_variance_is_negative() -> None:
-    # Fewer images differ than readings of 0.9 let expect, and seeds spread less: what readings give remains.
+    # Fewer images differ than a disagreement of 0.9 implies, and seeds spread less: the predictions' part remains.
     found = compare(wrong("xxx"), wrong("..."), 100, (Spread(0.01, 0.9, MANY),) * 2)
     assert found.p_worse == pytest.approx(normal(0.03 - 0.01, 2 * 0.9 / 2 / 100), rel=0.02)
 
@@ -61,8 +61,8 @@ def test_one_image_of_a_class_of_one_proves_nothing() -> None:
 
 @pytest.mark.parametrize("images", [1, 2, 5, 20])
 @pytest.mark.parametrize(("share", "uneven"), [(0.05, 0.0), (0.3, 0.0), (0.3, 0.1)])
-def test_equals_are_stopped_as_often_as_said_though_images_are_few(images: int, share: float, uneven: float) -> None:
-    """Pairs of runs of one recipe: each image is hard to some degree, and some seeds are worse throughout."""
+def test_equal_runs_are_stopped_at_the_nominal_rate_on_few_images(images: int, share: float, uneven: float) -> None:
+    """Pairs of runs of one recipe: images differ in difficulty, and some seeds are worse throughout."""
     random, trials, limit = np.random.default_rng(images), 3000, 0.025
     hard = np.clip(random.normal(share, share / 2, images), 0, 1)
 
@@ -80,7 +80,7 @@ def test_equals_are_stopped_as_often_as_said_though_images_are_few(images: int, 
     assert stopped / trials <= limit + 3 * math.sqrt(limit * (1 - limit) / trials)
 
 
-def test_a_recipe_that_spreads_more_must_fall_further() -> None:
+def test_a_recipe_with_more_seed_noise_must_drop_further() -> None:
     candidate, baseline = wrong("x" * 14 + ".."), wrong("." * 14 + "xx")
     p_values = [
         compare(candidate, baseline, 1000, (Spread(std, 0.01, 19),) * 2).p_worse for std in (0.001, 0.005, 0.02)
@@ -90,7 +90,7 @@ def test_a_recipe_that_spreads_more_must_fall_further() -> None:
     assert p_values[2] > 0.05
 
 
-def test_several_runs_tell_of_their_own_spread() -> None:
+def test_several_runs_estimate_their_own_spread() -> None:
     found = side_variance(wrong("xxxx....", "xxxx....", "......xx"), 100, None)
     assert found.readings == pytest.approx((4 * (1 / 3) + 2 * (1 / 3)) / 100**2 / 3)
     assert found.seeds == 0, "4, 4 and 2 errors differ less than independent errors would"
@@ -99,7 +99,7 @@ def test_several_runs_tell_of_their_own_spread() -> None:
     assert found.freedom == 2
 
 
-def test_a_record_and_several_runs_are_pooled_by_how_much_they_know() -> None:
+def test_a_record_and_several_runs_are_pooled_by_degrees_of_freedom() -> None:
     found = side_variance(wrong("xxxxxx", "xxx...", "......"), 100, Spread(0.01, 0.001, 18))
     readings = (2 * 6 * (1 / 3) / 100**2 + 18 * 0.001 / 2 / 100) / 20
     assert found.readings == pytest.approx(readings / 3)
@@ -107,22 +107,22 @@ def test_a_record_and_several_runs_are_pooled_by_how_much_they_know() -> None:
     assert found.freedom == 20
 
 
-def test_two_lucky_runs_do_not_hide_a_fall_that_the_record_shows() -> None:
-    """A run that lost half a point beside one that did not."""
+def test_two_lucky_runs_do_not_hide_a_drop_that_the_record_shows() -> None:
+    """One run loses half a point and the other does not."""
     known, baseline = Spread(0.0007, 0.0117, 19), wrong("x" * 160 + "." * 60, "x" * 140 + "." * 80)
     candidate = wrong("x" * 220, "x" * 180 + "." * 40)
     assert compare(candidate, baseline, 10_000, (known, known)).p_worse < 0.01
     assert compare(candidate, baseline, 10_000, UNKNOWN).p_worse > 0.05
 
 
-def test_one_known_side_and_several_runs_of_the_other_are_enough() -> None:
+def test_a_record_of_one_side_and_several_runs_of_the_other_suffice() -> None:
     found = compare(wrong("xxxx.", "xxx.."), wrong("....x"), 100, (None, Spread(0.01, 0.02, 19)))
     assert found.p_worse != found.p_mcnemar
     found = compare(wrong("xxxx.", "xxx.."), wrong("....x"), 100, (Spread(0.01, 0.02, 19), None))
-    assert found.p_worse == found.p_mcnemar, "nothing is known of the one run"
+    assert found.p_worse == found.p_mcnemar, "the single run has no record"
 
 
-def test_a_fall_of_everything_is_no_luck_where_there_is_enough() -> None:
+def test_a_total_failure_is_significant_with_enough_images() -> None:
     all_wrong, none_wrong = wrong("x" * 200, "x" * 200), wrong("." * 200, "." * 200)
     assert compare(all_wrong, none_wrong, 200, UNKNOWN).p_worse < 1e-9
     assert compare(all_wrong[:, :2], none_wrong[:, :2], 2, UNKNOWN).p_worse > 0.2
@@ -135,8 +135,8 @@ def test_equal_runs_are_not_worse() -> None:
 
 
 @pytest.mark.parametrize("runs", [1, 3])
-def test_an_unchanged_recipe_is_stopped_as_often_as_alpha_says(runs: int) -> None:
-    """Images of all difficulties, and seeds of which some are worse throughout."""
+def test_an_unchanged_recipe_is_stopped_at_the_rate_alpha(runs: int) -> None:
+    """Images of all difficulties, and some seeds that are worse throughout."""
     random = np.random.default_rng(0)
     difficulty = np.concatenate([random.uniform(0, 1, 300), np.zeros(1700)])
 

@@ -1,4 +1,4 @@
-"""The verdict on sides of a few thousand images with a known answer."""
+"""The verdict on sides of two thousand images with a known answer."""
 
 from pathlib import Path
 from typing import Any
@@ -52,20 +52,20 @@ def test_the_same_model_passes_everything() -> None:
     assert found.figures["accuracy_change"] == 0
 
 
-def test_the_floor_is_reached_or_not() -> None:
+def test_an_accuracy_below_the_floor_is_stopped() -> None:
     assert judge(side(report(set(range(200)))), None, GATE).passed, "90 % of 90 %"
     assert not judge(side(report(set(range(201)))), None, GATE).passed
     unknown = judge(side(report({1})), None, GATE.model_copy(update={"floor": {}}))
     assert outcomes(unknown) == {"floor": "–"}
 
 
-def test_both_tests_together_stop_as_often_as_alpha_says() -> None:
-    # McNemar of 5 to 0 is 1/32, between alpha / 2 and alpha; of 6 to 0 it is 1/64, below both.
+def test_the_two_tests_split_alpha() -> None:
+    # McNemar's p value of 5 to 0 is 1/32, between alpha / 2 and alpha; of 6 to 0 it is 1/64, below both.
     assert outcomes(verdict_on(side(report({0, 1, 2, 3, 4})), side(report(set()))))["accuracy"] == "pass"
     assert outcomes(verdict_on(side(report({0, 1, 2, 3, 4, 5})), side(report(set()))))["accuracy"] == "FAIL"
 
 
-def test_one_class_that_falls_is_stopped_although_the_whole_does_not() -> None:
+def test_a_drop_in_one_class_is_stopped_at_equal_accuracy() -> None:
     found = verdict_on(side(report(set(range(0, 40, 2)))), side(report(set(range(1, 40, 2)))))
     assert outcomes(found) == {
         "floor": "pass",
@@ -93,7 +93,7 @@ def test_loss_and_calibration_only_warn() -> None:
     assert set(outcomes(found).values()) == {"pass"}
 
 
-def test_the_record_is_the_one_that_lies_with_the_baseline(tmp_path: Path) -> None:
+def test_the_record_comes_from_the_baseline(tmp_path: Path) -> None:
     recipe = tmp_path / "conf" / "recipe" / "baseline.yaml"
     assert with_record(side(report({1})), in_folder(tmp_path), "there").noise is None
     recipe.parent.mkdir(parents=True)
@@ -115,7 +115,7 @@ def test_the_record_is_the_one_that_lies_with_the_baseline(tmp_path: Path) -> No
         {"training": None},
     ],
 )
-def test_a_record_is_of_the_settings_that_it_was_measured_with(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_a_record_applies_only_to_its_settings_and_test_images(tmp_path: Path, changed: dict[str, Any]) -> None:
     learned = side(report({1}))._replace(composed={"recipe": "baseline", "seed": 1} | LEARNED)
     recipe = tmp_path / "conf" / "recipe" / "baseline.yaml"
     recipe.parent.mkdir(parents=True)
@@ -132,23 +132,26 @@ def test_a_record_is_of_the_settings_that_it_was_measured_with(tmp_path: Path, c
     assert with_record(learned._replace(reports=[other_images]), in_folder(tmp_path), "there").noise is None
 
 
-def test_where_mcnemar_alone_decides_it_says_so() -> None:
+def test_the_notes_state_the_source_of_the_seed_noise() -> None:
     (note,) = verdict_on(side(report({1}), noise=QUIET), side(report({1}))).notes
-    assert "here has one seed, and there is no record of what seeds change in recipe baseline on tiny, with its" in note
+    assert (
+        "here has one seed, and the baseline has no record of seed noise for recipe baseline on tiny with its" in note
+    )
     assert "McNemar's test alone decides" in note
     notes = verdict_on(side(report({1}), report({2})), side(report({1}), noise=QUIET)).notes
     assert notes == [
-        "the spread over seeds of here is taken from its 2 seeds",
-        "the spread over seeds of here is taken from the record of recipe baseline: 0.10 points over 20 seeds",
+        "the seed noise of here is estimated from its 2 seeds",
+        "the seed noise of here is estimated from the record of recipe baseline "
+        "(standard deviation 0.10 points over 20 seeds)",
     ]
 
 
-def test_no_seed_that_turned_out_well_makes_up_for_the_model_itself() -> None:
+def test_lucky_seeds_do_not_compensate_for_a_bad_model() -> None:
     found = judge(side(report(set(range(300))), report({1}), report({1})), None, GATE)
     assert not found.passed, "85 % in the working tree, 95 % on average"
 
 
-def test_several_seeds_a_side_are_compared_by_their_own_spread() -> None:
+def test_several_seeds_per_side_are_compared_by_their_own_spread() -> None:
     baseline = [report(set(range(100 + shift))) for shift in (0, 2, 4)]
     worse = [report(set(range(200 + shift))) for shift in (0, 2, 4)]
     noisy = [report(set(range(errors))) for errors in (20, 200, 110)]

@@ -19,7 +19,7 @@ def write(path: Path, content: bytes) -> Path:
 
 
 def packed(content: bytes) -> bytes:
-    """Without the time, which would give every process that collects the tests other names for them."""
+    """Compress without a time stamp, which would change the parametrized test names in each process."""
     return gzip.compress(content, mtime=0)
 
 
@@ -42,15 +42,15 @@ def test_images_and_labels_are_read(tmp_path: Path) -> None:
         (packed(header(2, 12) + IMAGES.tobytes()), "magic number 00000802 instead of 00000803"),
         (packed(b""), "magic number  instead of 00000803"),
         (packed(header(2, 3, 4)[:10]), "ends inside its header"),
-        (packed(header(2, 3, 4) + IMAGES.tobytes()[:-1]), "promises 2×3×4 = 24 bytes, it holds 23"),
-        (packed(header(2, 3, 4) + IMAGES.tobytes() + b"x"), "promises 2×3×4 = 24 bytes, it holds 25"),
-        (packed(header(0, 3, 4)), "promises 0×3×4 = 0 bytes"),
-        (packed(header(2**31, 2**31, 2**31) + b"x"), "it holds 1"),
+        (packed(header(2, 3, 4) + IMAGES.tobytes()[:-1]), "declares 2×3×4 = 24 bytes, but it contains 23"),
+        (packed(header(2, 3, 4) + IMAGES.tobytes() + b"x"), "declares 2×3×4 = 24 bytes, but it contains 25"),
+        (packed(header(0, 3, 4)), "declares 0×3×4 = 0 bytes"),
+        (packed(header(2**31, 2**31, 2**31) + b"x"), "it contains 1"),
         (packed(header(2, 3, 4) + IMAGES.tobytes())[:-12], "not an intact gzip file"),
         (b"<!DOCTYPE html><html></html>", "not an intact gzip file"),
     ],
 )
-def test_a_broken_file_is_named_with_the_reason_and_the_remedy(tmp_path: Path, content: bytes, message: str) -> None:
+def test_the_error_for_a_damaged_file_has_path_reason_and_remedy(tmp_path: Path, content: bytes, message: str) -> None:
     path = write(tmp_path / "images.gz", content)
     with pytest.raises(PipelineError) as error:
         read_idx(path, 3)
@@ -60,26 +60,26 @@ def test_a_broken_file_is_named_with_the_reason_and_the_remedy(tmp_path: Path, c
 
 
 @pytest.mark.parametrize("position", [12, -6])
-def test_a_flipped_byte_is_noticed(tmp_path: Path, position: int) -> None:
+def test_a_flipped_byte_is_detected(tmp_path: Path, position: int) -> None:
     content = bytearray(idx_bytes(np.random.default_rng(0).integers(0, 255, (50, 8, 8), np.uint8)))
     content[position] ^= 0xFF
     with pytest.raises(PipelineError, match=r"images\.gz"):
         read_idx(write(tmp_path / "images.gz", bytes(content)), 3)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"images\.gz is missing"):
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"images\.gz is missing: run `dvc repro` to fetch it"):
         read_idx(tmp_path / "images.gz", 3)
 
 
-def test_one_label_short_is_noticed(tmp_path: Path) -> None:
+def test_a_missing_label_is_detected(tmp_path: Path) -> None:
     images = write(tmp_path / "images.gz", idx_bytes(IMAGES))
     labels = write(tmp_path / "labels.gz", idx_bytes(LABELS[:1]))
-    with pytest.raises(PipelineError, match=r"has 2 images, .*labels\.gz has 1 labels"):
+    with pytest.raises(PipelineError, match=r"has 2 images, but .*labels\.gz has 1 labels"):
         read_pair(images, labels, 10)
 
 
-def test_a_label_out_of_range_is_noticed(tmp_path: Path) -> None:
+def test_a_label_out_of_range_is_detected(tmp_path: Path) -> None:
     images = write(tmp_path / "images.gz", idx_bytes(IMAGES))
     labels = write(tmp_path / "labels.gz", idx_bytes(np.array([3, 10], np.uint8)))
     with pytest.raises(PipelineError, match=r"label 10 at index 1 is outside 0…9"):

@@ -20,11 +20,11 @@ def test_a_class_with_few_images_leaves_its_row_black() -> None:
     np.testing.assert_array_equal(grid[8, 2::6], [120, *[0] * 9])
 
 
-def test_the_picture_is_the_samples_enlarged_and_labelled() -> None:
+def test_the_figure_shows_the_samples_enlarged_and_labeled() -> None:
     picture = np.asarray(draw_samples(Split(IMAGES, LABELS), classes=3))
     grid = samples(Split(IMAGES, LABELS), classes=3).repeat(10, axis=0).repeat(10, axis=1)
     np.testing.assert_array_equal(picture[-grid.shape[0] - 8 : -8, -grid.shape[1] - 8 : -8], grid)
     for label in range(3):
         row = picture[44 + 60 * label : 44 + 60 * (label + 1), :36]
-        assert row.min() < 100, "its number stands beside it"
-    assert picture[:44].min() < 100, "a heading"
+        assert row.min() < 100, "the label beside the row"
+    assert picture[:44].min() < 100, "the heading"

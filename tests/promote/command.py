@@ -1,4 +1,4 @@
-"""Promoting as a command, and what it does to the registry."""
+"""Run promotion as a command, and read the registry."""
 
 from mlflow import MlflowClient
 
@@ -9,12 +9,12 @@ NAME = "digits"
 
 
 def promote(project: Project, *arguments: str, **settings: str) -> str:
-    """Promote, or go back, and return what it printed."""
+    """Promote or roll back, and return the output."""
     return project.succeed(*PROMOTE, *arguments, COLUMNS="150", **settings)
 
 
 def refusal(project: Project, *arguments: str, **settings: str) -> str:
-    """The one line with which it says that it does not."""
+    """Return the one-line error of a failed promotion or rollback."""
     output = project.fail(*PROMOTE, *arguments, **settings)
     assert output.count("\n") == 1, output
     line = output.strip()
@@ -23,16 +23,16 @@ def refusal(project: Project, *arguments: str, **settings: str) -> str:
 
 
 def take(project: Project, branch: str) -> None:
-    """Have the model of a branch in the working tree."""
+    """Check out a branch with its model."""
     project.succeed("git", "switch", "-q", branch)
     project.succeed("dvc", "checkout")
 
 
 def aliases(client: MlflowClient) -> dict[str, int]:
-    """Which version each alias names."""
+    """The version of each alias."""
     return {alias: int(version) for alias, version in client.get_registered_model(NAME).aliases.items()}
 
 
 def versions(client: MlflowClient) -> list[int]:
-    """All versions there are."""
+    """The numbers of all versions."""
     return sorted(int(version.version) for version in client.search_model_versions(f"name = '{NAME}'"))

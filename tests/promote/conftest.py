@@ -1,4 +1,4 @@
-"""Models to promote: a champion, a better one and a worse one, each committed in a branch of its own."""
+"""Models to promote: a champion, a better one and a worse one, each committed on its own branch."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ EPOCHS = {"better": 20, "worse": 1}
 
 @pytest.fixture(scope="session")
 def candidates_once(tmp_path_factory: pytest.TempPathFactory, trained_once: Project) -> Project:
-    """A clone whose branch `main` has recipe=smoke trained and promoted, `better` and `worse` other epochs."""
+    """A clone with recipe=smoke trained and promoted on `main`, and with other epochs on `better` and `worse`."""
     return once(tmp_path_factory, "candidates", lambda folder: train(copy(trained_once, folder)))
 
 
@@ -39,5 +39,5 @@ def candidates(candidates_once: Project, tmp_path: Path) -> Project:
 
 @pytest.fixture
 def client(candidates: Project) -> MlflowClient:
-    """A client of the store of `candidates`."""
+    """An MLflow client for the store of `candidates`."""
     return MlflowClient(f"sqlite:///{candidates.root}/mlflow.db")

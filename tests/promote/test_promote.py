@@ -1,4 +1,4 @@
-"""Promoting for real: commands in clones, with models that are better or worse, and a real registry."""
+"""Promotion end to end: the command in clones, with better and worse models and a real registry."""
 
 import csv
 import re
@@ -34,7 +34,7 @@ runpy.run_module("pipeline.promote", run_name="__main__")
 """
 
 
-# What is promoted.
+# Promotions.
 
 
 def test_the_first_promotion_registers_the_committed_model(
@@ -57,14 +57,15 @@ def test_the_first_promotion_registers_the_committed_model(
     assert version.tags["gate.baseline"] == f"HEAD at {commit[:7]}"
     assert "mlflow models serve -m models:/digits@champion --env-manager local" in version.description
     log = (candidates_once.root / "promote.log").read_text(encoding="utf-8")
-    assert "digits version 1 is the champion now" in log
+    assert "digits version 1 is now the champion" in log
     assert f"pass, against HEAD at {commit[:7]}" in log
     assert (
-        "It is at http://127.0.0.1:5000/#/models/digits/versions/1?workflowType=machine_learning once `make ui`" in log
+        "View it at http://127.0.0.1:5000/#/models/digits/versions/1?workflowType=machine_learning "
+        "(start the UI with `make ui`)" in log
     )
 
 
-def test_the_champion_reads_as_the_reports_say(candidates_once: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_champion_predicts_as_reported(candidates_once: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{candidates_once.root}/mlflow.db")
     test = load_split(candidates_once.root / "data" / "prepared" / "test.npz")
     champion = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
@@ -76,18 +77,20 @@ def test_the_champion_reads_as_the_reports_say(candidates_once: Project, monkeyp
 @pytest.mark.long
 def test_a_better_model_becomes_champion_and_the_two_can_be_swapped(candidates: Project, client: MlflowClient) -> None:
     before = candidates.succeed("git", "rev-parse", "main").strip()
-    assert "digits version 1 is the champion already: nothing to do" in promote(candidates)
+    assert "digits version 1 is already the champion: nothing to do" in promote(candidates)
     assert aliases(client) == {"champion": 1}
     take(candidates, "better")
     (candidates.root / "tmp").mkdir()
-    output = promote(candidates, PATH=PATH, TMPDIR=str(candidates.root / "tmp"))  # in an interpreter of its own
+    output = promote(candidates, PATH=PATH, TMPDIR=str(candidates.root / "tmp"))  # in a separate interpreter
     assert not [*(candidates.root / "tmp").iterdir()], "neither TensorFlow's nor ONNX Runtime's"
-    assert "digits version 2 is the champion now" in output
+    assert "digits version 2 is now the champion" in output
     assert f"pass, against champion (version 1) at {before[:7]}" in output
     assert aliases(client) == {"champion": 2, "previous": 1}
     assert "digits version 1 is the champion again" in promote(candidates, "--rollback")
     assert aliases(client) == {"champion": 1, "previous": 2}
-    assert "digits version 2 is the champion now" in promote(candidates), "it is registered: only the aliases move"
+    assert "digits version 2 is now the champion" in promote(candidates), (
+        "an already registered model: only the aliases move"
+    )
     assert aliases(client) == {"champion": 2, "previous": 1}
     for swapped in ({"champion": 1, "previous": 2}, {"champion": 2, "previous": 1}):
         promote(candidates, "--rollback")
@@ -95,17 +98,17 @@ def test_a_better_model_becomes_champion_and_the_two_can_be_swapped(candidates: 
     assert versions(client) == [1, 2]
 
 
-def test_a_champion_whose_files_were_changed_is_registered_anew(candidates: Project, client: MlflowClient) -> None:
+def test_a_champion_with_changed_files_is_registered_again(candidates: Project, client: MlflowClient) -> None:
     take(candidates, "better")
     promote(candidates)
     place = client.get_logged_model(client.get_model_version(NAME, "2").source.removeprefix("models:/"))
     (network,) = Path(place.artifact_location.removeprefix("file://")).rglob("model.keras")
     network.write_bytes(b"edited")
-    assert "digits version 3 is the champion now" in promote(candidates)
-    assert aliases(client) == {"champion": 3, "previous": 1}, "nobody goes back to what was changed"
+    assert "digits version 3 is now the champion" in promote(candidates)
+    assert aliases(client) == {"champion": 3, "previous": 1}, "the changed version is not the one to roll back to"
 
 
-# What is not.
+# Models that are not promoted.
 
 
 def test_a_model_that_the_gate_stops_is_not_registered(candidates: Project, client: MlflowClient) -> None:
@@ -113,7 +116,7 @@ def test_a_model_that_the_gate_stops_is_not_registered(candidates: Project, clie
     models = client.search_logged_models([client.get_experiment_by_name(NAME).experiment_id])
     line = refusal(candidates)
     assert re.search(
-        r"the gate stops this model, compared with champion \(version 1\) at \w{7}: floor \(80\.00 % → [67]\d\.\d+ %\)",
+        r"this model fails the gate against champion \(version 1\) at \w{7}: floor \(80\.00 % → [67]\d\.\d+ %\)",
         line,
     )
     assert "; accuracy (" in line
@@ -122,93 +125,93 @@ def test_a_model_that_the_gate_stops_is_not_registered(candidates: Project, clie
     assert len(client.search_logged_models([client.get_experiment_by_name(NAME).experiment_id])) == len(models)
 
 
-def test_only_what_is_committed_and_current_is_promoted(candidates: Project, client: MlflowClient) -> None:
+def test_only_a_committed_and_current_model_is_promoted(candidates: Project, client: MlflowClient) -> None:
     take(candidates, "better")
     model, lock, fitting = (
         candidates.root / name for name in ("models/model.keras", "dvc.lock", "pipeline/train/fitting.py")
     )
     whole = model.read_bytes()
     model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 0xFF]))
-    assert "models/model.keras is not the one of dvc.lock: its MD5 is " in refusal(candidates)
+    assert "models/model.keras does not match dvc.lock: its MD5 is " in refusal(candidates)
     model.unlink()
-    assert "models/model.keras is missing: `dvc checkout` or `dvc pull` brings it back" in refusal(candidates)
+    assert "models/model.keras is missing: run `dvc checkout` or `dvc pull` to restore it" in refusal(candidates)
     candidates.succeed("dvc", "checkout")
     lock.unlink()
     assert "dvc.lock has no models/model.keras: run `dvc repro`" in refusal(candidates)
     candidates.succeed("git", "checkout", "-q", "dvc.lock")
     candidates.succeed("git", "reset", "-q", "--soft", "HEAD~1")
     line = refusal(candidates)
-    assert "no commit has this model yet: commit composed.yaml, dvc.lock, params.yaml" in line
+    assert "this model is not committed: commit composed.yaml, dvc.lock, params.yaml" in line
     assert line.endswith("first, then promote")
     candidates.succeed("git", "reset", "-q", "--soft", "better@{1}")
     (candidates.root / "pipeline" / "new.py").write_text("", encoding="utf-8")
     assert "commit pipeline/new.py first, then promote" in refusal(candidates)
     (candidates.root / "pipeline" / "new.py").unlink()
     fitting.write_text(fitting.read_text(encoding="utf-8") + "\n# edited\n", encoding="utf-8")
-    assert "the reports are not those of the current code, configuration and data: train" in refusal(candidates)
+    assert "the reports do not match the current code, configuration and data: train" in refusal(candidates)
     candidates.succeed("git", "checkout", "-q", "pipeline")
-    assert "git knows no revision 'nothing'" in refusal(candidates, "--base", "nothing")
+    assert "git does not know the revision 'nothing'" in refusal(candidates, "--base", "nothing")
     assert (aliases(client), versions(client)) == ({"champion": 1}, [1])
 
 
-def test_a_store_that_cannot_be_used(candidates_once: Project) -> None:
+def test_an_unusable_store(candidates_once: Project) -> None:
     for arguments in ((), ("--rollback",)):
         line = refusal(candidates_once, *arguments, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
         assert "MLFLOW_TRACKING_URI=http://127.0.0.1:9: the tracking server cannot be reached" in line
     assert "MLflow 3 no longer keeps runs in folders" in refusal(candidates_once, MLFLOW_TRACKING_URI="./mlruns")
 
 
-def test_there_is_nothing_to_go_back_to(candidates: Project, client: MlflowClient) -> None:
-    nothing = "there is nothing to go back to"
+def test_nothing_to_roll_back_to(candidates: Project, client: MlflowClient) -> None:
+    nothing = "there is nothing to roll back to"
     assert refusal(candidates, "--rollback").endswith(f"'{NAME}' has no previous model: {nothing}")
     client.delete_registered_model_alias(NAME, "champion")
     assert refusal(candidates, "--rollback").endswith(f"'{NAME}' has no champion: {nothing}")
     client.delete_registered_model(NAME)
-    assert refusal(candidates, "--rollback").endswith(f"has no registered model '{NAME}': `make promote` makes it")
+    assert refusal(candidates, "--rollback").endswith(f"has no registered model '{NAME}': `make promote` creates it")
     assert "not allowed with argument" in candidates.fail(*PROMOTE, "--rollback", "--base", "HEAD")
 
 
-def test_what_is_replaced_while_it_is_judged_is_not_promoted(candidates: Project, client: MlflowClient) -> None:
+def test_a_model_replaced_while_the_gate_judges_it_is_not_promoted(candidates: Project, client: MlflowClient) -> None:
     replace = "git switch -q main && dvc checkout -q"
     command = ("python", "-c", INTERRUPTED_AT, "search_experiments", "1", replace)
     take(candidates, "better")
-    line = "promote: models/model.keras was replaced while it was judged: promote again\n"
+    line = "promote: models/model.keras was replaced while the gate judged it: promote again\n"
     assert candidates.fail(*command).endswith(line)
     assert (aliases(client), versions(client)) == ({"champion": 1}, [1])
     take(candidates, "better")
     promote(candidates)
     promote(candidates, "--rollback")
     before = client.get_model_version(NAME, "2").tags
-    assert candidates.fail(*command).endswith(line), "it is registered already"
+    assert candidates.fail(*command).endswith(line), "the version is already registered"
     assert aliases(client) == {"champion": 1, "previous": 2}
     assert client.get_model_version(NAME, "2").tags == before
 
 
-# What it is compared with.
+# Baselines.
 
 
-def test_another_base_counts_beside_the_champion_and_not_instead(
+def test_a_base_is_compared_in_addition_to_the_champion(
     candidates: Project, client: MlflowClient, tmp_path: Path
 ) -> None:
     take(candidates, "better")
     output = promote(candidates, "--base", "main")
     first, second = (candidates.succeed("git", "rev-parse", "--short=7", name).strip() for name in ("main", "better"))
     assert f"pass, against champion (version 1) at {first}" in output
-    assert f"it passes against main at {first}, too" in output
+    assert f"it also passes against main at {first}" in output
     take(candidates, "main")
     line = refusal(candidates, "--base", "HEAD")
-    assert f"the gate stops this model, compared with champion (version 2) at {second}: accuracy (" in line
+    assert f"this model fails the gate against champion (version 2) at {second}: accuracy (" in line
     client.set_model_version_tag(NAME, "2", "git.commit", candidates.succeed("git", "rev-parse", "main").strip())
     candidates.succeed("git", "worktree", "add", "-q", "--detach", str(tmp_path / "better"), "better")
     line = refusal(candidates, "--base", str(tmp_path / "better"))
-    assert f"the gate stops this model, compared with {tmp_path / 'better'}: accuracy (" in line
+    assert f"this model fails the gate against {tmp_path / 'better'}: accuracy (" in line
     assert aliases(client) == {"champion": 2, "previous": 1}
 
 
 def test_a_champion_whose_commit_git_does_not_know(candidates: Project, client: MlflowClient) -> None:
     client.set_model_version_tag(NAME, "1", "git.commit", "0" * 40)
     take(candidates, "better")
-    assert "git knows no revision 'origin/main'" in refusal(candidates)
+    assert "git does not know the revision 'origin/main'" in refusal(candidates)
     candidates.succeed("git", "update-ref", "refs/remotes/origin/main", "main")
     output = promote(candidates)
     assert f"not compared with the champion (version 1): git does not know its commit {'0' * 40}" in output
@@ -216,7 +219,7 @@ def test_a_champion_whose_commit_git_does_not_know(candidates: Project, client: 
     assert aliases(client) == {"champion": 2, "previous": 1}
 
 
-def test_a_champion_with_other_test_images_is_replaced_when_asked(candidates: Project, client: MlflowClient) -> None:
+def test_a_champion_with_other_test_images_is_replaced_on_request(candidates: Project, client: MlflowClient) -> None:
     candidates.params(
         recipe="smoke", dataset={"name": None, "test_count": 400}, training={"epochs": None}, optimizer=None
     )
@@ -224,9 +227,9 @@ def test_a_champion_with_other_test_images_is_replaced_when_asked(candidates: Pr
     candidates.commit()
     line = refusal(candidates, "--base", "HEAD")
     assert "different test sets of digits cannot be compared" in line or "different datasets cannot be compared" in line
-    assert line.endswith("To replace the champion without comparing: `make promote WITHOUT_CHAMPION=1`")
+    assert line.endswith("To replace the champion without a comparison, run `make promote WITHOUT_CHAMPION=1`")
     output = promote(candidates, "--base", "HEAD", "--without-champion")
-    assert "not compared with the champion (version 1), as asked" in output
+    assert "not compared with the champion (version 1), as requested" in output
     assert aliases(client) == {"champion": 2, "previous": 1}
     both = candidates.fail(*PROMOTE, "--rollback", "--without-champion")
     assert "argument --without-champion: not allowed with argument --rollback" in both
@@ -236,7 +239,7 @@ def test_a_store_that_does_not_know_the_run(candidates: Project) -> None:
     run_id = candidates.report("metrics.json")["mlflow"]["run_id"]
     other = f"sqlite:///{candidates.root}/other.db"
     line = refusal(candidates, "--base", "HEAD", MLFLOW_TRACKING_URI=other)
-    assert f"{other} has no run {run_id}, which reports/metrics.json names: `dvc repro --force" in line
+    assert f"{other} does not have the run that reports/metrics.json names ({run_id}): run `dvc repro --force" in line
 
 
 @pytest.mark.slow
@@ -246,15 +249,15 @@ def test_on_a_server_that_does_not_know_the_run_yet(candidates: Project, tmp_pat
     serve_store(start, tmp_path, port)
     run_id = candidates.report("metrics.json")["mlflow"]["run_id"]
     line = refusal(candidates, "--base", "HEAD", MLFLOW_TRACKING_URI=uri)
-    assert f"{uri} has no run {run_id}, which reports/metrics.json names: " in line
-    (remedy,) = re.findall(r"`(dvc .*)` gives the model a run there; commit, then promote", line)
+    assert f"{uri} does not have the run that reports/metrics.json names ({run_id}): " in line
+    (remedy,) = re.findall(r"run `(dvc .*)` to create one there, commit, then promote", line)
     candidates.succeed(*remedy.split(), MLFLOW_TRACKING_URI=uri)
-    assert "no commit has this model yet: commit dvc.lock, reports/metrics.json" in refusal(
+    assert "this model is not committed: commit dvc.lock, reports/metrics.json" in refusal(
         candidates, "--base", "HEAD", MLFLOW_TRACKING_URI=uri
     )
     candidates.commit()
     output = promote(candidates, "--base", "HEAD", MLFLOW_TRACKING_URI=uri)
-    assert f"It is at {uri}/#/models/digits/versions/1?workflowType=machine_learning\n" in output
+    assert f"View it at {uri}/#/models/digits/versions/1?workflowType=machine_learning\n" in output
     assert aliases(MlflowClient(uri)) == {"champion": 1}
     take(candidates, "better")
     candidates.succeed(*remedy.split(), MLFLOW_TRACKING_URI=uri)
@@ -264,10 +267,10 @@ def test_on_a_server_that_does_not_know_the_run_yet(candidates: Project, tmp_pat
     assert aliases(MlflowClient(uri)) == {"champion": 1, "previous": 2}
 
 
-# Kills, and several at once.
+# Kills and concurrent promotions.
 
 
-def test_what_is_killed_leaves_the_champion_and_the_next_finishes_the_job(
+def test_a_killed_promotion_keeps_the_champion_and_the_next_one_finishes(
     candidates: Project, client: MlflowClient
 ) -> None:
     take(candidates, "better")
@@ -284,8 +287,8 @@ def test_what_is_killed_leaves_the_champion_and_the_next_finishes_the_job(
     assert aliases(client) == {"champion": 1}
     kill("set_registered_model_alias", 2)
     assert aliases(client) == {"champion": 1, "previous": 1}
-    assert refusal(candidates, "--rollback").endswith("has no previous model: there is nothing to go back to")
-    assert "digits version 2 is the champion now" in promote(candidates)
+    assert refusal(candidates, "--rollback").endswith("has no previous model: there is nothing to roll back to")
+    assert "digits version 2 is now the champion" in promote(candidates)
     assert (aliases(client), versions(client)) == ({"champion": 2, "previous": 1}, [1, 2])
     kill("set_registered_model_alias", 2, "--rollback")
     assert aliases(client) == {"champion": 2, "previous": 2}
@@ -293,7 +296,7 @@ def test_what_is_killed_leaves_the_champion_and_the_next_finishes_the_job(
     assert aliases(client) == {"champion": 1, "previous": 2}
 
 
-def test_several_at_once_leave_one_champion_and_another_before(
+def test_concurrent_promotions_leave_one_champion_and_one_previous(
     candidates: Project, client: MlflowClient, tmp_path: Path, start: Start
 ) -> None:
     client.delete_registered_model(NAME)
@@ -307,9 +310,9 @@ def test_several_at_once_leave_one_champion_and_another_before(
         return [process.communicate()[0] for process in processes]
 
     outputs = at_once(*[("--base", "HEAD")] * 3)
-    assert sorted("is the champion now" in output for output in outputs) == [False, False, True], outputs
-    assert sum("is the champion already" in output for output in outputs) == 2
-    assert (aliases(client), versions(client)) == ({"champion": 1}, [1]), "the same bytes are registered once"
+    assert sorted("is now the champion" in output for output in outputs) == [False, False, True], outputs
+    assert sum("is already the champion" in output for output in outputs) == 2
+    assert (aliases(client), versions(client)) == ({"champion": 1}, [1]), "the same file is registered once"
     take(Project(folders[1]), "better")
     outputs = at_once(("--rollback",), (), ("--rollback",), ())
     assert not any("Traceback" in output for output in outputs), outputs

@@ -1,4 +1,4 @@
-"""A registered model of an untrained network, and servers of it."""
+"""A registered model of an untrained network."""
 
 import shutil
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ SHAPE = (28, 28)
 
 
 class Registered(NamedTuple):
-    """A store with one registered model, some images, and what the network in Keras says of them."""
+    """A store with one registered model, some images, and the probabilities that Keras computes for them."""
 
     store: Store
     name: str
@@ -32,19 +32,19 @@ class Registered(NamedTuple):
 
     @property
     def root(self) -> Path:
-        """The project's folder."""
+        """The project folder."""
         return self.store.artifacts.parent
 
     @property
     def files(self) -> Path:
-        """The folder of the version's files."""
+        """The folder with the files of the model version."""
         version = MlflowClient(self.store.uri).get_model_version_by_alias(self.name, "champion")
         return next(self.store.artifacts.glob(f"models/{version.source.rpartition('/')[2]}/artifacts"))
 
 
 @pytest.fixture(scope="session")
 def registered_once(tmp_path_factory: pytest.TempPathFactory) -> Registered:
-    """A network of the default recipe, untrained, registered as `numbers`."""
+    """An untrained network of the default recipe, registered as `numbers`."""
     tmp_path = tmp_path_factory.mktemp("registered")
     keras.utils.set_random_seed(1)
     network, file = build_network(configured(tmp_path).model, SHAPE, 10), tmp_path / "model.keras"
@@ -64,7 +64,7 @@ def registered_once(tmp_path_factory: pytest.TempPathFactory) -> Registered:
 
 @pytest.fixture
 def registered(registered_once: Registered, tmp_path: Path) -> Iterator[Registered]:
-    """`registered_once`, with files that a test may change: they are put back after it."""
+    """`registered_once`, with files that a test may change: they are restored afterwards."""
     files = registered_once.files
     open_store(registered_once.root)  # MLflow's client forgets the address after every test
     shutil.copytree(files, tmp_path / "kept")

@@ -22,19 +22,19 @@ from tests.serve.test_picture import canvas, png
 
 JSON = {"Content-Type": "application/json"}
 WRONG = {
-    "shape": ([[[0] * 28] * 27], "images of shape (N, 28, 28) are read here, and this has shape (1, 27, 28)"),
-    "dtype": ([[[0.5] * 28] * 28], "grey levels are whole numbers from 0 to 255, and these are float64"),
-    "range": ([[[0] * 28] * 27 + [[256] * 28]], "and image 0 has 256 in row 27, column 0"),
+    "shape": ([[[0] * 28] * 27], "expected images of shape (N, 28, 28), got shape (1, 27, 28)"),
+    "dtype": ([[[0.5] * 28] * 28], "pixels must be integers from 0 to 255, got float64"),
+    "range": ([[[0] * 28] * 27 + [[256] * 28]], "but image 0 has 256 in row 27, column 0"),
 }
 
 
 def ask(address: str, images: Any) -> requests.Response:
-    """Send images as MLflow's clients do."""
+    """Send images in the format of MLflow's clients."""
     return requests.post(f"{address}/invocations", json={"inputs": images}, timeout=60)
 
 
 def check_answers(address: str, registered: Registered) -> None:
-    """The server answers with the network's probabilities, and with 400 to what is no image."""
+    """Check that the server returns the network's probabilities, and status 400 for invalid images."""
     answer = ask(address, registered.images.tolist())
     assert answer.status_code == 200, answer.text
     np.testing.assert_allclose(answer.json()["predictions"], registered.probabilities, atol=1e-5)
@@ -42,7 +42,7 @@ def check_answers(address: str, registered: Registered) -> None:
         refused = ask(address, images)
         assert refused.status_code == 400, refused.text
         assert message in refused.json()["message"]
-        assert len(refused.text) < 500, "what was sent is not sent back"
+        assert len(refused.text) < 500, "the response does not repeat the request"
     headers = {"Content-Type": "application/json"}
     assert requests.post(f"{address}/invocations", data="{", headers=headers, timeout=60).status_code == 400
 
@@ -56,7 +56,7 @@ def test_mlflow_serves_the_champion(registered: Registered, start: Start) -> Non
 
 @pytest.fixture
 def address(registered: Registered, start: Start) -> str:
-    """Where `make serve` serves the model."""
+    """The address at which `make serve` serves the model."""
     command = ["python", "-m", "pipeline.serve", "--name", registered.name, "--port", str(free_port())]
     process = start(command, registered.root)
     assert process.stdout
@@ -68,12 +68,12 @@ def address(registered: Registered, start: Start) -> str:
     raise AssertionError("".join(lines))
 
 
-def test_the_page_and_what_it_asks(registered: Registered, address: str) -> None:
+def test_the_page_and_its_endpoints(registered: Registered, address: str) -> None:
     check_answers(address, registered)
     page = requests.get(address, timeout=60)
     assert "<title>Draw a digit</title>" in page.text
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
-    assert not re.search(r"""(src|href)=["'](?!data:)""", page.text), "one file"
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page.text), "the page is a single file"
     about = requests.get(f"{address}/about", timeout=60).json()
     assert about == {"name": "numbers", "version": "1", "accuracy": 0.5, "image_shape": [28, 28]}
     drawn = requests.post(f"{address}/read", data=png(canvas(50, 80, 150, 60)), timeout=60).json()
@@ -81,18 +81,18 @@ def test_the_page_and_what_it_asks(registered: Registered, address: str) -> None
     answer = ask(address, image[None].tolist()).json()["predictions"]
     np.testing.assert_allclose([drawn["probabilities"]], answer, atol=1e-6)
     for path in ("/docs", "/redoc", "/openapi.json"):
-        assert requests.get(f"{address}{path}", timeout=60).status_code == 404, "they load code from elsewhere"
+        assert requests.get(f"{address}{path}", timeout=60).status_code == 404, "these pages load code from other sites"
     for content, status, message in (
-        (png(np.zeros((280, 280), np.uint8)), 400, "nothing is drawn"),
-        (b"GIF89a", 400, "this is not a whole PNG picture"),
-        (b"\0" * (1 << 20) + b"\0", 413, "a picture has at most 1 MiB"),
+        (png(np.zeros((280, 280), np.uint8)), 400, "the picture is blank"),
+        (b"GIF89a", 400, "the file is not a valid PNG"),
+        (b"\0" * (1 << 20) + b"\0", 413, "the picture is larger than 1 MiB"),
     ):
         refused = requests.post(f"{address}/read", data=content, timeout=60)
         assert (refused.status_code, refused.json()) == (status, {"error": message})
 
 
-def test_a_request_costs_no_more_than_it_may(registered: Registered, address: str) -> None:
-    """Also one that does not say how large it is; and many at once are answered one after another."""
+def test_requests_are_limited_in_size_number_and_depth(registered: Registered, address: str) -> None:
+    """The size limit also holds for requests without a Content-Length; concurrent requests are queued."""
     large = b" " * ((16 << 20) + 1)
 
     def in_parts() -> Iterator[bytes]:
@@ -113,8 +113,8 @@ def test_a_request_costs_no_more_than_it_may(registered: Registered, address: st
     assert requests.post(f"{address}/invocations", data=b"[]", timeout=60).status_code == 415
 
 
-def test_who_reads_slowly_keeps_nobody_waiting(registered: Registered, address: str) -> None:
-    """Two that send as much as they may, and read nothing of the answer."""
+def test_slow_clients_do_not_block_others(registered: Registered, address: str) -> None:
+    """Two clients send requests of the largest size and do not read the response."""
     host, _, port = address.removeprefix("http://").partition(":")
     images = json.dumps({"inputs": np.zeros((4000, 28, 28), int).tolist()}).encode()
     slow = []
@@ -123,11 +123,11 @@ def test_who_reads_slowly_keeps_nobody_waiting(registered: Registered, address: 
         head = "POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         slow[-1].sendall(f"{head}Content-Length: {len(images)}\r\n\r\n".encode() + images)
     check_answers(address, registered)
-    for one in slow:
-        one.close()
+    for connection in slow:
+        connection.close()
 
 
-def test_pages_of_other_sites_are_not_answered(address: str) -> None:
+def test_requests_from_other_sites_are_rejected(address: str) -> None:
     picture = png(canvas(50, 80, 150, 60))
     for origin, status in (
         (address, 200),
@@ -145,19 +145,19 @@ def test_pages_of_other_sites_are_not_answered(address: str) -> None:
     assert requests.post(f"{address}/read", data=picture, headers=text, timeout=60).status_code == 415
 
 
-def test_ctrl_c_ends_it_without_a_word(registered: Registered, start: Start) -> None:
+def test_ctrl_c_stops_the_server_silently(registered: Registered, start: Start) -> None:
     command = [sys.executable, "-m", "pipeline.serve", "--name", registered.name, "--port", str(free_port())]
     process = start(command, registered.root)
     assert process.stdout
-    while process.stdout.readline() != "Ctrl-C ends it.\n":
+    while process.stdout.readline() != "Press Ctrl-C to stop.\n":
         assert process.poll() is None
-    time.sleep(1)  # until it serves
+    time.sleep(1)  # until the server runs
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[0].strip() == ""
     assert process.returncode == 0
 
 
-def test_without_a_champion_it_says_what_to_do(registered: Registered) -> None:
+def test_a_missing_champion_is_a_one_line_error(registered: Registered) -> None:
     command = ["python", "-m", "pipeline.serve", "--name", "other"]
     ended = subprocess.run(
         command, cwd=registered.root, env=environment({}), capture_output=True, text=True, check=False
@@ -165,10 +165,10 @@ def test_without_a_champion_it_says_what_to_do(registered: Registered) -> None:
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
     assert line.startswith("serve: ")
-    assert line.endswith("`make promote` registers the current one")
+    assert line.endswith("`make promote` registers the current model")
 
 
-def test_the_page_is_for_this_machine_alone(address: str) -> None:
+def test_only_this_machine_reaches_the_server(address: str) -> None:
     port = address.rpartition(":")[2]
     for host, status in (("localhost", 200), (f"127.0.0.1:{port}", 200), ("digits.example", 400), ("[::1]", 400)):
         for path in ("/", "/about", "/ping"):

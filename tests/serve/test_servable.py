@@ -18,7 +18,10 @@ from pipeline.train.network import build_network
 from tests.conftest import CONF, configured
 from tests.serve.conftest import SHAPE, Registered
 
-REFUSED = {"mixed_bfloat16": "it has no form in ONNX", "mixed_float16": "in ONNX its probabilities are up to .* away"}
+REFUSED = {
+    "mixed_bfloat16": "its conversion to ONNX failed",
+    "mixed_float16": "its probabilities in ONNX and in Keras differ by up to .*, and",
+}
 IMAGES = np.random.default_rng(1).integers(0, 256, (BATCH + 7, *SHAPE), dtype=np.uint8)
 
 
@@ -30,11 +33,11 @@ SHIFTED = {
     "kernels": [3],
     "members": 2,
     "test_time_shift": 1,
-}  # converting takes time by the layer
+}  # small, because conversion time grows with the number of layers
 
 
 @pytest.mark.parametrize("model", [*MODELS, {"name": "convnet", **SHIFTED}])
-def test_every_model_answers_as_it_does_in_keras(model: dict[str, object], tmp_path: Path) -> None:
+def test_every_model_predicts_as_in_keras(model: dict[str, object], tmp_path: Path) -> None:
     network = build_network(configured(tmp_path, model=model).model, SHAPE, 10)
     save_network(tmp_path / "model.keras", network)
     converted = convert(tmp_path / "model.keras", tmp_path, IMAGES)
@@ -44,7 +47,7 @@ def test_every_model_answers_as_it_does_in_keras(model: dict[str, object], tmp_p
     np.testing.assert_allclose(served, network.predict(IMAGES, verbose=0), atol=TOLERANCE)
 
 
-def test_a_network_that_answers_otherwise_is_not_logged(
+def test_a_network_with_other_predictions_is_not_logged(
     registered: Registered, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     client = MlflowClient(registered.store.uri)
@@ -53,7 +56,7 @@ def test_a_network_that_answers_otherwise_is_not_logged(
     noisy.add(keras.layers.Lambda(lambda values: values))
     noisy.save(tmp_path / "noisy.keras")
     (tmp_path / "noisy").mkdir()
-    with pytest.raises(PipelineError, match=r"noisy\.keras cannot be served: it has no form in ONNX \(.*unsafe"):
+    with pytest.raises(PipelineError, match=r"noisy\.keras cannot be served: its conversion to ONNX failed \(.*unsafe"):
         convert(tmp_path / "noisy.keras", tmp_path / "noisy", IMAGES[:2])
     for precision, message in REFUSED.items():
         keras.config.set_dtype_policy(precision)
@@ -64,15 +67,17 @@ def test_a_network_that_answers_otherwise_is_not_logged(
         (tmp_path / precision).mkdir()
         with pytest.raises(PipelineError, match=rf"half\.keras cannot be served: {message}"):
             log_servable(client, run, convert(tmp_path / "half.keras", tmp_path / precision, IMAGES[:50]), {})
-    assert "Error" not in capfd.readouterr().err, "one line says it"
+    assert "Error" not in capfd.readouterr().err, "the error is a single line"
     assert not client.get_run(run).outputs.model_outputs
 
 
-def test_a_registered_model_takes_raw_images_and_is_still_a_keras_network(registered: Registered) -> None:
+def test_a_registered_model_takes_raw_images_and_loads_in_keras(registered: Registered) -> None:
     before = [entry for entry in sys.path if not Path(entry or ".").exists()]
     served = load_registered(registered.store, registered.name, "champion")
     assert (served.image_shape, served.version) == (SHAPE, "1")
-    assert [entry for entry in sys.path if not Path(entry or ".").exists()] == before, "nobody can bring code in there"
+    assert [entry for entry in sys.path if not Path(entry or ".").exists()] == before, (
+        "sys.path has no missing folder in which code could be planted"
+    )
     np.testing.assert_allclose(served.model.predict(registered.images), registered.probabilities, atol=TOLERANCE)
     network = mlflow.keras.load_model(str(registered.files))
     np.testing.assert_array_equal(network.predict(registered.images, verbose=0), registered.probabilities)
@@ -81,7 +86,7 @@ def test_a_registered_model_takes_raw_images_and_is_still_a_keras_network(regist
 @pytest.mark.parametrize(
     "name", ["data/network/model.onnx", "data/network/model.keras", "code/digit_reader.py", "MLmodel"]
 )
-def test_a_file_that_was_tampered_with_is_refused_before_it_is_loaded(registered: Registered, name: str) -> None:
+def test_a_tampered_file_is_rejected_before_it_is_loaded(registered: Registered, name: str) -> None:
     path = registered.files / name
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(
@@ -90,20 +95,20 @@ def test_a_file_that_was_tampered_with_is_refused_before_it_is_loaded(registered
         load_registered(registered.store, registered.name, "champion")
 
 
-def test_a_file_that_is_missing_or_new_is_noticed(registered: Registered) -> None:
+def test_an_added_file_is_detected(registered: Registered) -> None:
     (registered.files / "code" / "numpy.py").write_text("raise SystemExit('executed')\n", encoding="utf-8")
     with pytest.raises(PipelineError, match="are not those that were registered"):
         load_registered(registered.store, registered.name, "champion")
 
 
-def test_mlflow_itself_refuses_a_network_that_was_tampered_with(registered: Registered) -> None:
+def test_mlflow_rejects_a_tampered_network(registered: Registered) -> None:
     path = registered.files / "data" / "network" / "model.onnx"
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(MlflowException, match=r"model\.onnx is not the file that was logged: its SHA-256 is"):
         mlflow.pyfunc.load_model(str(registered.files))
 
 
-def test_a_model_that_is_not_there_is_one_line(registered: Registered) -> None:
+def test_a_missing_model_is_a_one_line_error(registered: Registered) -> None:
     with pytest.raises(PipelineError, match="has no model 'numbers' with the alias 'previous'"):
         load_registered(registered.store, "numbers", "previous")
     with pytest.raises(PipelineError, match=r"has no model 'other' with the alias 'champion'.*`make promote`"):
@@ -114,7 +119,7 @@ def test_a_model_that_is_not_there_is_one_line(registered: Registered) -> None:
         load_registered(registered.store, "numbers", "champion")
 
 
-def test_nothing_that_is_logged_is_a_pickle(registered: Registered) -> None:
+def test_no_logged_file_is_a_pickle(registered: Registered) -> None:
     files = [file for file in registered.files.rglob("*") if file.is_file()]
     files = [file for file in files if file.parent.name != "__pycache__"]  # another test loaded it
     assert {file.suffix for file in files} <= {"", ".json", ".txt", ".yaml", ".py", ".onnx", ".keras"}
@@ -124,31 +129,31 @@ def test_nothing_that_is_logged_is_a_pickle(registered: Registered) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([[0, 255], [1, 2]], "images of shape (N, 2, 2) are read here, and this has shape (2, 2)"),
-        ([], "images of shape (N, 2, 2) are read here, and this has shape (0,)"),
-        (np.zeros((0, 2, 2), np.uint8), "images of shape (N, 2, 2) are read here, and this has shape (0, 2, 2)"),
-        ([[[1, 2, 3], [4, 5, 6]]], "images of shape (N, 2, 2) are read here, and this has shape (1, 2, 3)"),
-        ("seven", "images of shape (N, 2, 2) are read here, and this has shape ()"),
-        (None, "images of shape (N, 2, 2) are read here, and this has shape ()"),
-        ({"images": []}, "images of shape (N, 2, 2) are read here, and this has shape ()"),
+        ([[0, 255], [1, 2]], "expected images of shape (N, 2, 2), got shape (2, 2)"),
+        ([], "expected images of shape (N, 2, 2), got shape (0,)"),
+        (np.zeros((0, 2, 2), np.uint8), "expected images of shape (N, 2, 2), got shape (0, 2, 2)"),
+        ([[[1, 2, 3], [4, 5, 6]]], "expected images of shape (N, 2, 2), got shape (1, 2, 3)"),
+        ("seven", "expected images of shape (N, 2, 2), got shape ()"),
+        (None, "expected images of shape (N, 2, 2), got shape ()"),
+        ({"images": []}, "expected images of shape (N, 2, 2), got shape ()"),
         ([[[1, 2], [3]]], "the rows or images differ in length: send images of shape (N, 2, 2)"),
-        ([[[1, 2], [3, None]]], "grey levels are whole numbers from 0 to 255, and these are object"),
-        ([[[1, 2], [3, 10**30]]], "grey levels are whole numbers from 0 to 255, and these are object"),
-        ([[[0.0, 1.0], [0.5, 0.25]]], "grey levels are whole numbers from 0 to 255, and these are float64"),
-        ([[["1", "2"], ["3", "4"]]], "grey levels are whole numbers from 0 to 255, and these are str"),
-        ([[[True, False], [True, False]]], "grey levels are whole numbers from 0 to 255, and these are bool"),
-        ([[[0, 1], [2, 3]], [[0, 1], [256, 3]]], "0 to 255, and image 1 has 256 in row 1, column 0"),
-        ([[[0, -1], [2, 3]]], "0 to 255, and image 0 has -1 in row 0, column 1"),
+        ([[[1, 2], [3, None]]], "pixels must be integers from 0 to 255, got object"),
+        ([[[1, 2], [3, 10**30]]], "pixels must be integers from 0 to 255, got object"),
+        ([[[0.0, 1.0], [0.5, 0.25]]], "pixels must be integers from 0 to 255, got float64"),
+        ([[["1", "2"], ["3", "4"]]], "pixels must be integers from 0 to 255, got str"),
+        ([[[True, False], [True, False]]], "pixels must be integers from 0 to 255, got bool"),
+        ([[[0, 1], [2, 3]], [[0, 1], [256, 3]]], "0 to 255, but image 1 has 256 in row 1, column 0"),
+        ([[[0, -1], [2, 3]]], "0 to 255, but image 0 has -1 in row 0, column 1"),
     ],
 )
-def test_what_is_no_image_is_refused_with_what_is_wrong_and_where(data: object, message: str) -> None:
+def test_invalid_images_are_rejected_with_reason_and_position(data: object, message: str) -> None:
     with pytest.raises(BadImages) as refused:
         check_images(data, (2, 2))
     assert message in refused.value.message
     assert refused.value.get_http_status_code() == 400
 
 
-def test_whole_numbers_in_any_form_are_images() -> None:
+def test_integers_of_any_type_are_accepted() -> None:
     expected = np.array([[[0, 255], [1, 2]]], np.uint8)
     for data in (expected, expected.tolist(), expected.astype(np.int64), expected.astype(np.uint16)):
         images = check_images(data, (2, 2))

@@ -1,4 +1,4 @@
-"""A company's gateway in front of a tracking server: TLS with its own certificate, a token, and no /health."""
+"""A corporate gateway in front of a tracking server: TLS with its own certificate, a token, and no /health."""
 
 import http.server
 import ssl
@@ -17,7 +17,7 @@ SKIPPED = {"connection", "content-encoding", "content-length", "host", "transfer
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Passes on what has the token."""
+    """Forwards requests that have the token."""
 
     protocol_version = "HTTP/1.1"
     behind: ClassVar[str]
@@ -43,12 +43,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Not a word."""
+        """Log nothing."""
 
 
 @contextmanager
 def gateway(folder: Path, behind: str) -> Iterator[tuple[str, Path]]:
-    """Yield the gateway's address, and the file of its certificate authority."""
+    """Run a gateway, and yield its address and the file of its certificate authority."""
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     command = [
         "openssl",

@@ -1,4 +1,4 @@
-"""A tracking server that is reached as in a company."""
+"""A tracking server behind a corporate gateway."""
 
 import shutil
 import warnings
@@ -47,5 +47,5 @@ def test_a_server_behind_a_gateway(tmp_path: Path, start: Start, monkeypatch: py
         monkeypatch.delenv(CERTIFICATE)
         monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # urllib3 says that it is insecure
+            warnings.simplefilter("ignore")  # urllib3 warns that the connection is insecure
             assert open_store(tmp_path).uri == address

@@ -1,4 +1,4 @@
-"""What is logged of a network, against what MLflow itself writes."""
+"""The logged model of a network, compared with the model that MLflow itself saves."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pipeline.train.network import build_network
 from tests.conftest import configured
 
 SHAPE, CLASSES = (8, 8), 10
-OWN = {"utc_time_created", "model_uuid", "model_size_bytes"}  # differ from one saving to the next
+OWN = {"utc_time_created", "model_uuid", "model_size_bytes"}  # differ between saved models
 
 
 @pytest.fixture
@@ -32,10 +32,10 @@ def mlmodel(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in yaml.safe_load(text).items() if key not in OWN}
 
 
-def test_it_is_what_mlflow_writes(network_file: Path, tmp_path: Path) -> None:
+def test_the_saved_model_equals_the_one_that_mlflow_saves(network_file: Path, tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     save_model(str(ours), Model(), network_file, SHAPE, CLASSES, "tensorflow")
-    theirs.mkdir()  # mlflow.keras writes the example before it makes the folder
+    theirs.mkdir()  # mlflow.keras writes the example before it creates the folder
     mlflow.keras.save_model(
         keras.saving.load_model(network_file, compile=False),
         str(theirs),
@@ -49,11 +49,11 @@ def test_it_is_what_mlflow_writes(network_file: Path, tmp_path: Path) -> None:
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
     written, original = mlmodel(ours), mlmodel(theirs)
     pyfunc = written["flavors"]["python_function"]
-    assert [pyfunc.pop(name) for name in ("code", "streamable")] == [None, False], "said where the other says nothing"
+    assert [pyfunc.pop(name) for name in ("code", "streamable")] == [None, False], "explicit here, omitted there"
     assert written == original
 
 
-def test_the_very_network_is_loaded_again(network_file: Path, tmp_path: Path) -> None:
+def test_the_logged_network_loads_unchanged(network_file: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(uri)
     place = client.create_experiment("digits", (tmp_path / "artifacts").as_uri())
@@ -71,5 +71,5 @@ def test_the_very_network_is_loaded_again(network_file: Path, tmp_path: Path) ->
     np.testing.assert_array_equal(mlflow.pyfunc.load_model(str(folder)).predict(images), expected)
 
 
-def test_a_network_says_what_it_takes_and_gives(network_file: Path) -> None:
+def test_a_network_file_yields_its_shapes_and_backend(network_file: Path) -> None:
     assert describe_network(network_file) == ([8, 8], 10, "tensorflow")

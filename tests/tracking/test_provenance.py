@@ -1,4 +1,4 @@
-"""The commands that give the same run again do."""
+"""The recorded commit, changes and commands reproduce a run."""
 
 import os
 import shlex
@@ -30,7 +30,7 @@ Change = Callable[[Path], object]
 
 
 def committed(root: Path) -> Project:
-    """A repository with sources of a few lines, committed, in which every file of `SOURCES` exists."""
+    """A repository with a commit of short sources, in which every entry of `SOURCES` exists."""
     project = Project(root)
     for name, content in {
         "pipeline/code.py": b"".join(b"line %d\n" % number for number in range(20)),
@@ -50,7 +50,7 @@ def committed(root: Path) -> Project:
     return project
 
 
-def test_what_looks_like_a_secret_is_recorded_of_no_run(sources: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_look_like_secrets_are_not_recorded(sources: Project, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("conf/.env", "conf/my_token.yaml", "conf/id_ed25519", "conf/harmless.yaml"):
         (sources.root / name).write_text("hunter2\n" if name != "conf/harmless.yaml" else "seed: 3\n", encoding="utf-8")
     patch = find_provenance().patch
@@ -62,7 +62,7 @@ def test_what_looks_like_a_secret_is_recorded_of_no_run(sources: Project, capsys
     assert "it is committed" in find_provenance().patch
 
 
-def test_a_folder_of_another_user_is_told_of(
+def test_a_folder_of_another_user_is_reported(
     sources: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
@@ -79,8 +79,8 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 def applied(project: Project, target: Path, patch: str, folder: str = ".") -> Project:
-    """A clone at the commit, with the patch that came from `folder` applied there by the command that is printed."""
-    # --no-local: a copy of the whole store of objects would have the new files, and git would find them there
+    """A clone at the commit, in which the printed command applied the patch that was made in `folder`."""
+    # --no-local: a copy of the whole object store would contain the new files, and git would find them there
     project.succeed("git", "clone", "-q", "--no-local", str(project.root), str(target))
     clone = Project(target / folder)
     for name, value in HOSTILE.items():
@@ -92,14 +92,14 @@ def applied(project: Project, target: Path, patch: str, folder: str = ".") -> Pr
     return clone
 
 
-def in_latin(root: Path) -> None:
+def edit_in_latin_1(root: Path) -> None:
     (root / "conf" / "größe.yaml").write_bytes("# Größe\n".encode("latin-1"))
     (root / "conf" / "config.yaml").write_bytes(b"seed: 2\n")
     (root / "conf" / "one").write_bytes(b"\xe9")
     (root / "conf" / os.fsdecode(b"gr\xf6\xdfe")).write_bytes(b"a name in Latin-1\n")
 
 
-def in_everything(root: Path) -> None:
+def edit_everything(root: Path) -> None:
     edit_code(root)
     (root / "params.yaml").write_bytes(b"seed: 2\r\n")
     (root / "pipeline" / "new.bin").write_bytes(bytes(range(256)) * 9)
@@ -118,15 +118,15 @@ CHANGES: dict[str, Change] = {
     "code": edit_code,
     "a new binary file": lambda root: (root / "conf" / "new.bin").write_bytes(bytes(range(256))),
     "CRLF": lambda root: (root / "pipeline" / "windows.py").write_bytes(b"one\r\nthree\r\n"),
-    "Latin-1": in_latin,
+    "Latin-1": edit_in_latin_1,
     "Latin-1 params": lambda root: (root / "params.yaml").write_bytes("seed: 2 # größer\n".encode("latin-1")),
-    "everything at once": in_everything,
+    "everything at once": edit_everything,
 }
 
 
 @pytest.mark.parametrize("settings", [{}, HOSTILE], ids=["plain", "hostile"])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_the_patch_gives_the_same_sources(
+def test_the_patch_restores_the_sources(
     sources: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], change: Change
 ) -> None:
     for name, value in settings.items():
@@ -137,7 +137,7 @@ def test_the_patch_gives_the_same_sources(
     change(sources.root)
     index = (sources.root / ".git" / "index").read_bytes()
     provenance = find_provenance()
-    assert (sources.root / ".git" / "index").read_bytes() == index, "the user's index stays as it is"
+    assert (sources.root / ".git" / "index").read_bytes() == index, "the user's index is unchanged"
     assert provenance.commit == sources.succeed("git", "rev-parse", "HEAD").strip()
     clone = applied(sources, tmp_path / "clone", provenance.patch)
     assert clone.files(*SOURCES) == sources.files(*SOURCES)
@@ -145,7 +145,7 @@ def test_the_patch_gives_the_same_sources(
     assert provenance.overrides == (["seed=2"] if change is CHANGES["params alone"] else None)
 
 
-def test_git_may_be_set_to_refuse_line_ends(sources: Project, tmp_path: Path) -> None:
+def test_git_settings_that_refuse_line_endings(sources: Project, tmp_path: Path) -> None:
     for name, value in {"core.autocrlf": "input", "core.safecrlf": "true"}.items():
         sources.succeed("git", "config", name, value)
     edit_code(sources.root)
@@ -155,14 +155,14 @@ def test_git_may_be_set_to_refuse_line_ends(sources: Project, tmp_path: Path) ->
     assert clone.files(*SOURCES) == sources.files(*SOURCES) | as_committed
 
 
-def test_without_a_difference_the_commit_is_enough(sources: Project) -> None:
+def test_without_changes_the_provenance_is_the_commit(sources: Project) -> None:
     commit = sources.succeed("git", "rev-parse", "HEAD").strip()
     assert find_provenance() == Provenance(commit, "", None)
     (sources.root / "README.md").write_text("no source\n", encoding="utf-8")
     assert find_provenance() == Provenance(commit, "", None)
 
 
-def test_a_project_in_a_folder_of_a_repository(
+def test_a_project_in_a_subfolder_of_a_repository(
     tmp_path: Path, sources: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources.succeed("git", "config", "diff.relative", "true")
@@ -177,7 +177,7 @@ def test_a_project_in_a_folder_of_a_repository(
     assert provenance.overrides == ["seed=2"]
     clone = applied(sources, tmp_path / "clone", provenance.patch, "pipeline/inner")
     assert (clone.root / "params.yaml").read_text(encoding="utf-8") == "seed: 2\n"
-    assert "another" not in (clone.root.parent / "code.py").read_text(encoding="utf-8"), "no source of this project"
+    assert "another" not in (clone.root.parent / "code.py").read_text(encoding="utf-8"), "not a source of this project"
 
 
 def test_outside_git_there_is_no_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,12 +189,12 @@ def test_outside_git_there_is_no_provenance(tmp_path: Path, monkeypatch: pytest.
     assert commands(Provenance("", "", None), "1") == ["dvc repro"]
 
 
-def test_a_difference_in_params_alone_is_said_as_options() -> None:
+def test_changed_params_become_overrides() -> None:
     before = b"recipe: a\ntraining: {epochs: null}\n"
     assert to_overrides(before, b"recipe: b\ntraining: {epochs: 5}\n") == ["recipe=b", "training.epochs=5"]
     assert to_overrides(before, b"recipe: a\ntraining: {epochs: null, batch_size: 64}\n") == ["+training.batch_size=64"]
-    assert to_overrides(before, b"recipe: a\n") is None, "options cannot take a key away"
-    assert to_overrides(before, b"recipe: 'a b'\ntraining: {epochs: 1}\n") is None, "nor are all texts safe in them"
+    assert to_overrides(before, b"recipe: a\n") is None, "options cannot remove a key"
+    assert to_overrides(before, b"recipe: 'a b'\ntraining: {epochs: 1}\n") is None, "nor hold every text safely"
 
 
 @pytest.mark.parametrize(
@@ -208,15 +208,15 @@ def test_a_difference_in_params_alone_is_said_as_options() -> None:
         (b"x: 1\n", b"x: 2026-01-02\n"),
     ],
 )
-def test_lists_and_dates_are_no_options(before: bytes, after: bytes) -> None:
+def test_overrides_cannot_express_lists_and_dates(before: bytes, after: bytes) -> None:
     assert to_overrides(before, after) is None
 
 
-def test_a_list_that_stays_is_none_of_the_difference() -> None:
+def test_an_unchanged_list_needs_no_override() -> None:
     assert to_overrides(b"x: [1, {b: 'a b'}]\na: 1\n", b"x: [1, {b: 'a b'}]\na: 2\n") == ["a=2"]
 
 
-def test_the_commands_lead_to_the_same_sources() -> None:
+def test_the_commands_depend_on_the_changes() -> None:
     assert commands(Provenance("abc", "", None), "1") == ["git checkout abc", "dvc repro"]
     assert commands(Provenance("abc", "diff", ["seed=2"]), "1") == ["git checkout abc", "dvc exp run -S seed=2"]
     assert commands(Provenance("abc", "diff", None), "1")[2] == "git apply --whitespace=nowarn code/uncommitted.patch"
@@ -224,7 +224,7 @@ def test_the_commands_lead_to_the_same_sources() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changed", ["params", "code"])
-def test_the_commands_on_a_run_s_page_train_the_same_network(trained: Project, tmp_path: Path, changed: str) -> None:
+def test_the_commands_on_a_runs_page_train_the_same_network(trained: Project, tmp_path: Path, changed: str) -> None:
     trained.params(recipe="smoke", training={"epochs": None, "deterministic": True}, optimizer=None)
     trained.commit()
     if changed == "params":

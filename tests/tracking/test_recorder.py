@@ -1,4 +1,4 @@
-"""A real MLflow server that goes away and comes back."""
+"""Record runs with real stores, including servers and workers that stop."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from pipeline.worker import Worker
 from tests.conftest import Start, free_port, kill_all, serve_store
 
 
-def test_what_the_server_misses_is_kept_and_sent_once_it_is_back(
+def test_events_are_kept_while_the_server_is_down_and_sent_later(
     tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = free_port()
@@ -46,12 +46,12 @@ def test_what_the_server_misses_is_kept_and_sent_once_it_is_back(
     recorder.tags({"device": "cpu"})
     recorder.status("FINISHED")
     assert recorder.is_incomplete()
-    assert capsys.readouterr().out.count("tracking: ") == 1, "said once, not for each event"
+    assert capsys.readouterr().out.count("tracking: ") == 1, "printed once, not for each event"
     sent, problems = send_unsent(tmp_path)
     assert (sent, len(problems)) == (0, 1)
 
     serve_store(start, tmp_path, port)
-    recorder.metrics({"train/loss": 1.0}, 3)  # after what is waiting, not before it
+    recorder.metrics({"train/loss": 1.0}, 3)  # queued behind the kept events
     assert recorder.is_incomplete()
     sent, problems = send_unsent(tmp_path)
     assert (sent, problems) == (1, []), problems
@@ -65,7 +65,7 @@ def test_what_the_server_misses_is_kept_and_sent_once_it_is_back(
     assert send_unsent(tmp_path) == (0, [])
 
 
-def test_what_a_worker_took_with_it_is_kept_and_sent_later(tmp_path: Path) -> None:
+def test_events_of_a_killed_worker_are_kept_and_sent_later(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(uri)
     run_id = client.create_run("0").info.run_id
@@ -88,7 +88,7 @@ def test_what_a_worker_took_with_it_is_kept_and_sent_later(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("writable", [True, False])
-def test_a_dead_worker_is_told_of_and_what_it_had_is_kept_or_an_error(
+def test_a_dead_worker_is_reported_and_its_events_are_kept_or_an_error(
     tmp_path: Path, writable: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not writable:
@@ -106,7 +106,7 @@ def test_a_dead_worker_is_told_of_and_what_it_had_is_kept_or_an_error(
     assert capsys.readouterr().out.count("the process that records this run died") == writable
 
 
-def test_a_process_that_hangs_is_ended_and_what_it_had_is_kept(tmp_path: Path) -> None:
+def test_a_hanging_worker_is_ended_and_its_events_are_kept(tmp_path: Path) -> None:
     with Worker() as worker:
         recorder = Recorder(RunAddress(f"sqlite:///{tmp_path}/mlflow.db", "1", "0", tmp_path), worker)
         worker.submit(time.sleep, 600)
@@ -115,7 +115,7 @@ def test_a_process_that_hangs_is_ended_and_what_it_had_is_kept(tmp_path: Path) -
         assert recorder.is_incomplete()
 
 
-def test_what_is_kept_goes_behind_what_waits_though_some_was_sent(tmp_path: Path) -> None:
+def test_events_are_kept_in_order_after_a_partial_send(tmp_path: Path) -> None:
     run, picture = RunAddress("sqlite://", "1", "0", tmp_path), tmp_path / "picture.png"
     picture.write_bytes(b"picture")
     for number in range(4):
@@ -129,7 +129,7 @@ def test_what_is_kept_goes_behind_what_waits_though_some_was_sent(tmp_path: Path
     assert all((run.outbox / event["file"]).exists() for event in waiting if "file" in event)
 
 
-def test_it_is_kept_before_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_are_kept_before_the_message_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder(RunAddress("sqlite:////dev/null/mlflow.db", "1", "0", tmp_path))
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         monkeypatch.setattr(sys, "stdout", full)
@@ -140,7 +140,7 @@ def test_it_is_kept_before_it_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
             full.close()
 
 
-def test_what_can_be_neither_written_nor_kept_is_an_error(tmp_path: Path) -> None:
+def test_an_event_that_can_be_neither_written_nor_kept_is_an_error(tmp_path: Path) -> None:
     (tmp_path / ".unsent").write_text("in the way", encoding="utf-8")
     with Worker() as worker:
         recorder = Recorder(RunAddress("sqlite:////dev/null/mlflow.db", "1", "0", tmp_path), worker)
@@ -161,7 +161,7 @@ def test_a_model_that_an_earlier_version_kept_is_sent(tmp_path: Path) -> None:
     assert len(client.get_run(run.run_id).outputs.model_outputs) == 1
 
 
-def test_the_same_figures_are_recorded_once(tmp_path: Path) -> None:
+def test_equal_metrics_are_recorded_once(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(uri)
     recorder = Recorder(RunAddress(uri, client.create_run("0").info.run_id, "0", tmp_path))
@@ -170,7 +170,7 @@ def test_the_same_figures_are_recorded_once(tmp_path: Path) -> None:
     assert len(client.get_metric_history(recorder.run_id, "train/loss")) == 1
 
 
-def test_a_card_lies_beside_the_run_s_own_model_and_not_beside_what_was_registered(tmp_path: Path) -> None:
+def test_a_model_card_is_added_to_the_runs_own_model_and_not_to_the_registered_one(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(uri)
     place = client.create_experiment("digits", (tmp_path / "artifacts").as_uri())
@@ -185,7 +185,7 @@ def test_a_card_lies_beside_the_run_s_own_model_and_not_beside_what_was_register
 
 
 def new_run(folder: Path) -> tuple[MlflowClient, RunAddress]:
-    """A run in a database of its own."""
+    """A run in a new database."""
     uri = f"sqlite:///{folder}/mlflow.db"
     client = MlflowClient(uri)
     place = client.create_experiment("digits", (folder / "artifacts").as_uri())
@@ -193,12 +193,12 @@ def new_run(folder: Path) -> tuple[MlflowClient, RunAddress]:
 
 
 def aside(run: RunAddress) -> list[str]:
-    """The kinds of events that were set aside."""
+    """The kinds of the events that were set aside."""
     paths = sorted((run.root / ".unsent" / "refused" / run.run_id).glob("event-*.json"))
     return [json.loads(path.read_text(encoding="utf-8"))["kind"] for path in paths]
 
 
-def test_what_the_store_refuses_is_set_aside_and_the_rest_goes_on(
+def test_a_refused_event_is_set_aside_and_later_events_are_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client, run = new_run(tmp_path)
@@ -211,10 +211,10 @@ def test_what_the_store_refuses_is_set_aside_and_the_rest_goes_on(
     (line,) = capsys.readouterr().out.splitlines()
     assert f"refuses the metrics of run {run.run_id} (" in line
     assert "set aside in .unsent/refused/" in line
-    assert send_unsent(tmp_path) == (0, []), "told once"
+    assert send_unsent(tmp_path) == (0, []), "reported once"
 
 
-def test_what_is_refused_later_does_not_hold_up_what_waits_behind_it(
+def test_an_event_that_is_refused_later_does_not_block_the_outbox(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client, run = new_run(tmp_path)
@@ -231,7 +231,7 @@ def test_what_is_refused_later_does_not_hold_up_what_waits_behind_it(
     assert not run.outbox.exists()
 
 
-def test_what_is_sent_to_a_run_that_was_removed_is_set_aside(tmp_path: Path) -> None:
+def test_events_of_a_removed_run_are_set_aside(tmp_path: Path) -> None:
     _, run = new_run(tmp_path)
     gone = run._replace(run_id="0" * 32)
     Recorder(gone).tags({"device": "cpu"})
@@ -242,7 +242,7 @@ def test_what_is_sent_to_a_run_that_was_removed_is_set_aside(tmp_path: Path) -> 
     ("status", "refused"),
     [(400, True), (404, True), (413, True), (401, False), (403, False), (429, False), (502, False)],
 )
-def test_what_was_not_reached_was_not_refused(tmp_path: Path, status: int, refused: bool) -> None:
+def test_an_unreachable_store_is_not_a_refusal(tmp_path: Path, status: int, refused: bool) -> None:
     _, run = new_run(tmp_path)
     response = requests.Response()
     response.status_code = status
@@ -251,8 +251,8 @@ def test_what_was_not_reached_was_not_refused(tmp_path: Path, status: int, refus
     assert not is_refused(requests.ConnectionError(), run.uri, run.run_id)
 
 
-def test_what_ails_a_database_in_passing_is_no_refusal(tmp_path: Path) -> None:
-    """MLflow has one code for all of it."""
+def test_a_temporary_database_error_is_not_a_refusal(tmp_path: Path) -> None:
+    """MLflow uses a single error code for all database errors."""
     _, run = new_run(tmp_path)
     for error in (MlflowException("connection already closed", BAD_REQUEST), MlflowException("what?")):
         assert not is_refused(error, run.uri, run.run_id)
@@ -261,13 +261,13 @@ def test_what_ails_a_database_in_passing_is_no_refusal(tmp_path: Path) -> None:
     assert is_refused(MlflowException("no", INVALID_PARAMETER_VALUE), run.uri, run.run_id)
 
 
-def test_an_outbox_without_anything_is_none(tmp_path: Path) -> None:
+def test_an_empty_outbox_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".unsent" / "0").mkdir(parents=True)
     assert send_unsent(tmp_path)[1] == []
     assert not (tmp_path / ".unsent" / "0").exists()
 
 
-def test_a_model_whose_sending_failed_half_way_is_sent_once(tmp_path: Path) -> None:
+def test_a_model_is_sent_once_after_a_failed_upload(tmp_path: Path) -> None:
     client, run = new_run(tmp_path)
     network = tmp_path / "model.keras"
     keras.Sequential([keras.Input((4, 4), dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(2)]).save(network)
@@ -283,8 +283,8 @@ def test_a_model_whose_sending_failed_half_way_is_sent_once(tmp_path: Path) -> N
     assert len(client.get_run(run.run_id).outputs.model_outputs) == 1
 
 
-@pytest.mark.parametrize("absolute", [False, True])  # as an earlier version kept addresses
-def test_what_waits_in_a_project_that_is_moved_is_sent_to_the_store_that_moved_along(
+@pytest.mark.parametrize("absolute", [False, True])  # earlier versions kept absolute addresses
+def test_events_of_a_moved_project_are_sent_to_the_store_that_moved_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absolute: bool
 ) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
@@ -296,7 +296,7 @@ def test_what_waits_in_a_project_that_is_moved_is_sent_to_the_store_that_moved_a
     if absolute:
         (old / ".unsent" / run_id / "uri").write_text(store.uri, encoding="utf-8")
     old.rename(new)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # which names the old place in this process
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # it names the old location in this process
     assert send_unsent(new) == (1, [])
     assert MlflowClient(open_store(new).uri).get_run(run_id).data.metrics == {"train/loss": 1.0}
     assert not old.exists()

@@ -1,4 +1,4 @@
-"""Moving aliases in a real registry, also while somebody else does."""
+"""Move aliases in a real registry, including concurrent moves."""
 
 import threading
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from pipeline.tracking.store import Store, open_store
 from pipeline.tracking.tags import DVC_HASH
 
 
-class Meddled(MlflowClient):  # type: ignore[misc]
-    """A client beside which somebody on another machine promotes, just before or after an alias is written."""
+class RacingClient(MlflowClient):  # type: ignore[misc]
+    """A client that competes with another machine, which moves aliases right after this client writes one."""
 
     def __init__(self, uri: str, alias: str, moves: dict[str, str]) -> None:
         super().__init__(uri)
@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def with_versions(store: Store, count: int) -> Registry:
-    """A registered model with so many versions, of which none is champion."""
+    """A registered model with this number of versions, none of which is the champion."""
     registry = Registry(store, "mnist")
     registry.create("about")
     for _ in range(count):
@@ -60,8 +60,8 @@ def test_champion_and_previous_move_together(store: Store) -> None:
         assert registry.aliases() == expected
 
 
-class Killed(MlflowClient):  # type: ignore[misc]
-    """A client whose process ends before it has made another version the champion."""
+class KilledClient(MlflowClient):  # type: ignore[misc]
+    """A client whose process is killed before it makes another version the champion."""
 
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
         if alias == "champion":
@@ -69,45 +69,45 @@ class Killed(MlflowClient):  # type: ignore[misc]
         super().set_registered_model_alias(name, alias, version)
 
 
-def test_half_a_move_is_none(store: Store) -> None:
+def test_an_interrupted_move_has_no_effect(store: Store) -> None:
     registry = with_versions(store, 3)
     for number in ("1", "2"):
         now = registry.aliases()
         assert now is not None
         registry.move(now, number)
-    registry.client = Killed(store.uri)
+    registry.client = KilledClient(store.uri)
     with pytest.raises(KeyboardInterrupt):
         registry.move(Aliases("2", "1"), "3")
     assert aliases(registry) == {"champion": 2, "previous": 2}
     assert registry.aliases() == Aliases("2", "1")
 
 
-def test_somebody_elses_champion_stands_if_it_is_the_later_one(store: Store) -> None:
+def test_a_later_concurrent_champion_wins(store: Store) -> None:
     registry = with_versions(store, 3)
     assert registry.move(Aliases(None, None), "1")
-    registry.client = Meddled(store.uri, "champion", {"previous": "2", "champion": "3"})
+    registry.client = RacingClient(store.uri, "champion", {"previous": "2", "champion": "3"})
     assert not registry.move(Aliases("1", None), "2")
     assert aliases(registry) == {"champion": 3, "previous": 2}
 
 
-def test_the_later_champion_sees_to_it_that_previous_is_another(store: Store) -> None:
+def test_the_later_champion_is_not_previous_as_well(store: Store) -> None:
     registry = with_versions(store, 3)
     assert registry.move(Aliases(None, None), "1")
-    registry.client = Meddled(store.uri, "champion", {"previous": "2"})  # about to make another the champion after 2
+    registry.client = RacingClient(store.uri, "champion", {"previous": "2"})  # its own champion is not written yet
     assert registry.move(Aliases("1", None), "2")
     assert aliases(registry) == {"champion": 2, "previous": 1}
 
 
-def test_whatever_mlflow_raises_is_one_line(store: Store, tmp_path: Path) -> None:
+def test_an_mlflow_error_becomes_one_line(store: Store, tmp_path: Path) -> None:
     with (
-        pytest.raises(PipelineError, match=r"the MLflow store sqlite:.*mlflow\.db does not do it: Model Version"),
+        pytest.raises(PipelineError, match=r"the MLflow store sqlite:.*mlflow\.db failed: Model Version"),
         open_registry(store, "mnist", tmp_path) as registry,
     ):
         registry.version("1")
 
 
-class Unwilling(BaseHTTPRequestHandler):
-    """A server of artifacts that is there and gives none."""
+class Forbidding(BaseHTTPRequestHandler):
+    """An artifact server that answers every request with 403."""
 
     def do_GET(self) -> None:
         self.send_error(403)
@@ -117,29 +117,29 @@ class Unwilling(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def unwilling() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Unwilling) as server:
+def forbidding() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Forbidding) as server:
         threading.Thread(target=server.serve_forever).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
-def test_files_that_cannot_be_had_now_are_not_taken_for_lost(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unwilling: str
+def test_temporarily_unavailable_files_are_not_considered_lost(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forbidding: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     registry = with_versions(store, 0)
-    for number, address in enumerate(("http://127.0.0.1:9", unwilling)):
+    for number, address in enumerate(("http://127.0.0.1:9", forbidding)):
         source, tags = f"{address}/api/2.0/mlflow-artifacts/artifacts/served", {DVC_HASH: f"md5 {number}"}
         registry.client.create_model_version("mnist", source, tags=tags)
         with (
-            pytest.raises(PipelineError, match=r"mlflow\.db does not do it: .*(Max retries exceeded|403)"),
+            pytest.raises(PipelineError, match=r"mlflow\.db failed: .*(Max retries exceeded|403)"),
             open_registry(store, "mnist", tmp_path) as opened,
         ):
             opened.find(f"md5 {number}")
 
 
-def test_files_that_are_missing_or_others_are_not_found(store: Store, tmp_path: Path) -> None:
+def test_versions_with_missing_or_changed_files_are_not_found(store: Store, tmp_path: Path) -> None:
     registry, folder = with_versions(store, 0), tmp_path / "files"
     folder.mkdir()
     (folder / "MLmodel").write_text("a", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Projects that are moved, copied, shared, or seen at two places."""
+"""Projects that are moved, copied, shared, or visible at two paths."""
 
 import contextlib
 import os
@@ -36,7 +36,7 @@ def record(client: MlflowClient, experiment: str) -> str:
 
 
 def reopen(folder: Path, **settings: str) -> Store:
-    """The store of a folder as another process would open it."""
+    """The store of a folder, opened as another process would open it."""
     folder.mkdir(exist_ok=True)
     os.environ["MLFLOW_TRACKING_URI"] = settings.get("uri", "")
     return open_store(folder)
@@ -52,7 +52,7 @@ def has_note(store: Store, run_id: str) -> bool:
     return [file.path for file in MlflowClient(store.uri).list_artifacts(run_id)] == ["note.txt"]
 
 
-def test_a_project_that_shares_its_database_leaves_those_of_others_alone(tmp_path: Path) -> None:
+def test_a_project_with_a_shared_database_leaves_other_projects_runs_alone(tmp_path: Path) -> None:
     owner = reopen(tmp_path / "owner")
     second = reopen(tmp_path / "second", uri=owner.uri)
     run_id = record(MlflowClient(second.uri), experiment_id(second, "second"))
@@ -60,14 +60,14 @@ def test_a_project_that_shares_its_database_leaves_those_of_others_alone(tmp_pat
     assert (tmp_path / "second" / "mlartifacts").is_dir()
 
 
-def test_a_database_that_another_project_made_is_still_its_owner_s(tmp_path: Path) -> None:
+def test_a_database_that_another_project_created_belongs_to_its_owner(tmp_path: Path) -> None:
     (tmp_path / "owner").mkdir()
     second = reopen(tmp_path / "second", uri=f"sqlite:///{tmp_path}/owner/mlflow.db")
     run_id = record(MlflowClient(second.uri), experiment_id(second, "second"))
     assert has_note(reopen(tmp_path / "owner"), run_id)
 
 
-def test_a_database_behind_a_link_belongs_to_nobody(tmp_path: Path) -> None:
+def test_a_symlinked_database_belongs_to_no_project(tmp_path: Path) -> None:
     _, _, run_id = project(tmp_path / "one")
     (tmp_path / "one" / "mlflow.db").rename(tmp_path / "shared.db")
     for name in ("one", "two", "one"):
@@ -78,7 +78,7 @@ def test_a_database_behind_a_link_belongs_to_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlartifacts", "MLArtifacts"])
-def test_a_place_that_was_chosen_stays(tmp_path: Path, name: str) -> None:
+def test_a_chosen_location_stays(tmp_path: Path, name: str) -> None:
     store, client, _ = project(tmp_path / "old")
     run_id = record(client, client.create_experiment("chosen", (tmp_path / "drive" / name).as_uri()))
     shutil.copytree(tmp_path / "old", tmp_path / "new")
@@ -86,7 +86,7 @@ def test_a_place_that_was_chosen_stays(tmp_path: Path, name: str) -> None:
     assert has_note(store, run_id)
 
 
-def test_where_only_the_database_was_copied_earlier_runs_stay_and_later_ones_do_not_go_there(tmp_path: Path) -> None:
+def test_if_only_the_database_was_copied_earlier_runs_stay_and_new_ones_go_to_the_copy(tmp_path: Path) -> None:
     old, _, run_id = project(tmp_path / "old")
     (tmp_path / "new").mkdir()
     shutil.copy(tmp_path / "old" / "mlflow.db", tmp_path / "new")
@@ -98,7 +98,7 @@ def test_where_only_the_database_was_copied_earlier_runs_stay_and_later_ones_do_
     assert not (old.artifacts / later).exists()
 
 
-def test_an_empty_project_that_is_moved_writes_nothing_to_the_old_place(tmp_path: Path) -> None:
+def test_a_moved_empty_project_writes_nothing_to_the_old_location(tmp_path: Path) -> None:
     reopen(tmp_path / "old")
     (tmp_path / "old").rename(tmp_path / "new")
     new = reopen(tmp_path / "new")
@@ -106,7 +106,7 @@ def test_an_empty_project_that_is_moved_writes_nothing_to_the_old_place(tmp_path
     assert not (tmp_path / "old").exists()
 
 
-def test_a_database_of_an_earlier_version_is_recognised_by_the_files_of_its_runs(tmp_path: Path) -> None:
+def test_a_database_of_an_earlier_version_is_recognized_by_its_run_files(tmp_path: Path) -> None:
     store, _, run_id = project(tmp_path / "old")
     execute(store, "UPDATE experiments SET artifact_location = '/old/mlruns/0' WHERE experiment_id = 0")
     shutil.copytree(tmp_path / "old", tmp_path / "new")
@@ -118,7 +118,7 @@ def test_a_database_of_an_earlier_version_is_recognised_by_the_files_of_its_runs
     assert has_note(reopen(tmp_path / "newer"), run_id)
 
 
-def test_a_database_that_cannot_be_written_is_read(tmp_path: Path) -> None:
+def test_a_read_only_database_is_read(tmp_path: Path) -> None:
     store, _, run_id = project(tmp_path / "old")
     refuse = "CREATE TRIGGER refuse BEFORE UPDATE ON experiments BEGIN SELECT RAISE(ABORT, 'read-only'); END"
     execute(store, refuse)
@@ -126,10 +126,10 @@ def test_a_database_that_cannot_be_written_is_read(tmp_path: Path) -> None:
     assert has_note(reopen(tmp_path / "new"), run_id)
 
 
-def test_a_project_that_is_seen_at_two_places_is_not_torn_apart(
+def test_a_project_in_use_at_another_path_is_not_relocated(
     tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As inside and outside of a container: a directory that is moved stands for one that has two names."""
+    """As inside and outside a container: a moved directory stands for one with two paths."""
     project(tmp_path / "host")
     using = start([*OPEN, str(tmp_path / "host"), "600"], ROOT)
     assert using.stdout
@@ -144,7 +144,7 @@ def test_a_project_that_is_seen_at_two_places_is_not_torn_apart(
     reopen(tmp_path / "container")
 
 
-def test_a_message_that_cannot_be_shown_ends_nothing(tmp_path: Path) -> None:
+def test_a_message_that_cannot_be_encoded_is_ignored(tmp_path: Path) -> None:
     project(tmp_path / "old")
     shutil.copytree(tmp_path / "old", tmp_path / "né中")
     settings = {"PYTHONIOENCODING": "ascii", "MLFLOW_TRACKING_URI": ""}

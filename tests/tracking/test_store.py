@@ -34,13 +34,13 @@ def test_a_database_that_cannot_be_used_is_an_error(tmp_path: Path, monkeypatch:
         open_store(tmp_path)
 
 
-def test_the_environment_names_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_names_another_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
     assert locate_store(tmp_path).remote
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "./mlruns", "/data/mlruns", "file:///data/mlruns"])
-def test_a_folder_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+def test_a_folder_is_refused_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(PipelineError, match=r"MLFLOW_TRACKING_URI=.*mlruns.*Unset it .*`mlflow migrate-filestore"):
         open_store(tmp_path)
@@ -66,7 +66,7 @@ def test_an_unreachable_server_is_an_error_within_seconds(tmp_path: Path, monkey
         ),
     ],
 )
-def test_a_setting_that_mlflow_cannot_use_is_named(
+def test_an_unusable_mlflow_setting_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], message: str
 ) -> None:
     for name, value in ({"MLFLOW_TRACKING_URI": "https://127.0.0.1:9"} | settings).items():
@@ -84,7 +84,7 @@ def test_a_silent_server_is_an_error_within_seconds(tmp_path: Path, monkeypatch:
             open_store(tmp_path)
 
 
-def test_a_store_that_is_no_database_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"not a database " * 100)
     with pytest.raises(PipelineError, match=r"mlflow\.db cannot be used: "):
         open_store(tmp_path)
@@ -96,7 +96,7 @@ def test_a_working_directory_with_both_kinds_of_quotes(tmp_path: Path, monkeypat
     monkeypatch.chdir(folder)
     client = MlflowClient(open_store(folder).uri)
     assert client.get_experiment("0").artifact_location.startswith(folder.as_uri())
-    assert "_MLFLOW_SERVER_ARTIFACT_ROOT" not in os.environ, "MLflow would take this process for a server"
+    assert "_MLFLOW_SERVER_ARTIFACT_ROOT" not in os.environ, "MLflow would treat this process as a server"
 
 
 def test_artifacts_go_to_the_root_wherever_the_process_runs(tmp_path: Path) -> None:
@@ -109,38 +109,38 @@ def test_artifacts_go_to_the_root_wherever_the_process_runs(tmp_path: Path) -> N
 def test_a_deleted_experiment_is_named_with_the_remedy(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     MlflowClient(store.uri).delete_experiment(experiment_id(store, "mnist"))
-    with pytest.raises(PipelineError, match=r"'mnist' was deleted\. Bring it back \(mlflow experiments restore"):
+    with pytest.raises(PipelineError, match=r"'mnist' was deleted\. Restore it \(mlflow experiments restore"):
         experiment_id(store, "mnist")
 
 
 def forbid(store: Store, table: str) -> None:
-    """Have the database refuse new rows in a table, as a server does for who may only read."""
+    """Make the database refuse new rows in a table, as a server does for users with read-only access."""
     with contextlib.closing(sqlite3.connect(store.uri.removeprefix("sqlite:///"))) as database:
         database.execute(f"CREATE TRIGGER refuse BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'forbidden'); END")
 
 
-def test_who_may_only_read_gets_the_list_of_runs(tmp_path: Path) -> None:
+def test_users_with_read_only_access_get_the_list_of_runs(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     experiment = experiment_id(store, "mnist")
     forbid(store, "experiment_tags")
     assert run_list(store, "mnist") == f"experiments/{experiment}/runs?viewStateShareKey=results"
 
 
-def test_an_experiment_that_the_store_does_not_make(tmp_path: Path) -> None:
+def test_an_experiment_that_the_store_cannot_create(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     forbid(store, "experiments")
-    with pytest.raises(PipelineError, match=r"neither gives nor makes the experiment 'mnist': .*forbidden"):
+    with pytest.raises(PipelineError, match=r"cannot open or create the experiment 'mnist': .*forbidden"):
         experiment_id(store, "mnist")
 
 
-def test_processes_that_start_together_make_one_store(tmp_path: Path) -> None:
+def test_concurrent_processes_create_one_store(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pipeline.tracking.store import open_store, experiment_id; "
         "print(experiment_id(open_store(Path(sys.argv[1])), 'mnist'))"
     )
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)],  # in forks MLflow would copy its tables
+            [sys.executable, "-c", code, str(tmp_path)],  # forks would copy MLflow's tables instead of creating them
             cwd=ROOT,
             env=environment({"PATH": PATH}),
             stdout=subprocess.PIPE,
@@ -181,10 +181,8 @@ open_store(pathlib.Path())
 """
 
 
-@pytest.mark.parametrize("changes", [30, 150])  # of more than four hundred
-def test_a_process_that_is_killed_while_it_makes_the_tables_leaves_no_half_of_them(
-    tmp_path: Path, changes: int
-) -> None:
+@pytest.mark.parametrize("changes", [30, 150])  # of more than 400 statements that change the database
+def test_a_kill_during_table_creation_leaves_no_database(tmp_path: Path, changes: int) -> None:
     command = [sys.executable, "-c", KILLED, str(changes)]
     killed = subprocess.run(command, cwd=tmp_path, env=environment({"PATH": PATH}), check=False)
     assert killed.returncode == -signal.SIGKILL

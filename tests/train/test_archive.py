@@ -27,14 +27,14 @@ def test_other_weights_give_other_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.keras").read_bytes() != (tmp_path / "b.keras").read_bytes()
 
 
-def test_keras_reads_it_in_safe_mode(tmp_path: Path) -> None:
+def test_keras_loads_the_archive_in_safe_mode(tmp_path: Path) -> None:
     save_network(tmp_path / "model.keras", network())
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     inputs = np.ones((2, 3), np.float32)
     np.testing.assert_array_equal(loaded(inputs), network()(inputs))
 
 
-def test_no_date_is_in_it(tmp_path: Path) -> None:
+def test_the_archive_has_a_fixed_date(tmp_path: Path) -> None:
     save_network(tmp_path / "model.keras", network())
     with zipfile.ZipFile(tmp_path / "model.keras") as archive:
         assert {entry.date_time[0] for entry in archive.infolist()} == {1980}

@@ -24,7 +24,7 @@ def small_learner() -> keras.Model:
     return learner
 
 
-def test_images_are_given_out_by_number() -> None:
+def test_images_are_looked_up_by_index() -> None:
     given = keras.ops.convert_to_numpy(ImagePool(IMAGES)(np.array([3, 0, 3], np.int32)))
     assert given.dtype == np.uint8
     np.testing.assert_array_equal(given, IMAGES[[3, 0, 3]])
@@ -41,7 +41,7 @@ def test_a_checkpoint_has_no_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [BACKEND.batches, ArrayBatches])
-def test_every_number_comes_once_and_in_order(make: type[ArrayBatches]) -> None:
+def test_every_index_comes_once_and_in_order(make: type[ArrayBatches]) -> None:
     made = make(ORDER, LABELS, 16)
     parts = [made[index] for index in range(len(made))] if isinstance(made, ArrayBatches) else [*made]
     assert [len(numbers) for numbers, _ in parts] == [16, 16, 16, 2]
@@ -50,12 +50,12 @@ def test_every_number_comes_once_and_in_order(make: type[ArrayBatches]) -> None:
 
 
 @pytest.mark.tensorflow
-def test_nothing_tunes_itself() -> None:
+def test_the_autotuner_is_off() -> None:
     assert keras.backend.backend() == "tensorflow"
     assert BACKEND.batches(ORDER, LABELS, 16).options().autotune.enabled is False
 
 
-def test_what_any_backend_takes_trains_to_the_same_weights() -> None:
+def test_both_kinds_of_batches_train_to_the_same_weights() -> None:
     weights = []
     for make in (BACKEND.batches, ArrayBatches):
         learner = small_learner()

@@ -48,24 +48,24 @@ TINY = {
     ],
 }
 ONE_STEP = {"epochs": 1, "batch_size": 512}
-WRONG = Split(VALIDATION.images, (VALIDATION.labels + 1) % 10)  # the better the network, the worse it does on these
+WRONG = Split(VALIDATION.images, (VALIDATION.labels + 1) % 10)  # the better the network, the higher its loss on these
 
 
 def configured(tmp_path: Path, training: dict[str, Any] | None = None, **params: object) -> Config:
-    """As everywhere, but with a small network and one update a call unless a test says otherwise: quicker to trace."""
+    """Configure a small network and one update per call by default, which are faster to trace."""
     given = {"model": TINY} | params
     return conftest.configured(tmp_path, training={"steps_per_execution": 1} | (training or {}), **given)
 
 
 class KilledError(Exception):
-    """Stands for the end of a process."""
+    """Simulates the end of a process."""
 
 
 def learn(
-    config: Config, checkpoint: Checkpoint, killed_after: int | None = None, watched: Split = VALIDATION
+    config: Config, checkpoint: Checkpoint, killed_after: int | None = None, validation: Split = VALIDATION
 ) -> tuple[Any, list[Epoch]]:
-    """Fit as the stage does; returns the network that would be saved and what was reported, in order."""
-    network, learner = set_up(config, TRAIN, watched, "cpu")
+    """Fit as the stage does, and return the network to save and the reported epochs, in order."""
+    network, learner = set_up(config, TRAIN, validation, "cpu")
     reported: list[Epoch] = []
 
     def report(epoch: Epoch) -> None:
@@ -74,7 +74,7 @@ def learn(
             raise KilledError
 
     with contextlib.suppress(KilledError):
-        fit(learner, TRAIN, watched, config, checkpoint, report)
+        fit(learner, TRAIN, validation, config, checkpoint, report)
     learner.give_weights_to(network)
     return network, reported
 
@@ -94,19 +94,21 @@ QUICKLY = {
 
 
 @pytest.mark.parametrize(("members", "training"), [(1, {"steps_per_execution": 3}), (1, QUICKLY), (2, QUICKLY)])
-def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path, members: int, training: dict[str, Any]) -> None:
+def test_a_resumed_training_matches_an_uninterrupted_one(
+    tmp_path: Path, members: int, training: dict[str, Any]
+) -> None:
     config = configured(tmp_path, model={"name": "mlp", "members": members}, training={"epochs": 4} | training)
     whole, expected = learn(config, Checkpoint(tmp_path / "whole"))
     _, before = learn(config, Checkpoint(tmp_path / "parts"), killed_after=2)
     continued, after = learn(config, Checkpoint(tmp_path / "parts"))
     assert [epoch["epoch"] for epoch in before] == [1, 2]
-    assert after[:2] == before  # told again, with the same time stamps: MLflow keeps one of each
+    assert after[:2] == before  # reported again with the same timestamps, so that MLflow keeps one of each
     assert figures(after) == figures(expected)
     for mine, theirs in zip(continued.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_training_that_was_killed_after_its_last_epoch_is_not_repeated(tmp_path: Path) -> None:
+def test_a_training_killed_after_its_last_epoch_is_not_repeated(tmp_path: Path) -> None:
     config = configured(tmp_path, training={"epochs": 2})
     first, before = learn(config, Checkpoint(tmp_path / "c"))
     again, after = learn(config, Checkpoint(tmp_path / "c"))
@@ -132,7 +134,7 @@ def lose_a_variable(path: Path) -> None:
     np.savez(path, **values)
 
 
-def test_a_broken_checkpoint_means_a_new_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_starts_again_without_a_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = configured(tmp_path, training={"epochs": 2})
     _, whole = learn(config, Checkpoint(tmp_path / "whole"))
     learn(config, Checkpoint(tmp_path / "c"), killed_after=1)
@@ -143,7 +145,7 @@ def test_a_broken_checkpoint_means_a_new_start(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("damage", [cut_short, flip_a_bit, lose_a_variable, lambda path: path.write_bytes(b"")])
-def test_a_broken_checkpoint_leaves_the_learner_alone(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+def test_a_damaged_checkpoint_does_not_change_the_learner(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     checkpoint = Checkpoint(tmp_path / "c")
     _, learner = set_up(configured(tmp_path), TRAIN, VALIDATION, "cpu")
     learner.optimizer.build(learner.trainable_variables)
@@ -161,7 +163,7 @@ def test_only_the_last_epoch_is_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["epoch-00003.npz"]
 
 
-def test_any_damaged_byte_is_noticed(tmp_path: Path) -> None:
+def test_every_damaged_byte_is_detected(tmp_path: Path) -> None:
     weights = [keras.Variable(RANDOM.random(shape)) for shape in ((3, 4), (4,), ())]
     weights += [keras.Variable(3, dtype="int32"), keras.Variable([1.5, 2.5], dtype="bfloat16")]
     values = [keras.ops.convert_to_numpy(weight).astype(np.float64) for weight in weights]
@@ -170,12 +172,12 @@ def test_any_damaged_byte_is_noticed(tmp_path: Path) -> None:
     for place in range(0, len(whole), 3):
         (tmp_path / "a.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         with contextlib.suppress(ValueError):
-            assert read_values(tmp_path / "a.npz", weights) == "text"  # a byte that means nothing
+            assert read_values(tmp_path / "a.npz", weights) == "text"  # the byte has no effect
         for weight, value in zip(weights, values, strict=True):
             np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight).astype(np.float64), value)
 
 
-def test_a_checkpoint_of_other_types_or_shapes_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_dtypes_or_shapes_is_rejected(tmp_path: Path) -> None:
     weights = [keras.Variable([1.0, 2.0]), keras.Variable([3.0])]
     write_values(tmp_path / "a.npz", weights)
     for others in (
@@ -184,21 +186,23 @@ def test_a_checkpoint_of_other_types_or_shapes_is_refused(tmp_path: Path) -> Non
         weights[::-1],
         [weights[0], keras.Variable([3], dtype="int32")],
     ):
-        with pytest.raises(ValueError, match="other variables"):
+        with pytest.raises(ValueError, match="it holds other variables"):
             read_values(tmp_path / "a.npz", others)
 
 
-def test_best_weights_that_are_damaged_are_one_line(tmp_path: Path) -> None:
+def test_damaged_best_weights_are_one_line(tmp_path: Path) -> None:
     config = configured(tmp_path, training={"epochs": 2, "keep_best_epoch": True})
     learn(config, Checkpoint(tmp_path / "c"))
     cut_short(tmp_path / "c" / "best.npz")
-    with pytest.raises(PipelineError, match=r"best\.npz cannot be read \(.*\): run this again, it trains anew"):
+    with pytest.raises(
+        PipelineError, match=r"best\.npz cannot be read \(.*\): run the stage again to train from scratch"
+    ):
         learn(config, Checkpoint(tmp_path / "c"))
     _, reported = learn(config, Checkpoint(tmp_path / "c"))
     assert len(reported) == 2
 
 
-def test_a_layer_in_bfloat16_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_layer_in_bfloat16_resumes_exactly(tmp_path: Path) -> None:
     layers = [{"_target_": "keras.layers.Flatten"}, {"_target_": "keras.layers.Dense", "units": 8, "dtype": "bfloat16"}]
     config = configured(
         tmp_path, model={"name": "mlp", "layers": layers}, training={"epochs": 3, "keep_best_epoch": True}
@@ -211,7 +215,7 @@ def test_a_layer_in_bfloat16_goes_on_where_it_was(tmp_path: Path) -> None:
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(mine), keras.ops.convert_to_numpy(theirs))
 
 
-def test_of_two_checkpoints_the_later_counts(tmp_path: Path) -> None:
+def test_the_later_of_two_checkpoints_counts(tmp_path: Path) -> None:
     config = configured(tmp_path, training={"epochs": 3})
     learn(config, Checkpoint(tmp_path / "c"), killed_after=1)
     first = (tmp_path / "c" / "epoch-00001.npz").read_bytes()
@@ -222,13 +226,13 @@ def test_of_two_checkpoints_the_later_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 7, 99, 100])
-def test_the_hardest_images_are_the_first_of_a_stable_sort(count: int) -> None:
+def test_hard_examples_are_the_first_of_a_stable_sort(count: int) -> None:
     for values in (RANDOM.random(100), RANDOM.integers(0, 4, 100), np.zeros(100)):
         losses = values.astype(np.float32)
         np.testing.assert_array_equal(largest(losses, count), np.argsort(-losses, kind="stable")[:count])
 
 
-def test_no_epoch_has_the_order_of_another(tmp_path: Path) -> None:
+def test_every_epoch_has_its_own_order(tmp_path: Path) -> None:
     config = configured(tmp_path, training={"epochs": 2})
     _, learner = set_up(config, TRAIN, VALIDATION, "cpu")
     labels = keras.utils.to_categorical(np.concatenate([TRAIN.labels, VALIDATION.labels]), 10).astype(np.float32)
@@ -241,14 +245,14 @@ def test_no_epoch_has_the_order_of_another(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one, again)
 
 
-def test_another_process_does_not_share_a_checkpoint(tmp_path: Path) -> None:
+def test_two_processes_do_not_share_a_checkpoint(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path, "name") as mine, open_checkpoint(tmp_path, "name") as other:
         assert mine.folder != other.folder
     with open_checkpoint(tmp_path, "name") as later:
         assert later.folder == mine.folder
 
 
-def test_trainings_that_start_and_end_together_do_not_disturb_each_other(tmp_path: Path) -> None:
+def test_concurrent_trainings_do_not_disturb_each_other(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from pipeline.train.checkpoint import open_checkpoint\n"
         "end = time.monotonic() + 3\n"
@@ -257,11 +261,11 @@ def test_trainings_that_start_and_end_together_do_not_disturb_each_other(tmp_pat
     )
     command = ["python", "-c", code, str(tmp_path)]
     processes = [subprocess.Popen(command, cwd=ROOT, env=environment({}), stderr=subprocess.PIPE) for _ in range(3)]
-    told = [process.communicate()[1].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0] * 3, told
+    errors = [process.communicate()[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3, errors
 
 
-def test_a_training_goes_on_from_the_latest_epoch_of_those_that_ran_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_training_resumes_from_the_latest_epoch_of_concurrent_ones_and_leaves_nothing(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path, "name") as first, open_checkpoint(tmp_path, "name") as second:
         (first.folder / "epoch-00009.npz").touch()
         (second.folder / "epoch-00012.npz").touch()
@@ -283,7 +287,7 @@ def test_a_training_goes_on_from_the_latest_epoch_of_those_that_ran_at_once_and_
     assert [*tmp_path.iterdir()] == []
 
 
-def test_the_order_differs_from_epoch_to_epoch_and_follows_from_the_seed(tmp_path: Path) -> None:
+def test_the_seed_determines_the_training(tmp_path: Path) -> None:
     one, again, other = (
         learn(configured(tmp_path, seed=seed, training={"epochs": 2}), Checkpoint(tmp_path / name))[1]
         for seed, name in ((1, "a"), (1, "b"), (2, "c"))
@@ -292,29 +296,29 @@ def test_the_order_differs_from_epoch_to_epoch_and_follows_from_the_seed(tmp_pat
     assert figures(one) != figures(other)
 
 
-def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
+def test_a_nan_loss_stops_the_training(tmp_path: Path) -> None:
     config = configured(tmp_path, optimizer={"name": None, "learning_rate": 1e30}, training={"epochs": 5})
     with pytest.raises(PipelineError, match=r"the loss is nan in epoch \d: the training diverged\. Lower"):
         learn(config, Checkpoint(tmp_path / "c"))
 
 
 @pytest.mark.parametrize("members", [1, 2])
-def test_weights_that_are_no_numbers_after_the_last_update_are_not_kept(tmp_path: Path, members: int) -> None:
-    """The loss of the only epoch is that of before its only update, and nothing is watched."""
+def test_weights_that_the_last_update_made_nan_are_not_kept(tmp_path: Path, members: int) -> None:
+    """The loss of the only epoch precedes its only update, and there is no validation."""
     training = ONE_STEP | {"validate_on": "none", "validation_fraction": 0.0}
     optimizer = {"_target_": "keras.optimizers.SGD", "name": "sgd", "learning_rate": 1e38, "weight_decay": 1e3}
     composed = configured(tmp_path, model={"name": "mlp", "members": members}, training=training)
     config = Config.model_validate(composed.model_dump(by_alias=True) | {"optimizer": optimizer})
     with pytest.raises(PipelineError, match=r"has NaN or infinite weights: the training diverged\. Lower optimizer"):
-        learn(config, Checkpoint(tmp_path / "c"), watched=Split(IMAGES[:0], LABELS[:0]))
+        learn(config, Checkpoint(tmp_path / "c"), validation=Split(IMAGES[:0], LABELS[:0]))
 
 
 def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
     training = {"epochs": 6, "keep_best_epoch": True, "batch_size": 32}
     config = configured(tmp_path, model={"name": "mlp"}, training=training)
-    network, reported = learn(config, Checkpoint(tmp_path / "c"), watched=WRONG)
+    network, reported = learn(config, Checkpoint(tmp_path / "c"), validation=WRONG)
     best = min(reported, key=lambda epoch: epoch["val_loss"])
-    assert best["epoch"] < 6, "the case needs a training that got worse"
+    assert best["epoch"] < 6, "the test needs a training that got worse"
     network.compile(loss=keras.losses.SparseCategoricalCrossentropy())
     assert network.evaluate(*WRONG, verbose=0) == pytest.approx(best["val_loss"], rel=1e-5)
 
@@ -322,7 +326,7 @@ def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
 def test_training_stops_early(tmp_path: Path) -> None:
     training = {"epochs": 50, "early_stopping": 2, "batch_size": 32}
     config = configured(tmp_path, model={"name": "mlp"}, training=training)
-    _, reported = learn(config, Checkpoint(tmp_path / "c"), watched=WRONG)
+    _, reported = learn(config, Checkpoint(tmp_path / "c"), validation=WRONG)
     assert len(reported) == best_epoch(reported) + 2 < 50
 
 
@@ -342,7 +346,7 @@ def test_patience(losses: list[float], patience: int | None, stops: bool) -> Non
     assert stops_early(epochs, patience) is stops
 
 
-def test_the_loss_is_the_notebooks_categorical_one() -> None:
+def test_the_loss_equals_that_of_the_notebook() -> None:
     probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]], np.float32)
     sparse = keras.losses.SparseCategoricalCrossentropy()(np.array([0, 1], np.uint8), probabilities)
     categorical = keras.losses.CategoricalCrossentropy()(np.eye(3, dtype=np.float32)[:2], probabilities)
@@ -350,7 +354,7 @@ def test_the_loss_is_the_notebooks_categorical_one() -> None:
 
 
 def prepared(tmp_path: Path, augmentation: list[keras.Layer], members: int) -> tuple[list[keras.Model], Learner]:
-    """Members that begin with the same weights, and a learner that takes one large step of plain gradient descent."""
+    """Members with the same initial weights, and a learner for one large step of plain gradient descent."""
     config = configured(tmp_path, model={"name": "mlp", "dropout": 0.0, "members": members}, training=ONE_STEP)
     keras.utils.set_random_seed(1)
     network = build_network(config.model, (8, 8), 10)
@@ -376,7 +380,7 @@ def test_every_member_learns_as_it_would_alone(tmp_path: Path) -> None:
             np.testing.assert_allclose(mine, theirs, atol=1e-6)
 
 
-def test_every_member_sees_the_images_in_its_own_way(tmp_path: Path) -> None:
+def test_every_member_has_its_own_augmentation(tmp_path: Path) -> None:
     (one, other), learner = prepared(tmp_path, [RandomShift(1)], members=2)
     step(learner)
     assert np.abs(one.get_weights()[0] - other.get_weights()[0]).max() > 1e-4
@@ -391,7 +395,7 @@ def test_a_step_is_traced_once(tmp_path: Path) -> None:
 
 
 class Ours:
-    """Parts of a network that are not Keras's own, and have no configuration."""
+    """Custom parts of a network, which have no configuration."""
 
     class Halving(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
         def __call__(self, step: Any) -> Any:
@@ -407,7 +411,7 @@ class Ours:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "rmsprop"])
-def test_parts_of_one_s_own_serve_and_the_network_can_be_read_without_them(
+def test_custom_parts_work_and_the_network_loads_without_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     for part in (Ours.Halving, Ours.Small, Ours.Pull):
@@ -430,14 +434,14 @@ def test_parts_of_one_s_own_serve_and_the_network_can_be_read_without_them(
     network, (epoch,) = learn(config, Checkpoint(tmp_path / "c"))
     assert epoch["learning_rate"] == pytest.approx(0.01 * 0.5 ** (4 / 10), rel=1e-4)
     save_network(tmp_path / "model.keras", network)
-    read = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
+    loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
     expected = network.predict(VALIDATION.images, verbose=0)
-    np.testing.assert_allclose(read.predict(VALIDATION.images, verbose=0), expected, atol=1e-6)
+    np.testing.assert_allclose(loaded.predict(VALIDATION.images, verbose=0), expected, atol=1e-6)
 
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_convolutions_learn_in_fused_operations(tmp_path: Path, precision: str) -> None:
+def test_convolutional_networks_train_with_fused_operations(tmp_path: Path, precision: str) -> None:
     options = {"model": {"name": "convnet", "members": 2}, "optimizer": {"name": "adam"}}
     config = configured(tmp_path, **options, training={"precision": precision})
     try:
@@ -451,7 +455,7 @@ def test_convolutions_learn_in_fused_operations(tmp_path: Path, precision: str) 
     assert saved == {"keras"}
 
 
-def test_an_ensemble_tells_of_itself_and_not_of_its_members(tmp_path: Path) -> None:
+def test_metrics_are_those_of_the_ensemble_and_not_of_its_members(tmp_path: Path) -> None:
     config = configured(tmp_path, model={"name": "mlp", "members": 2}, training={"epochs": 1})
     network, (epoch,) = learn(config, Checkpoint(tmp_path / "c"))
     right = network.predict(VALIDATION.images, verbose=0).argmax(axis=1) == VALIDATION.labels
@@ -460,7 +464,7 @@ def test_an_ensemble_tells_of_itself_and_not_of_its_members(tmp_path: Path) -> N
     probabilities = network.predict(VALIDATION.images, verbose=0)
     assert epoch["val_loss"] == pytest.approx(float(loss(VALIDATION.labels, probabilities)), rel=1e-4)
     one, other = (member.predict(VALIDATION.images, verbose=0).argmax(axis=1) for member in members_of(network))
-    assert (one != other).any(), "the case needs members that differ"
+    assert (one != other).any(), "the test needs members that differ"
 
 
 @pytest.mark.parametrize(
@@ -473,7 +477,7 @@ def test_an_ensemble_tells_of_itself_and_not_of_its_members(tmp_path: Path) -> N
         {"batch_size": 5000},
     ],
 )
-def test_every_way_to_train_learns_and_goes_on_after_a_kill(tmp_path: Path, training: dict[str, Any]) -> None:
+def test_every_training_option_learns_and_resumes_after_a_kill(tmp_path: Path, training: dict[str, Any]) -> None:
     config = configured(tmp_path, training={"epochs": 3} | training)
     try:
         learn(config, Checkpoint(tmp_path / "c"), killed_after=2)
@@ -485,7 +489,7 @@ def test_every_way_to_train_learns_and_goes_on_after_a_kill(tmp_path: Path, trai
 
 
 @pytest.mark.parametrize("model", [{"name": "mlp"}, {"name": "convnet", "members": 2, "test_time_shift": 1} | SMALL])
-def test_what_was_trained_in_mixed_precision_is_kept_in_float32(tmp_path: Path, model: dict[str, Any]) -> None:
+def test_a_network_trained_in_mixed_precision_is_saved_in_float32(tmp_path: Path, model: dict[str, Any]) -> None:
     config = configured(tmp_path, model=model, training={"epochs": 1, "precision": "mixed_bfloat16"})
     try:
         network, learner = set_up(config, TRAIN, VALIDATION, "cpu")
@@ -507,17 +511,17 @@ def test_what_was_trained_in_mixed_precision_is_kept_in_float32(tmp_path: Path, 
     )
 
 
-def test_the_loss_of_every_image_is_remembered(tmp_path: Path) -> None:
+def test_the_last_loss_of_every_training_image_is_stored(tmp_path: Path) -> None:
     config = configured(tmp_path, model={"name": "mlp", "dropout": 0.0}, training=ONE_STEP)
     network, learner = set_up(config, TRAIN, VALIDATION, "cpu")
     expected = -np.log(network.predict(TRAIN.images, verbose=0)[np.arange(512), TRAIN.labels])
     fit(learner, TRAIN, VALIDATION, config, Checkpoint(tmp_path / "c"), lambda _: None)
     remembered = keras.ops.convert_to_numpy(learner.last_losses)
     np.testing.assert_allclose(remembered[:512], expected, rtol=1e-4)
-    assert (remembered[512:] == 0).all(), "validation images are no training images"
+    assert (remembered[512:] == 0).all(), "validation images are not training images"
 
 
-def test_the_hardest_images_are_chosen_after_the_full_epochs(tmp_path: Path) -> None:
+def test_hard_examples_are_chosen_after_the_full_epochs(tmp_path: Path) -> None:
     training = configured(tmp_path, training={"full_epochs": 2, "hard_example_fraction": 0.5}).training
     losses = np.array([0.1, 3.0, 0.2, 2.0, 0.3], np.float32)
     assert sorted(choose(losses, training, 2)) == [0, 1, 2, 3, 4]
@@ -533,9 +537,7 @@ def test_the_hardest_images_are_chosen_after_the_full_epochs(tmp_path: Path) -> 
         ({"epochs": 1, "batch_size": 512, "hard_example_fraction": 0.25}, 1),
     ],
 )
-def test_the_schedule_knows_how_many_updates_there_will_be(
-    tmp_path: Path, training: dict[str, Any], updates: int
-) -> None:
+def test_the_schedule_spans_all_updates(tmp_path: Path, training: dict[str, Any], updates: int) -> None:
     config = configured(tmp_path, training=training | {"decay": "cosine"})
     learner = set_up(config, TRAIN, VALIDATION, "cpu")[1]
     epochs = fit(learner, TRAIN, VALIDATION, config, Checkpoint(tmp_path / "c"), lambda _: None)
@@ -544,20 +546,20 @@ def test_the_schedule_knows_how_many_updates_there_will_be(
 
 
 @pytest.mark.parametrize("updates", [1, 2, 3, 10])
-def test_a_warm_up_leaves_an_update_for_the_fall(tmp_path: Path, updates: int) -> None:
+def test_a_warm_up_leaves_an_update_for_the_decay(tmp_path: Path, updates: int) -> None:
     config = configured(tmp_path, training={"warm_up": 0.99, "decay": "cosine"})
     schedule = build_optimizer(config.optimizer, config.training, updates)._learning_rate
     assert np.isfinite([float(schedule(update)) for update in range(updates + 1)]).all()
 
 
-def test_the_learning_rate_rises_and_falls(tmp_path: Path) -> None:
+def test_the_learning_rate_warms_up_and_decays(tmp_path: Path) -> None:
     config = configured(tmp_path, training={"warm_up": 0.2, "decay": "cosine"})
     schedule = build_optimizer(config.optimizer, config.training, 100)._learning_rate
     rates = [float(schedule(update)) for update in (0, 10, 20, 60, 100)]
     assert rates == pytest.approx([0, 0.0005, 0.001, 0.0005, 0], abs=1e-8)
 
 
-def test_label_smoothing_is_kerass(tmp_path: Path) -> None:
+def test_label_smoothing_matches_keras(tmp_path: Path) -> None:
     config = configured(tmp_path, model={"name": "mlp", "dropout": 0.0}, training=ONE_STEP | {"label_smoothing": 0.2})
     network, learner = set_up(config, TRAIN, VALIDATION, "cpu")
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.2)
@@ -567,7 +569,7 @@ def test_label_smoothing_is_kerass(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", [{}, {"members": 2, "test_time_shift": 1}])
-def test_what_is_served_is_deterministic(tmp_path: Path, model: dict[str, int]) -> None:
+def test_inference_is_deterministic(tmp_path: Path, model: dict[str, int]) -> None:
     config = configured(tmp_path, model={"name": "mlp", "dropout": 0.5} | model, training={"epochs": 1} | QUICKLY)
     network, _ = learn(config, Checkpoint(tmp_path / "c"))
     assert not any(isinstance(layer, RandomAffine | ImagePool) for layer in network.layers)
@@ -594,7 +596,7 @@ def test_augmentation_must_be_layers(tmp_path: Path) -> None:
         set_up(configured(tmp_path, training={"augmentation": bad}), TRAIN, VALIDATION, "cpu")
 
 
-def test_a_bad_amount_of_augmentation_is_named(tmp_path: Path) -> None:
+def test_an_invalid_amount_of_augmentation_is_named(tmp_path: Path) -> None:
     bad = [AFFINE, AFFINE | {"shift": -1}]
     with pytest.raises(
         PipelineError, match=r"training\.augmentation\.1: .*RandomAffine cannot be built: .*not be negative"
@@ -602,7 +604,7 @@ def test_a_bad_amount_of_augmentation_is_named(tmp_path: Path) -> None:
         set_up(configured(tmp_path, training={"augmentation": bad}), TRAIN, VALIDATION, "cpu")
 
 
-def test_nothing_needs_to_be_watched(tmp_path: Path) -> None:
+def test_validation_is_optional(tmp_path: Path) -> None:
     config = configured(tmp_path, training={"epochs": 1, "validate_on": "none", "validation_fraction": 0.0})
     nothing = Split(IMAGES[:0], LABELS[:0])
     learner = set_up(config, TRAIN, nothing, "cpu")[1]

@@ -1,4 +1,4 @@
-"""Keras's own layers as augmentation: each image is changed by itself, or the layer is refused by its name."""
+"""Keras's layers as augmentation: a layer changes each image independently, or it is rejected by name."""
 
 import re
 from collections.abc import Callable
@@ -52,13 +52,13 @@ def spec(name: str) -> dict[str, Any]:
 
 
 def changed(layers: list[keras.Layer]) -> Callable[[NDArray[np.uint8]], NDArray[Any]]:
-    """What a row of layers makes of training images, with the same random numbers every time."""
+    """Return a function that augments training images, with the same random numbers in every call."""
     augmentation = Augmentation(layers)
     function: Any = augmentation
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        function = tf.function(augmentation)  # some of Keras's do something else where there is no graph
+        function = tf.function(augmentation)  # some Keras layers behave differently without a graph
 
     def change(images: NDArray[np.uint8]) -> NDArray[Any]:
         for state in augmentation.non_trainable_variables:
@@ -69,7 +69,7 @@ def changed(layers: list[keras.Layer]) -> Callable[[NDArray[np.uint8]], NDArray[
 
 
 @pytest.mark.parametrize("name", sorted({*KERAS, *ARGUMENTS} - {*REFUSED}))
-def test_no_image_holds_what_is_of_another(tmp_path: Path, name: str) -> None:
+def test_images_are_augmented_independently(tmp_path: Path, name: str) -> None:
     change = changed(row(tmp_path, spec(name)))
     outcome = change(IMAGES)
     assert outcome.shape == IMAGES.shape
@@ -81,7 +81,7 @@ def test_no_image_holds_what_is_of_another(tmp_path: Path, name: str) -> None:
         np.testing.assert_allclose(change(others)[kept], outcome[kept], atol=1e-3)
 
 
-def test_a_flip_is_of_the_image_and_not_of_the_batch(tmp_path: Path) -> None:
+def test_a_flip_is_per_image_and_not_per_batch(tmp_path: Path) -> None:
     outcome = changed(row(tmp_path, spec("RandomFlip")))(IMAGES)
     flipped = [bool((after == before[::-1]).all()) for before, after in zip(IMAGES, outcome, strict=True)]
     same = [bool((after == before).all()) for before, after in zip(IMAGES, outcome, strict=True)]
@@ -96,7 +96,7 @@ def test_every_random_layer_of_keras_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*REFUSED} - {"Sequential", "Functional", "Pipeline"}))
-def test_what_cannot_be_done_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_an_unsupported_layer_is_rejected_by_name(tmp_path: Path, name: str) -> None:
     message = f"training.augmentation.1: {name} cannot be used: {REFUSED[name]}"
     arguments = {"factor": 0.5} if name.startswith("Random") and name not in ("RandomColorJitter", "RandomCrop") else {}
     arguments = {"height": SIDE, "width": SIDE} if name == "RandomCrop" else arguments
@@ -111,7 +111,7 @@ def test_what_cannot_be_done_is_refused_by_name(tmp_path: Path, name: str) -> No
         ({"_target_": "keras.layers.Pipeline"}, "Pipeline cannot be used: list its layers one by one"),
     ],
 )
-def test_a_row_in_a_row_is_refused(tmp_path: Path, outer: dict[str, str], message: str) -> None:
+def test_a_container_of_layers_is_rejected(tmp_path: Path, outer: dict[str, str], message: str) -> None:
     inside = {"layers": [spec("RandomFlip"), {"_target_": "keras.layers.MixUp"}]}
     with pytest.raises(PipelineError, match=rf"training\.augmentation\.0: {message}"):
         row(tmp_path, outer | inside)
@@ -125,7 +125,7 @@ def test_a_row_in_a_row_is_refused(tmp_path: Path, outer: dict[str, str], messag
         {"_target_": "keras.layers.UnitNormalization", "axis": 0},
     ],
 )
-def test_what_is_no_augmentation_is_refused(tmp_path: Path, layer: dict[str, Any]) -> None:
+def test_a_layer_that_is_not_augmentation_is_rejected(tmp_path: Path, layer: dict[str, Any]) -> None:
     with pytest.raises(PipelineError, match=r"cannot be used: it is not one of Keras's augmentation layers"):
         row(tmp_path, layer)
 
@@ -148,12 +148,12 @@ def test_what_is_no_augmentation_is_refused(tmp_path: Path, layer: dict[str, Any
         ),
     ],
 )
-def test_what_makes_no_images_of_images_is_refused(tmp_path: Path, specs: list[Any], message: str) -> None:
+def test_layers_that_do_not_return_images_are_rejected(tmp_path: Path, specs: list[Any], message: str) -> None:
     with pytest.raises(PipelineError, match=re.escape(message)):
         row(tmp_path, *specs)
 
 
-def test_a_layer_of_ours_with_weights_is_refused() -> None:
+def test_a_custom_layer_with_weights_is_rejected() -> None:
     class Own(keras.layers.Layer):  # type: ignore[misc]
         def build(self, shape: Any) -> None:
             self.add_weight(shape=shape[1:], name="mask")
@@ -165,7 +165,7 @@ def test_a_layer_of_ours_with_weights_is_refused() -> None:
         check_augmentation([Own()], (SIDE, SIDE))
 
 
-def test_a_size_may_change_on_the_way(tmp_path: Path) -> None:
+def test_the_size_may_change_between_layers(tmp_path: Path) -> None:
     wider = {"_target_": "keras.layers.ZeroPadding2D", "padding": 2}
     smaller = {"_target_": "keras.layers.CenterCrop", "height": SIDE, "width": SIDE}
     change = changed(row(tmp_path, wider, spec("RandomTranslation"), smaller))
@@ -174,7 +174,7 @@ def test_a_size_may_change_on_the_way(tmp_path: Path) -> None:
     assert (outcome != IMAGES).any()
 
 
-def test_ours_and_keras_s_pass_images_on_to_each_other() -> None:
+def test_custom_and_keras_layers_can_be_combined() -> None:
     noise = keras.layers.GaussianNoise(0.2)
     kept: list[Any] = []
 
@@ -189,7 +189,7 @@ def test_ours_and_keras_s_pass_images_on_to_each_other() -> None:
     assert {keras.backend.standardize_dtype(images.dtype) for images in kept} == {"uint8"}
     last_keras_s = changed([RandomAffine(rotation=10), noise])(IMAGES)
     assert last_keras_s.dtype == np.float32
-    assert last_keras_s.min() < 0, "noise reaches the network as it is"
+    assert last_keras_s.min() < 0, "noise reaches the network without clipping"
 
 
 def test_only_training_images_are_changed() -> None:
@@ -201,8 +201,8 @@ def test_only_training_images_are_changed() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_the_network_gets_what_the_last_layer_makes(tmp_path: Path, precision: str) -> None:
-    """A network that cannot learn: its loss is that of the noisy images, negative ones included."""
+def test_the_network_gets_the_output_of_the_last_layer(tmp_path: Path, precision: str) -> None:
+    """Before the only update, the loss is that of the darkened images, including negative values."""
     labels = RANDOM.integers(0, 10, 32).astype(np.uint8)
     train, nothing = Split(IMAGES, labels), Split(IMAGES[:0], labels[:0])
     darker = {"_target_": "keras.layers.Rescaling", "scale": 1.0, "offset": -300.0}

@@ -28,7 +28,7 @@ def test_the_notebooks_network_has_the_notebooks_parameters(tmp_path: Path) -> N
     assert kernels == [(784, 512), (512,), (512, 512), (512,), (512, 10), (10,)]
 
 
-def test_the_notebooks_network_computes_what_the_notebooks_does(tmp_path: Path) -> None:
+def test_the_notebooks_network_gives_the_notebooks_output(tmp_path: Path) -> None:
     network = build_network(configured(tmp_path, recipe="notebook").model, (28, 28), 10)
     layers = keras.layers
     plain = keras.Sequential(
@@ -49,7 +49,7 @@ def test_the_notebooks_network_computes_what_the_notebooks_does(tmp_path: Path) 
 
 @pytest.mark.parametrize("option", options(CONF)["model"])
 @pytest.mark.parametrize("side", [28, 8])
-def test_every_model_reads_every_size(tmp_path: Path, option: str, side: int) -> None:
+def test_every_model_accepts_every_image_size(tmp_path: Path, option: str, side: int) -> None:
     network = build_network(configured(tmp_path, model=option).model, (side, side), 10)
     probabilities = network.predict(images(side), verbose=0)
     assert probabilities.shape == (5, 10)
@@ -104,8 +104,11 @@ def test_a_builder_returns_layers(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"_target_": "keras.layers.Dens", "units": 3}, "model.layers.0: keras.layers.Dens cannot be built: "),
         ({"_target_": "keras.layers.Dense", "unts": 3}, "model.layers.0: keras.layers.Dense cannot be built: "),
         ({"_target_": "keras.layers.Dense", "units": -3}, "model.layers.0: keras.layers.Dense cannot be built: "),
-        ({"_target_": "keras.layers.LSTM", "units": 3}, "model.layers.0: does not fit what comes before it: "),
-        ({"_target_": "keras.layers.Conv2D", "filters": 2, "kernel_size": 3}, "model.layers: end in shape (26, 26, 2)"),
+        ({"_target_": "keras.layers.LSTM", "units": 3}, "model.layers.0: does not fit the layer before it: "),
+        (
+            {"_target_": "keras.layers.Conv2D", "filters": 2, "kernel_size": 3},
+            "model.layers: the output has shape (26, 26, 2)",
+        ),
         ({"_target_": "keras.optimizers.SGD"}, "model.layers.0: SGD is not a Keras layer"),
         ({"_target_": "keras.layers.BatchNormalization", "axis": 9}, "model.layers.0: "),
         ({"_target_": "keras.layers.Dense", "units": 3, "x": {1: 2}}, "model.layers.0: "),
@@ -113,7 +116,7 @@ def test_a_builder_returns_layers(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"_target_": "pipeline.train.feeding.ImagePool", "images": 1}, "model.layers.0: "),
     ],
 )
-def test_a_bad_layer_is_named(layer: dict[str, Any], message: str) -> None:
+def test_an_invalid_layer_is_named(layer: dict[str, Any], message: str) -> None:
     with pytest.raises(PipelineError) as error:
         build_network(model(layer), (28, 28), 10)
     assert message in str(error.value)
@@ -135,7 +138,7 @@ def test_a_bad_layer_is_named(layer: dict[str, Any], message: str) -> None:
     ],
 )
 @pytest.mark.parametrize("depth", [0, 1, 2])
-def test_what_is_no_part_of_a_network_is_not_called(target: str, depth: int, tmp_path: Path) -> None:
+def test_a_target_that_is_not_allowed_is_not_called(target: str, depth: int, tmp_path: Path) -> None:
     witness = tmp_path / "witness"
     witness.mkdir()
     spec: dict[str, Any] = {"_target_": target, "path": str(witness), "filepath": str(witness)}
@@ -149,7 +152,7 @@ def test_what_is_no_part_of_a_network_is_not_called(target: str, depth: int, tmp
 
 
 @pytest.mark.parametrize("key", ["_partial_", "_args_", "_recursive_", "_convert_", "class_name"])
-def test_nothing_but_a_target_and_arguments_says_what_to_build(key: str) -> None:
+def test_special_keys_besides_target_are_rejected(key: str) -> None:
     for spec in (
         {"_target_": "keras.layers.Dense", "units": 3, key: True},
         {"_target_": "keras.layers.Dense", "units": 3, "kernel_initializer": {key: "Zeros"}},
@@ -167,7 +170,7 @@ def test_nothing_but_a_target_and_arguments_says_what_to_build(key: str) -> None
         ("activation", "keras.regularizers.L2", "Layer"),
     ],
 )
-def test_a_part_of_another_kind_is_named(argument: str, target: str, kind: str) -> None:
+def test_a_part_of_the_wrong_type_is_named(argument: str, target: str, kind: str) -> None:
     spec = {"_target_": "keras.layers.Dense", "units": 3, argument: {"_target_": target}}
     with pytest.raises(
         PipelineError, match=rf"model\.layers\.0: {argument}: must be of type {kind}, not {re.escape(target)}"
@@ -183,13 +186,13 @@ def test_a_part_of_another_kind_is_named(argument: str, target: str, kind: str) 
         (["a", "a"], "model.layers.1: name: two layers are called a"),
     ],
 )
-def test_a_name_that_is_taken_is_said(names: list[str], message: str) -> None:
+def test_a_reserved_or_repeated_layer_name_is_rejected(names: list[str], message: str) -> None:
     layers = [{"_target_": "keras.layers.Dense", "units": 3, "name": name} for name in names]
     with pytest.raises(PipelineError, match=re.escape(message)):
         build_network(model(*layers, {"_target_": "keras.layers.Flatten"}), (8, 8), 10)
 
 
-def test_an_interpolation_that_is_left_is_a_text(tmp_path: Path) -> None:
+def test_a_remaining_interpolation_is_plain_text(tmp_path: Path) -> None:
     spec = {"_target_": "keras.layers.Dense", "units": 3, "kernel_initializer": "${oc.create:{_target_: os.abort}}"}
     with pytest.raises(
         PipelineError, match=r"model\.layers\.0: keras\.layers\.Dense cannot be built: Could not interpret"
@@ -197,7 +200,7 @@ def test_an_interpolation_that_is_left_is_a_text(tmp_path: Path) -> None:
         build_network(model(spec), (8, 8), 10)
 
 
-def test_a_layer_of_one_s_own_is_refused_since_it_could_not_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_custom_layer_is_rejected_because_it_could_not_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     class Own(keras.layers.Layer):  # type: ignore[misc]
         pass
 
@@ -210,7 +213,7 @@ def test_a_layer_of_one_s_own_is_refused_since_it_could_not_be_read_back(monkeyp
 
 
 @pytest.mark.parametrize("dtype", ["int8_from_float32", "int4_from_mixed_bfloat16", "gptq/4/128_from_float32"])
-def test_quantized_weights_which_do_not_learn_are_refused(dtype: str) -> None:
+def test_quantized_weights_are_rejected_because_they_do_not_learn(dtype: str) -> None:
     dense = {"_target_": "keras.layers.Dense", "units": 4, "dtype": dtype}
     for spec in (dense, {"_target_": "keras.layers.SpectralNormalization", "layer": dense}):
         with pytest.raises(PipelineError, match=rf"model\.layers\.1: dtype {dtype}: Keras does not train quantized"):
@@ -218,7 +221,7 @@ def test_quantized_weights_which_do_not_learn_are_refused(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float8_from_float32", "bfloat16", "mixed_bfloat16"])
-def test_other_types_are_built(dtype: str) -> None:
+def test_other_dtypes_are_built(dtype: str) -> None:
     dense = {"_target_": "keras.layers.Dense", "units": 4, "dtype": dtype}
     assert build_network(model({"_target_": "keras.layers.Flatten"}, dense), (8, 8), 10).count_params() > 0
 
@@ -229,7 +232,7 @@ def test_a_builder_must_return_layers() -> None:
         build_network(built, (8, 8), 10)
 
 
-def test_each_convolution_has_a_kernel_of_its_own(tmp_path: Path) -> None:
+def test_each_convolution_has_its_own_kernel_size(tmp_path: Path) -> None:
     network = build_network(configured(tmp_path, model="convnet").model, (28, 28), 10)
     convolutions = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
     kernels = [tuple(layer.kernel.shape) for layer in convolutions]
@@ -241,23 +244,23 @@ def test_each_convolution_has_a_kernel_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "knobs", [{"kernels": [5, 3]}, {"kernels": 3}, {"convolutions": 32}, {"convolutions": [8, 8, 8, 8, 8]}]
 )
-def test_convolutions_and_kernels_that_do_not_fit_are_named(tmp_path: Path, knobs: dict[str, Any]) -> None:
+def test_mismatched_convolutions_and_kernels_are_named(tmp_path: Path, knobs: dict[str, Any]) -> None:
     config = configured(tmp_path, model={"name": "convnet"} | knobs)
     with pytest.raises(PipelineError) as error:
         build_network(config.model, (28, 28), 10)
     (line,) = str(error.value).splitlines()
     assert line.startswith("model.builder: ")
-    assert " convolutions and kernels must be lists of one length, not " in line
+    assert " convolutions and kernels must be lists of the same length, not " in line
     assert f"{next(iter(knobs.values()))}" in line
 
 
-def test_an_optimizer_must_be_one(tmp_path: Path) -> None:
+def test_a_target_that_is_not_an_optimizer_is_named(tmp_path: Path) -> None:
     bad = Optimizer.model_validate({"name": "Dense", "_target_": "keras.layers.Flatten", "learning_rate": 0.1})
     with pytest.raises(PipelineError, match=r"optimizer: keras\.layers\.Flatten"):
         build_optimizer(bad, configured(tmp_path).training, 100)
 
 
-def test_a_bad_argument_of_an_optimizer_is_named(tmp_path: Path) -> None:
+def test_an_invalid_argument_of_an_optimizer_is_named(tmp_path: Path) -> None:
     bad = Optimizer.model_validate(
         {"name": "rmsprop", "_target_": "keras.optimizers.RMSprop", "learning_rate": 0.1, "rhoo": 1}
     )
@@ -265,12 +268,12 @@ def test_a_bad_argument_of_an_optimizer_is_named(tmp_path: Path) -> None:
         build_optimizer(bad, configured(tmp_path).training, 100)
 
 
-def test_an_ensemble_answers_with_the_mean_of_its_members(tmp_path: Path) -> None:
+def test_an_ensemble_predicts_the_mean_of_its_members(tmp_path: Path) -> None:
     network = build_network(configured(tmp_path, model={"name": "mlp", "members": 3}).model, (28, 28), 10)
     members = members_of(network)
     alone = [keras.ops.softmax(member.predict(images(28), verbose=0)) for member in members]
     assert network.count_params() == 3 * NOTEBOOK_PARAMETERS
-    assert np.abs(alone[0] - alone[1]).max() > 0.01, "members begin with weights of their own"
+    assert np.abs(alone[0] - alone[1]).max() > 0.01, "members have different initial weights"
     np.testing.assert_allclose(network.predict(images(28), verbose=0), np.mean(alone, axis=0), atol=1e-6)
 
 
@@ -286,7 +289,7 @@ def test_shifted_views_are_averaged(tmp_path: Path, pixels: int) -> None:
     np.testing.assert_allclose(network.predict(framed, verbose=0), expected, atol=1e-6)
 
 
-def test_what_is_shifted_out_is_not_seen_on_the_other_side(tmp_path: Path) -> None:
+def test_shifted_pixels_do_not_wrap_around(tmp_path: Path) -> None:
     network = build_network(configured(tmp_path, model={"name": "mlp", "test_time_shift": 1}).model, (4, 4), 10)
     (member,) = members_of(network)
     padded = np.pad(np.full((1, 4, 4), 255, np.uint8), ((0, 0), (1, 1), (1, 1)))
@@ -296,12 +299,13 @@ def test_what_is_shifted_out_is_not_seen_on_the_other_side(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("pixels", "passes"), [(27, True), (28, False), (100, False)])
-def test_an_image_is_not_shifted_away(tmp_path: Path, pixels: int, passes: bool) -> None:
+def test_a_shift_must_leave_part_of_the_image(tmp_path: Path, pixels: int, passes: bool) -> None:
     model = configured(tmp_path, model={"name": "mlp", "test_time_shift": pixels}).model
     if passes:
         build_network(model, (28, 30), 10)
     else:
         with pytest.raises(
-            PipelineError, match=rf"model\.test_time_shift: a shift by {pixels} leaves nothing of 28×30"
+            PipelineError,
+            match=rf"model\.test_time_shift: a shift by {pixels} pixels leaves nothing of 28×30 images; set at most 27",
         ):
             build_network(model, (28, 30), 10)

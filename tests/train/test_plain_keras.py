@@ -1,4 +1,4 @@
-"""What a layer, an optimizer or a schedule carries reaches the weights as it does in a plain `model.fit`."""
+"""Options of layers, optimizers and schedules have the same effect on the weights as in a plain `model.fit`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.conftest import configured
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 10, 300).astype(np.uint8)
 IMAGES = (RANDOM.integers(0, 100, (300, 8, 8)) + 15 * LABELS[:, None, None]).astype(np.uint8)
-TRAIN, WATCHED = Split(IMAGES[:250], LABELS[:250]), Split(IMAGES[250:], LABELS[250:])
+TRAIN, VALIDATION = Split(IMAGES[:250], LABELS[:250]), Split(IMAGES[250:], LABELS[250:])
 BATCH, EPOCHS = 32, 3
 
 FLATTEN, DENSE = {"_target_": "keras.layers.Flatten"}, {"_target_": "keras.layers.Dense", "units": 8}
@@ -45,20 +45,20 @@ def layer(name: str, **arguments: Any) -> dict[str, Any]:
 
 
 def config_of(tmp_path: Path, layers: list[Any], optimizer: dict[str, Any], **training: Any) -> Config:
-    told = {"epochs": EPOCHS, "batch_size": BATCH, "steps_per_execution": 1} | training
-    composed = configured(tmp_path, model={"name": "mlp", "layers": layers}, training=told).model_dump(by_alias=True)
+    values = {"epochs": EPOCHS, "batch_size": BATCH, "steps_per_execution": 1} | training
+    composed = configured(tmp_path, model={"name": "mlp", "layers": layers}, training=values).model_dump(by_alias=True)
     return Config.model_validate(composed | {"optimizer": {"name": "ours"} | optimizer})
 
 
 def ours(config: Config, folder: Path) -> tuple[list[NDArray[Any]], list[Epoch]]:
-    network, learner = set_up(config, TRAIN, WATCHED, "cpu")
-    epochs = fit(learner, TRAIN, WATCHED, config, Checkpoint(folder), lambda _: None)
+    network, learner = set_up(config, TRAIN, VALIDATION, "cpu")
+    epochs = fit(learner, TRAIN, VALIDATION, config, Checkpoint(folder), lambda _: None)
     learner.give_weights_to(network)
     return network.get_weights(), epochs
 
 
 def plain(config: Config) -> tuple[list[NDArray[Any]], dict[str, list[float]]]:
-    """The same training by Keras alone, in one call of `fit`."""
+    """Train in the same way with Keras alone, in one call of `fit`."""
     keras.utils.set_random_seed(config.seed)
     (model,) = members_of(build_network(config.model, IMAGES.shape[1:], 10))
     optimizer = instantiate(config.optimizer.model_dump(by_alias=True, exclude={"name"}), _convert_="all")
@@ -72,15 +72,17 @@ def plain(config: Config) -> tuple[list[NDArray[Any]], dict[str, list[float]]]:
                 chosen = order[start : start + BATCH]
                 yield IMAGES[chosen], one_hot[chosen]
 
-    watched = WATCHED.images, one_hot[250:]
+    validation = VALIDATION.images, one_hot[250:]
     steps = -(-250 // BATCH)
-    told = model.fit(batches(), steps_per_epoch=steps, epochs=EPOCHS, validation_data=watched, shuffle=False, verbose=0)
-    history: dict[str, list[float]] = told.history
+    fitted = model.fit(
+        batches(), steps_per_epoch=steps, epochs=EPOCHS, validation_data=validation, shuffle=False, verbose=0
+    )
+    history: dict[str, list[float]] = fitted.history
     return model.get_weights(), history
 
 
-# Without a bias: its gradient is rounding errors alone, and Adam makes steps as large as any of them.
-NORMALISED = [FLATTEN, DENSE | {"use_bias": False}, layer("BatchNormalization", momentum=0.8), layer("ReLU")]
+# No bias: its gradient consists of rounding errors alone, which Adam would turn into steps of full size.
+NORMALIZED = [FLATTEN, DENSE | {"use_bias": False}, layer("BatchNormalization", momentum=0.8), layer("ReLU")]
 
 
 EMBEDDED = [FLATTEN, layer("Embedding", input_dim=2, output_dim=3), FLATTEN]
@@ -95,12 +97,12 @@ EMBEDDED = [FLATTEN, layer("Embedding", input_dim=2, output_dim=3), FLATTEN]
         pytest.param(
             [FLATTEN, DENSE | {"kernel_constraint": {"_target_": "keras.constraints.UnitNorm"}}], ADAM, id="constraint"
         ),
-        pytest.param(NORMALISED, ADAM, id="moving averages"),
+        pytest.param(NORMALIZED, ADAM, id="moving averages"),
         pytest.param([FLATTEN, layer("SpectralNormalization", layer=DENSE)], ADAM, id="updates of its own"),
         pytest.param([FLATTEN, DENSE | {"trainable": False}, DENSE], ADAM, id="frozen"),
         pytest.param(EMBEDDED, ADAM, id="embedding"),
         pytest.param(EMBEDDED, RMSPROP, id="embedding, RMSprop"),
-        pytest.param(NORMALISED, ADAM | EMA, id="averaged weights"),
+        pytest.param(NORMALIZED, ADAM | EMA, id="averaged weights"),
         pytest.param([FLATTEN, DENSE], RMSPROP | EMA | {"ema_overwrite_frequency": 5}, id="averages written back"),
         pytest.param([FLATTEN, DENSE], SGD | EMA | {"momentum": 0.9, "nesterov": True}, id="averages of SGD"),
         pytest.param([FLATTEN, DENSE], ADAM | {"gradient_accumulation_steps": 3}, id="accumulation"),
@@ -111,7 +113,7 @@ EMBEDDED = [FLATTEN, layer("Embedding", input_dim=2, output_dim=3), FLATTEN]
         pytest.param([FLATTEN, DENSE], ADAM | {"weight_decay": 0.1, "learning_rate": STEPS}, id="decay, schedule"),
     ],
 )
-def test_an_option_does_what_it_does_in_keras(
+def test_an_option_has_the_same_effect_as_in_keras(
     tmp_path: Path, layers: list[dict[str, Any]], optimizer: dict[str, Any]
 ) -> None:
     config = config_of(tmp_path, layers, optimizer)
@@ -123,10 +125,10 @@ def test_an_option_does_what_it_does_in_keras(
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_a_fused_normalisation_keeps_its_regularizers(tmp_path: Path) -> None:
+def test_a_fused_normalization_keeps_its_regularizers(tmp_path: Path) -> None:
     convolution = layer("Conv2D", filters=4, kernel_size=3, use_bias=False)
-    normalised = layer("BatchNormalization", activity_regularizer=L2, gamma_regularizer=L2, beta_regularizer=L2)
-    config = config_of(tmp_path, [convolution, normalised, FLATTEN], ADAM)
+    normalized = layer("BatchNormalization", activity_regularizer=L2, gamma_regularizer=L2, beta_regularizer=L2)
+    config = config_of(tmp_path, [convolution, normalized, FLATTEN], ADAM)
     (_, epochs), (_, history) = ours(config, tmp_path / "c"), plain(config)
     assert [epoch["loss"] for epoch in epochs] == pytest.approx(history["loss"], rel=1e-3)
 
@@ -139,8 +141,8 @@ def test_each_member_of_an_ensemble_has_its_own_regularizer(tmp_path: Path) -> N
     assert first["loss"] == pytest.approx(alone["loss"], rel=0.1), "a mean, not a sum"
 
 
-def test_a_killed_training_with_averages_ends_as_another(tmp_path: Path) -> None:
-    config = config_of(tmp_path, NORMALISED, ADAM | EMA)
+def test_a_resumed_training_with_averages_matches_an_uninterrupted_one(tmp_path: Path) -> None:
+    config = config_of(tmp_path, NORMALIZED, ADAM | EMA)
     whole, _ = ours(config, tmp_path / "whole")
 
     class KilledError(Exception):
@@ -150,10 +152,10 @@ def test_a_killed_training_with_averages_ends_as_another(tmp_path: Path) -> None
         if epoch["epoch"] == 2:
             raise KilledError
 
-    _, learner = set_up(config, TRAIN, WATCHED, "cpu")
+    _, learner = set_up(config, TRAIN, VALIDATION, "cpu")
     with pytest.raises(KilledError):
-        fit(learner, TRAIN, WATCHED, config, Checkpoint(tmp_path / "parts"), kill)
-    for _ in range(2):  # the second time nothing is left to be done
+        fit(learner, TRAIN, VALIDATION, config, Checkpoint(tmp_path / "parts"), kill)
+    for _ in range(2):  # the second time, no epoch is left
         continued, _ = ours(config, tmp_path / "parts")
         for mine, theirs in zip(continued, whole, strict=True):
             np.testing.assert_array_equal(mine, theirs)
@@ -177,7 +179,7 @@ def test_a_killed_training_with_averages_ends_as_another(tmp_path: Path) -> None
         ([layer("Conv2D", filters=2, kernel_size=3, data_format="channels_first"), FLATTEN], ADAM, {}),
     ],
 )
-def test_what_cannot_be_trained_is_said_in_a_line(
+def test_an_untrainable_configuration_is_one_line(
     tmp_path: Path, layers: list[Any], optimizer: dict[str, Any], training: dict[str, Any]
 ) -> None:
     with pytest.raises(PipelineError) as error:
@@ -187,13 +189,13 @@ def test_what_cannot_be_trained_is_said_in_a_line(
 
 
 @pytest.mark.tensorflow
-def test_what_xla_cannot_compile_is_said_in_a_line(tmp_path: Path) -> None:
+def test_a_compilation_error_of_xla_is_one_line(tmp_path: Path) -> None:
     larger = layer("UpSampling2D", size=2, interpolation="bicubic")
     with pytest.raises(PipelineError, match=r"do not work together: "):
         ours(config_of(tmp_path, [larger, FLATTEN, DENSE], ADAM, xla=True), tmp_path / "c")
 
 
-def test_averages_of_all_epochs_and_the_best_one_exclude_each_other(tmp_path: Path) -> None:
+def test_weight_averages_and_the_best_epoch_exclude_each_other(tmp_path: Path) -> None:
     config = config_of(tmp_path, [FLATTEN, DENSE], ADAM | EMA, keep_best_epoch=True)
     with pytest.raises(PipelineError, match=r"optimizer\.use_ema and training\.keep_best_epoch cannot be combined"):
-        set_up(config, TRAIN, WATCHED, "cpu")
+        set_up(config, TRAIN, VALIDATION, "cpu")
