@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 N ?= 5
 
-.PHONY: help repro seeds gate gate-power promote test test-jax test-slow test-browser check pictures ui serve send joined bench lock clean
+.PHONY: help repro seeds gate gate-power promote test test-jax test-slow test-browser check docs pictures ui serve send joined bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -44,11 +44,15 @@ test-browser: .venv/requirements-dev.txt ## test the MLflow UI, the report and t
 pictures: .venv/requirements-dev.txt ## retake the README's pictures from the existing runs and report
 	$(BIN)/python -m tests.browser.pictures
 
-check: .venv/requirements-dev.txt ## run ruff, ruff format, mypy in strict mode, and zizmor on the workflows
+check: .venv/requirements-dev.txt ## run ruff, ruff format, mypy in strict mode, codespell, and zizmor on the workflows
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
+	$(BIN)/python -m codespell_lib . .github
 	$(BIN)/zizmor --offline --quiet --strict-collection .github
+
+docs: .venv/requirements-dev.txt ## build the documentation as a site in site/; a broken link is an error
+	$(BIN)/python -m zensical build --strict --clean
 
 ui: .venv/$(LOCK) ## open the MLflow UI at the list of runs
 	$(BIN)/python -m pipeline.tracking ui

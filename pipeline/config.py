@@ -113,7 +113,7 @@ class About(Section):
 
     title: str
     url: Annotated[str, Field(pattern=r"^https?://")]
-    licence: str
+    license: str
     description: str
 
 

@@ -187,7 +187,7 @@ def test_exp_run_selects_a_recipe_sets_a_value_and_keeps_comments(project: Proje
     assert ran(output) == list(STAGES)
     assert "cuda" not in output.lower(), "TensorFlow's startup messages are suppressed"
     params = (project.root / "params.yaml").read_text(encoding="utf-8")
-    assert "# What to run." in params
+    assert "# Settings of the run." in params
     assert yaml.safe_load(params)["training"]["epochs"] == 1
     (run,) = runs(project)
     assert (run.info.run_name, run.data.tags["dvc.experiment"]) == ("smoke-mlp-seed-1 (mine)", "mine")

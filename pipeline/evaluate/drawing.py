@@ -94,5 +94,5 @@ def draw_reliability(bins: Reliability, error: float) -> Figure:
 
 
 def _counts(axes: Axes, centers: NDArray[np.float64], count: NDArray[np.int64]) -> None:
-    axes.bar(centers, count, 0.9 / BINS, color="grey")
+    axes.bar(centers, count, 0.9 / BINS, color="gray")
     axes.set(xlabel="confidence", ylabel="images", yscale="symlog", xlim=(0, 1))

@@ -16,7 +16,7 @@ from pipeline.gate.side import Side
 from pipeline.tracking.store import locate_store, page
 
 HEADER = ("check", "outcome", "baseline", "candidate", "")
-COLOURS = {"pass": "green", "warn": "yellow", "FAIL": "bold red", "–": "dim"}
+COLORS = {"pass": "green", "warn": "yellow", "FAIL": "bold red", "–": "dim"}
 FIGURES = (
     "accuracy",
     "runs",
@@ -37,10 +37,10 @@ def for_terminal(outcome: Outcome) -> Group:
     table = Table(*HEADER)
     for check in outcome.verdict.checks:
         before, after, remark = (Text(cell) for cell in check[2:])
-        table.add_row(check.name, Text(check.outcome, COLOURS[check.outcome]), before, after, remark)
+        table.add_row(check.name, Text(check.outcome, COLORS[check.outcome]), before, after, remark)
     changes = [f"changed: {key}: {before} → {after}" for key, before, after in _cut(changed_params(outcome))]
-    colour = COLOURS["pass" if outcome.verdict.passed else "FAIL"]
-    return Group(Text(outcome.title, colour), table, *(Text(line) for line in (*changes, *facts(outcome))))
+    color = COLORS["pass" if outcome.verdict.passed else "FAIL"]
+    return Group(Text(outcome.title, color), table, *(Text(line) for line in (*changes, *facts(outcome))))
 
 
 def for_markdown(outcome: Outcome, picture: str | None) -> str:

@@ -11,7 +11,7 @@ from scipy.ndimage import center_of_mass
 from pipeline.errors import PipelineError
 
 SIDE, BOX = 28, 20  # pixels: side of an image, longest side of the digit in it
-CENTRE = 14  # row and column index of the digit's center of mass
+CENTER = 14  # row and column index of the digit's center of mass
 WHITE = 255
 LARGEST = 4096  # pixels per side of a picture: enough for a scanned page
 # Exceptions that Pillow raises on damaged files.
@@ -24,7 +24,7 @@ def read_picture(content: bytes) -> NDArray[np.uint8]:
 
     Raises PipelineError if the file is not a PNG, is too large or is blank.
     """
-    return centre(light_on_dark(open_picture(content)))
+    return center(light_on_dark(open_picture(content)))
 
 
 def open_picture(content: bytes) -> Image.Image:
@@ -42,22 +42,22 @@ def open_picture(content: bytes) -> Image.Image:
         rgba = picture.convert("RGBA")
     except (*BROKEN, Image.DecompressionBombError):
         raise PipelineError("the file is not a valid PNG") from None
-    grey = Image.new("L", rgba.size, "white")
-    grey.paste(rgba.convert("L"), mask=rgba.getchannel("A"))
-    return grey
+    gray = Image.new("L", rgba.size, "white")
+    gray.paste(rgba.convert("L"), mask=rgba.getchannel("A"))
+    return gray
 
 
 def light_on_dark(picture: Image.Image) -> Image.Image:
     """Make the background, which is estimated from the edge, black; invert the picture first if it is light."""
-    grey = np.asarray(picture)
-    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    gray = np.asarray(picture)
+    edge = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
     background = float(np.median(edge))
     if background > WHITE / 2:
         return light_on_dark(ImageOps.invert(picture))
-    return Image.fromarray(np.clip(grey.astype(np.int16) - round(background) - FAINT, 0, None).astype(np.uint8))
+    return Image.fromarray(np.clip(gray.astype(np.int16) - round(background) - FAINT, 0, None).astype(np.uint8))
 
 
-def centre(drawing: Image.Image) -> NDArray[np.uint8]:
+def center(drawing: Image.Image) -> NDArray[np.uint8]:
     """Fit a light-on-black drawing into 20×20 pixels and place its center of mass in the middle of 28×28 pixels.
 
     MNIST's own procedure, from the dataset's page (LeCun, Cortes and Burges, The MNIST database of handwritten digits,
@@ -83,4 +83,4 @@ def centre(drawing: Image.Image) -> NDArray[np.uint8]:
 
 def _place(mass: float, length: int) -> int:
     """Index of the digit's first row or column: its mass in the middle, but no part outside the image."""
-    return int(np.clip(round(CENTRE - mass), 0, SIDE - length))
+    return int(np.clip(round(CENTER - mass), 0, SIDE - length))

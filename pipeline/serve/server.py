@@ -8,12 +8,14 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from mlflow.exceptions import MlflowException
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pipeline.errors import PipelineError
-from pipeline.serve.limits import Limits, refusal
+from pipeline.serve.limits import SCORING, Limits, refusal
+from pipeline.serve.payload import images_in
 from pipeline.serve.picture import SIDE, read_picture
 from pipeline.tracking.serving import Served, load_registered
 from pipeline.tracking.store import open_store
@@ -21,11 +23,13 @@ from pipeline.tracking.tags import ACCURACY
 from pipeline.tracking.ui import HOST, free_port
 
 PAGE = Path(__file__).parent / "page.html"
+DOCS = Path(__file__).parent / "docs.html"
 LARGEST = 1 << 20  # bytes of a picture
-PNG = "image/png"
+PNG, JSON = "image/png", "application/json"
 OWN_NAMES = [HOST, "localhost"]  # any other name is DNS rebinding: a foreign domain that resolves to this machine
-EXTRAS = ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")  # FastAPI's pages load code from other sites
-# The page is one file: it loads nothing, connects to this server only, and cannot be framed by another page.
+REPLACED = (SCORING, "/docs")
+REMOVED = ("/docs/oauth2-redirect", "/redoc", "/openapi.json")  # FastAPI's pages load code from other sites
+# A page is one file: it loads nothing, connects to this server only, and cannot be framed by another page.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
     "img-src data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -42,7 +46,7 @@ def serve(root: Path, name: str, alias: str, port: int) -> None:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.listen(config.backlog)  # clients that connect before the server runs wait instead of failing
     address = f"http://{HOST}:{config.port}"
-    print(f"Serving version {served.version} of {name} at {address}/invocations")
+    print(f"Serving version {served.version} of {name} at {address}/invocations, described at {address}/docs")
     if served.image_shape == (SIDE, SIDE):
         print(f"Draw a digit at {address}")
         if sys.stdout.isatty():
@@ -56,11 +60,25 @@ def with_page(served: Served, name: str) -> FastAPI:
     app = served.app
     app.add_middleware(Limits, own_names=OWN_NAMES)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=OWN_NAMES)
-    app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") not in EXTRAS]
+    replaced = {*REPLACED, *REMOVED}
+    app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") not in replaced]
 
-    @app.get("/", response_class=HTMLResponse)
+    @app.get("/")
     def page() -> HTMLResponse:
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY})
+        return show(PAGE)
+
+    @app.get("/docs")
+    def docs() -> HTMLResponse:
+        return show(DOCS)
+
+    @app.post(SCORING)
+    async def invocations(request: Request) -> Response:
+        if request.headers["content-type"].partition(";")[0].strip().lower() != JSON:
+            return refusal(f"the Content-Type is not supported: send the images as {JSON}", 415)
+        try:
+            return JSONResponse(await run_in_threadpool(score, served, await request.body()))
+        except MlflowException as error:
+            return Response(error.serialize_as_json(), error.get_http_status_code(), media_type="application/json")
 
     @app.get("/about")
     def about() -> dict[str, Any]:
@@ -81,6 +99,16 @@ def with_page(served: Served, name: str) -> FastAPI:
             return refusal(str(error), 400)
 
     return app
+
+
+def show(page: Path) -> HTMLResponse:
+    """Return a page that loads nothing from elsewhere."""
+    return HTMLResponse(page.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY})
+
+
+def score(served: Served, body: bytes) -> dict[str, Any]:
+    """Return the probabilities of the images in a JSON body. Raises MlflowException if they are invalid."""
+    return {"predictions": served.model.predict(images_in(body)).tolist()}
 
 
 def answer(served: Served, content: bytes) -> dict[str, Any]:

@@ -81,5 +81,5 @@ def save_model(path: str, mlflow_model: Model, folder: Path, **_: Any) -> None:
         mlflow_model=mlflow_model,
         signature=sent,
         input_example=example(network.image_shape),
-        pip_requirements=pinned("mlflow", "numpy", "onnxruntime"),
+        pip_requirements=pinned("mlflow", "numpy", "onnxruntime", "pillow"),
     )

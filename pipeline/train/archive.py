@@ -24,7 +24,7 @@ def save_network(path: Path, network: keras.Model) -> None:
             for name in sorted(source.namelist()):
                 content = source.read(name)
                 if name.endswith(".json"):
-                    content = normalise(content.decode()).encode()
+                    content = normalize(content.decode()).encode()
                 target.writestr(zip_entry(name), content)
 
 
@@ -46,7 +46,7 @@ def is_keras(part: object) -> bool:
     return type(part).__module__.partition(".")[0] == "keras"
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Fix the date in Keras's JSON, and number shared objects in order instead of by their memory address."""
     text = re.sub(r'("date_saved": )"[^"]*"', r'\1"1980-01-01@00:00:00"', text)
     numbers: dict[str, int] = {}

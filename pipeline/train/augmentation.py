@@ -22,11 +22,11 @@ ALLOWED = {
     *("AutoContrast", "CenterCrop", "Cropping2D", "Equalization", "Identity", "Rescaling", "Resizing", "Solarization"),
     "ZeroPadding2D",
 }
-COLOURED = "it needs color images, but these are grayscale"
+COLORED = "it needs color images, but these are grayscale"
 REFUSED = {  # Keras layers, with the reason
     **dict.fromkeys(("MixUp", "CutMix"), "it mixes images, but labels are not mixed"),
-    **dict.fromkeys(("RandomHue", "RandomSaturation", "RandomColorJitter", "RandomGrayscale"), COLOURED),
-    **dict.fromkeys(("RandomColorDegeneration", "RandAugment", "AugMix"), COLOURED),
+    **dict.fromkeys(("RandomHue", "RandomSaturation", "RandomColorJitter", "RandomGrayscale"), COLORED),
+    **dict.fromkeys(("RandomColorDegeneration", "RandAugment", "AugMix"), COLORED),
     "RandomCrop": "it crops all images of a batch at the same place; use RandomTranslation or RandomShift",
     **dict.fromkeys(("Sequential", "Functional", "Pipeline"), "list its layers one by one"),
 }

@@ -25,7 +25,7 @@ KINDS = (keras.Layer, keras.optimizers.Optimizer, *PARTS.values())
 OUTSIDE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
 OUTSIDE |= {"TextVectorization", "StringLookup", "IntegerLookup"}
 
-COLOUR = re.compile(r"\x1b\[\d*m")
+COLOR = re.compile(r"\x1b\[\d*m")
 # Starts of lines that do not name the cause of an error.
 EMPTY = ("Exception encountered", "Graph execution error", "Detected at node", "File ", "<stack traces")
 QUANTIZED, FLOAT8 = keras.dtype_policies.QuantizedDTypePolicy, keras.dtype_policies.QuantizedFloat8DTypePolicy
@@ -110,7 +110,7 @@ def explained(what: str) -> Iterator[None]:
 
 def cause(error: Exception) -> str:
     """The first informative line of an error message, without terminal colors."""
-    lines = [COLOUR.sub("", line).strip() for line in str(error).splitlines()]
+    lines = [COLOR.sub("", line).strip() for line in str(error).splitlines()]
     said = next((line for line in lines if line and not line.startswith(EMPTY)), first_line(error))
     return without_secrets(said)[:LONGEST]
 

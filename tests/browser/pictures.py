@@ -21,7 +21,7 @@ from tests.conftest import ROOT, SETTINGS
 DOCS = ROOT / "docs"
 PAPER = ViewportSize(width=860, height=520)  # of the drawing page
 LIMIT = 150_000  # bytes
-COLOURS = (128, 96, 64, 48, 32)
+COLORS = (128, 96, 64, 48, 32)
 CURVES = "^(train|val|test)/(loss|accuracy)$"
 FIRST_CURVES = ("test/accuracy", "test/loss", "train/accuracy", "train/loss")  # the charts that fit on the picture
 
@@ -88,7 +88,7 @@ def picture_drawing(page: Page, address: str, path: Path) -> None:
 def save_picture(page: Page, path: Path) -> None:
     """Save a screenshot with as many colors as the size limit allows."""
     seen = Image.open(io.BytesIO(page.screenshot(animations="disabled"))).convert("RGB")
-    for colors in COLOURS:
+    for colors in COLORS:
         content = io.BytesIO()
         seen.quantize(colors).save(content, "PNG", optimize=True)
         if content.tell() <= LIMIT:
@@ -96,7 +96,7 @@ def save_picture(page: Page, path: Path) -> None:
             path.write_bytes(content.getvalue())
             print(f"{path}: {content.tell():,} bytes, {colors} colors")
             return
-    sys.exit(f"{path} exceeds {LIMIT:,} bytes even with {COLOURS[-1]} colors: show less on the page")
+    sys.exit(f"{path} exceeds {LIMIT:,} bytes even with {COLORS[-1]} colors: show less on the page")
 
 
 if __name__ == "__main__":

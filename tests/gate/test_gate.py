@@ -326,7 +326,7 @@ def test_reports_older_than_the_configuration(smoke: Project) -> None:
     assert (
         "the reports do not match the current code, configuration and data: compose (changed deps: params.yaml)" in line
     )
-    assert line.endswith("Run `dvc repro`, then this again")
+    assert line.endswith("Run `dvc repro`, then this command again")
 
 
 def test_reports_edited_by_hand(smoke: Project) -> None:

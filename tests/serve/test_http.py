@@ -1,5 +1,6 @@
 """Real servers of a registered model, and requests as clients send them."""
 
+import base64
 import json
 import re
 import signal
@@ -35,11 +36,13 @@ def ask(address: str, images: Any) -> requests.Response:
 
 def check_answers(address: str, registered: Registered) -> None:
     """Check that the server returns the network's probabilities, and status 400 for invalid images."""
-    answer = ask(address, registered.images.tolist())
-    assert answer.status_code == 200, answer.text
-    np.testing.assert_allclose(answer.json()["predictions"], registered.probabilities, atol=1e-5)
-    for images, message in WRONG.values():
-        refused = ask(address, images)
+    images = registered.images.tolist()
+    for form in (images, {"images": images}, [base64.b64encode(png(image)).decode() for image in registered.images]):
+        answer = ask(address, form)
+        assert answer.status_code == 200, answer.text
+        np.testing.assert_allclose(answer.json()["predictions"], registered.probabilities, atol=1e-5)
+    for wrong, message in WRONG.values():
+        refused = ask(address, wrong)
         assert refused.status_code == 400, refused.text
         assert message in refused.json()["message"]
         assert len(refused.text) < 500, "the response does not repeat the request"
@@ -80,7 +83,11 @@ def test_the_page_and_its_endpoints(registered: Registered, address: str) -> Non
     image = np.array(drawn["image"], np.uint8)
     answer = ask(address, image[None].tolist()).json()["predictions"]
     np.testing.assert_allclose([drawn["probabilities"]], answer, atol=1e-6)
-    for path in ("/docs", "/redoc", "/openapi.json"):
+    described = requests.get(f"{address}/docs", timeout=60)
+    assert "POST /invocations" in described.text
+    assert "default-src 'none'" in described.headers["Content-Security-Policy"]
+    assert not re.search(r"""(src|href)=["']""", described.text)
+    for path in ("/redoc", "/openapi.json", "/docs/oauth2-redirect"):
         assert requests.get(f"{address}{path}", timeout=60).status_code == 404, "these pages load code from other sites"
     for content, status, message in (
         (png(np.zeros((280, 280), np.uint8)), 400, "the picture is blank"),
@@ -89,6 +96,42 @@ def test_the_page_and_its_endpoints(registered: Registered, address: str) -> Non
     ):
         refused = requests.post(f"{address}/read", data=content, timeout=60)
         assert (refused.status_code, refused.json()) == (status, {"error": message})
+
+
+def test_the_formats_of_clients(registered: Registered, address: str) -> None:
+    images, flat = registered.images.tolist(), registered.images.reshape(-1, 28 * 28).tolist()
+    columns = [f"pixel{number}" for number in range(28 * 28)]
+    frame = {"columns": columns, "data": flat}
+    pictures = [{"b64": base64.b64encode(png(image)).decode()} for image in registered.images]
+    for body in (
+        *({"inputs": images}, {"instances": images}, {"inputs": {"images": images}}, {"instances": flat}),
+        *({"instances": [{"images": image} for image in images]}, {"instances": pictures}),
+        *({"inputs": [picture["b64"] for picture in pictures]}, {"inputs": registered.images[..., None].tolist()}),
+        *({"dataframe_split": frame}, {"dataframe_split": {"data": flat}}),
+    ):
+        answer = requests.post(f"{address}/invocations", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        np.testing.assert_allclose(answer.json()["predictions"], registered.probabilities, atol=1e-5)
+    reverse = {"columns": columns[::-1], "data": flat}
+    expected = "expected a JSON object with one of the keys inputs, instances, dataframe_split, got "
+    for wrong, message in (
+        ({"dataframe_split": reverse}, "the columns of dataframe_split are not in the order of the pixels"),
+        ({"dataframe_split": frame | {"data": [[0]]}}, "rows with another number of values than its 784 columns"),
+        ({"dataframe_split": flat}, "dataframe_split must be an object with the keys columns and data"),
+        ({"dataframe_split": {"columns": 3, "data": flat}}, "dataframe_split must be an object with the keys"),
+        ({"dataframe_split": {"columns": None, "data": 3}}, "dataframe_split must be an object with the keys"),
+        ({"inputs": images, "instances": images}, f"{expected}'inputs', 'instances'"),
+        ({"inputs": images, "params": {}}, f"{expected}'inputs', 'params'"),
+        ({}, f"{expected}none"),
+        ([], f"{expected}list"),
+        (images, f"{expected}list"),
+    ):
+        refused = requests.post(f"{address}/invocations", json=wrong, timeout=60)
+        assert refused.status_code == 400, refused.text
+        assert message in refused.json()["message"]
+    table = ",".join(columns) + "\n" + "\n".join(",".join(map(str, row)) for row in flat)
+    refused = requests.post(f"{address}/invocations", data=table, headers={"Content-Type": "text/csv"}, timeout=60)
+    assert (refused.status_code, refused.json()["error"][:36]) == (415, "the Content-Type is not supported: s")
 
 
 def test_requests_are_limited_in_size_number_and_depth(registered: Registered, address: str) -> None:

@@ -10,19 +10,19 @@ from pipeline.preprocess.idx import read_idx
 from pipeline.serve.picture import FAINT, light_on_dark, read_picture
 from tests.conftest import BESIDE
 
-Grey = NDArray[np.uint8]
+Gray = NDArray[np.uint8]
 
 
-def png(grey: Grey) -> bytes:
+def png(gray: Gray) -> bytes:
     content = io.BytesIO()
-    Image.fromarray(grey).save(content, "PNG")
+    Image.fromarray(gray).save(content, "PNG")
     return content.getvalue()
 
 
-def canvas(row: int, column: int, height: int, width: int) -> Grey:
-    grey = np.zeros((280, 280), np.uint8)
-    grey[row : row + height, column : column + width] = 255
-    return grey
+def canvas(row: int, column: int, height: int, width: int) -> Gray:
+    gray = np.zeros((280, 280), np.uint8)
+    gray[row : row + height, column : column + width] = 255
+    return gray
 
 
 def test_sixteen_bits_per_pixel_are_reduced_to_eight() -> None:
@@ -35,11 +35,11 @@ def test_sixteen_bits_per_pixel_are_reduced_to_eight() -> None:
     np.testing.assert_array_equal(read_picture(content.getvalue()), read_picture(png(plain)))
 
 
-def specks() -> Grey:
+def specks() -> Gray:
     """Two pixels so far apart that they vanish when the picture is scaled down."""
-    grey = np.zeros((600, 600), np.uint8)
-    grey[100, 100] = grey[500, 500] = 255
-    return grey
+    gray = np.zeros((600, 600), np.uint8)
+    gray[100, 100] = gray[500, 500] = 255
+    return gray
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (35, 99), (180, 230)])
@@ -53,17 +53,17 @@ def test_a_bar_is_fitted_into_20_pixels_and_centered_by_mass(row: int, column: i
 
 
 def test_the_center_of_mass_is_centered_not_the_bounding_box() -> None:
-    grey = canvas(100, 100, 40, 100)
-    grey[60:100, 100:120] = 255  # an L lying on its back, heavier on the left
-    rows, columns = np.nonzero(read_picture(png(grey)))
+    gray = canvas(100, 100, 40, 100)
+    gray[60:100, 100:120] = 255  # an L lying on its back, heavier on the left
+    rows, columns = np.nonzero(read_picture(png(gray)))
     assert columns.max() - columns.min() + 1 == 20
     assert columns.min() > 4, "the bounding box would start at 4"
     assert rows.min() < 6, "the bounding box would start at 6"
 
 
 def test_dark_on_light_gives_the_same_image_as_light_on_dark() -> None:
-    grey = canvas(50, 80, 150, 60)
-    assert np.array_equal(read_picture(png(255 - grey)), read_picture(png(grey)))
+    gray = canvas(50, 80, 150, 60)
+    assert np.array_equal(read_picture(png(255 - gray)), read_picture(png(gray)))
 
 
 def test_gray_pencil_is_stretched_and_paper_grain_removed() -> None:
@@ -121,7 +121,7 @@ def test_mnist_images_are_reproduced() -> None:
         (png(np.zeros((1, 1), np.uint8)), "the picture is blank"),
         (png(specks()), "the picture is blank"),
     ],
-    ids=["empty", "gif", "half", "long", "black", "white", "grey", "dot", "specks"],
+    ids=["empty", "gif", "half", "long", "black", "white", "gray", "dot", "specks"],
 )
 def test_pictures_without_a_digit_are_rejected(content: bytes, message: str) -> None:
     with pytest.raises(PipelineError) as refused:
@@ -130,8 +130,8 @@ def test_pictures_without_a_digit_are_rejected(content: bytes, message: str) -> 
 
 
 def test_the_background_is_estimated_from_the_edge() -> None:
-    grey = np.full((100, 100), 40, np.uint8)
-    grey[40:60, 40:60] = 240
+    gray = np.full((100, 100), 40, np.uint8)
+    gray[40:60, 40:60] = 240
     expected = np.zeros((100, 100), np.uint8)
     expected[40:60, 40:60] = 240 - 40 - FAINT
-    assert np.array_equal(np.asarray(light_on_dark(Image.fromarray(grey))), expected)
+    assert np.array_equal(np.asarray(light_on_dark(Image.fromarray(gray))), expected)

@@ -1,12 +1,16 @@
+import base64
+import io
 import sys
 from pathlib import Path
 
 import keras
 import mlflow.keras
 import numpy as np
+import pandas as pd  # type: ignore[import-untyped]  # a table, as MLflow's server makes of CSV
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from pipeline.errors import PipelineError
 from pipeline.tracking.conversion import convert
@@ -126,6 +130,16 @@ def test_no_logged_file_is_a_pickle(registered: Registered) -> None:
     assert not [file for file in files if file.read_bytes().startswith(b"\x80")]
 
 
+PICTURE = Image.fromarray(np.array([[0, 255], [1, 2]], np.uint8))
+
+
+def encoded(picture: Image.Image, form: str = "PNG") -> str:
+    """A picture in base64."""
+    content = io.BytesIO()
+    picture.save(content, form)
+    return base64.b64encode(content.getvalue()).decode()
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -135,7 +149,21 @@ def test_no_logged_file_is_a_pickle(registered: Registered) -> None:
         ([[[1, 2, 3], [4, 5, 6]]], "expected images of shape (N, 2, 2), got shape (1, 2, 3)"),
         ("seven", "expected images of shape (N, 2, 2), got shape ()"),
         (None, "expected images of shape (N, 2, 2), got shape ()"),
-        ({"images": []}, "expected images of shape (N, 2, 2), got shape ()"),
+        ({"images": []}, "expected images of shape (N, 2, 2), got shape (0,)"),
+        ({"pixels": [[[0, 1], [2, 3]]]}, "expected the input 'images', got 'pixels'"),
+        ({"images": [[[0, 1], [2, 3]]], "other": 1}, "expected the input 'images', got 'images', 'other'"),
+        ({}, "expected the input 'images', got no input"),
+        ([[0, 1, 2]], "expected images of shape (N, 2, 2), got shape (1, 3)"),
+        ([[0, 1, 2, 0.5]], "pixels must be integers from 0 to 255, got float64"),
+        ([[0, 1, 2, 300]], "0 to 255, but image 0 has 300 in row 1, column 1"),
+        (["seven"], "image 0 is not a PNG or JPEG picture in base64"),
+        ([encoded(PICTURE), "aGVsbG8="], "image 1 is not a PNG or JPEG picture in base64"),
+        ([{"b64": 3}], "image 0 is not a PNG or JPEG picture in base64"),
+        ([encoded(PICTURE)[:64]], "image 0 is not a PNG or JPEG picture in base64"),
+        ([encoded(PICTURE, "GIF")], "image 0 is not a PNG or JPEG picture in base64"),
+        ([encoded(PICTURE.resize((3, 2)))], "image 0 has 3×2 pixels, expected 2×2"),
+        ([encoded(PICTURE.convert("RGBA"))], "image 0 has transparency or 16 bits a channel (mode RGBA)"),
+        ([encoded(Image.new("I;16", (2, 2)))], "image 0 has transparency or 16 bits a channel (mode I;16)"),
         ([[[1, 2], [3]]], "the rows or images differ in length: send images of shape (N, 2, 2)"),
         ([[[1, 2], [3, None]]], "pixels must be integers from 0 to 255, got object"),
         ([[[1, 2], [3, 10**30]]], "pixels must be integers from 0 to 255, got object"),
@@ -155,7 +183,21 @@ def test_invalid_images_are_rejected_with_reason_and_position(data: object, mess
 
 def test_integers_of_any_type_are_accepted() -> None:
     expected = np.array([[[0, 255], [1, 2]]], np.uint8)
-    for data in (expected, expected.tolist(), expected.astype(np.int64), expected.astype(np.uint16)):
+    flat = expected.reshape(1, 4)
+    for data in (
+        *(expected, expected.tolist(), expected.astype(np.int64), expected.astype(np.uint16)),
+        *(expected[..., None], expected[..., None].tolist(), flat, flat.tolist(), pd.DataFrame(flat)),
+        *({"images": expected.tolist()}, {"images": flat}, [{"images": expected[0].tolist()}]),
+    ):
         images = check_images(data, (2, 2))
         assert images.dtype == np.uint8
         np.testing.assert_array_equal(images, expected)
+
+
+def test_pictures_in_base64_are_decoded() -> None:
+    expected = np.array([[[0, 255], [1, 2]]], np.uint8)
+    text = encoded(PICTURE)
+    for item in (text, {"b64": text}, {"images": text}, {"images": {"b64": text}}, encoded(PICTURE.convert("RGB"))):
+        np.testing.assert_array_equal(check_images([item], (2, 2)), expected)
+    gray = Image.new("L", (2, 2), 200)
+    np.testing.assert_array_equal(check_images([encoded(gray, "JPEG")], (2, 2)), np.full((1, 2, 2), 200))

@@ -4,7 +4,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from pipeline.train.archive import normalise, save_network
+from pipeline.train.archive import normalize, save_network
 
 
 def network() -> keras.Model:
@@ -44,4 +44,4 @@ def test_the_archive_has_a_fixed_date(tmp_path: Path) -> None:
 def test_addresses_become_numbers() -> None:
     text = '{"a": {"shared_object_id": 1402}, "b": {"shared_object_id": 99}, "c": {"shared_object_id": 1402}}'
     expected = '{"a": {"shared_object_id": 0}, "b": {"shared_object_id": 1}, "c": {"shared_object_id": 0}}'
-    assert normalise(text) == expected
+    assert normalize(text) == expected
