@@ -48,7 +48,7 @@ def rows(told: dict[str, Any]) -> list[Row]:
 def table(told: dict[str, Any]) -> str:
     """Markdown table: accuracy as mean ± std (lowest to highest), seconds and memory as medians."""
     lines = [
-        "| | test accuracy, mean ± std | lowest to highest | trainings | seconds of fitting | peak memory |",
+        "| | test accuracy, mean ± std | lowest to highest | runs | seconds of fitting | peak memory |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows(told):

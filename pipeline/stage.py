@@ -52,8 +52,9 @@ def importing_keras() -> Iterator[None]:
     """Import Keras inside the block, without TensorFlow's start-up messages and without unused optional packages.
 
     Keras imports these packages if they are installed, which takes a third of its import time. SciPy, which JAX needs,
-    and the chosen backend remain available.
+    and the chosen backend remain available. Raises PipelineError if the backend is not supported or not installed.
     """
+    check_backend()
     with quietly(), absent("sklearn", "matplotlib", "pandas"), other_backends_absent():
         yield
         use_own_keras_settings()

@@ -15,7 +15,7 @@ def copy_tables(folder: Path) -> None:
     tables = folder / "tables.db"
 
     def fill(engine: sqlalchemy.Engine) -> None:
-        if engine.dialect.name != "sqlite":
+        if engine.dialect.name != "sqlite" or sqlalchemy.inspect(engine).get_table_names():
             make_tables(engine)
             return
         with FileLock(folder / "tables.lock"):

@@ -325,17 +325,22 @@ def test_invalid_params_stop_repro_in_its_first_stage(trained: Project, params: 
 
 def test_a_refused_setting_says_how_to_restore_params(project: Project) -> None:
     """`dvc exp run -S` leaves the setting in params.yaml, where every later command finds it."""
-    restore = "git checkout params.yaml"
+    restore = "git checkout HEAD params.yaml"
     refused = ("dvc", "exp", "run", "-S", "model.name=cnn", "-S", "+model.hidden_units=256", "compose")
     assert restore not in project.fail(*refused, "--temp")
     assert project.succeed("git", "status", "--short") == ""
     assert restore in project.fail(*refused)
     assert restore in project.fail("dvc", "repro", "compose")
+    project.succeed("git", "add", "params.yaml")
+    assert restore in project.fail("dvc", "repro", "compose")
     project.succeed(*restore.split())
     project.succeed("dvc", "repro", "compose")
     project.params(recipe="absent")
+    assert "'absent'" in project.fail(sys.executable, "-m", "pipeline.compose", PATH="/nowhere"), "there is no git"
     project.commit()
     assert restore not in project.fail("dvc", "repro", "compose"), "the committed params.yaml is invalid, too"
+    shutil.rmtree(project.root / ".git")
+    assert restore not in project.fail("python", "-m", "pipeline.compose")
 
 
 def test_repro_restores_edited_and_deleted_results(trained: Project) -> None:

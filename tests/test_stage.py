@@ -90,7 +90,7 @@ def test_descriptors_of_closed_streams_are_not_reused() -> None:
 
 def test_the_backend_in_keras_json_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "keras.json").write_text('{"backend": "jax"}', encoding="utf-8")
-    code = "from pipeline.stage import *\ncheck_backend()\nwith importing_keras():\n    import keras"
+    code = "from pipeline.stage import *\nwith importing_keras():\n    import keras"
     environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
     command = [sys.executable, "-c", f"{code}\nprint(keras.backend.backend())"]
     environment |= {"KERAS_HOME": str(tmp_path)}

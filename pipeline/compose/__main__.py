@@ -25,9 +25,14 @@ def remedy() -> str:
     """Say how to restore params.yaml if it has uncommitted changes: `dvc exp run -S` keeps refused values in it."""
     if paths.project_root() != Path.cwd():  # an experiment in a temporary folder, which leaves the project's file alone
         return ""
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", paths.PARAMS], capture_output=True, check=False)
-    restore = f"\n`git checkout {paths.PARAMS}` restores the committed settings"
-    return restore if changed.returncode == 1 else ""  # other statuses: no git, no repository, or no commit
+    command = ["git", "status", "--porcelain", "--", str(paths.PARAMS)]
+    try:
+        status = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        return ""
+    if not status or status.startswith(("??", "A")):  # unchanged, or never committed
+        return ""
+    return f"\n`git checkout HEAD {paths.PARAMS}` restores the committed settings"
 
 
 if __name__ == "__main__":

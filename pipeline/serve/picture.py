@@ -1,11 +1,10 @@
 """Convert a drawn or scanned picture to an image in MNIST's format."""
 
 import io
-import struct
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from scipy.ndimage import center_of_mass
 
 from pipeline.errors import PipelineError
@@ -14,8 +13,6 @@ SIDE, BOX = 28, 20  # pixels: side of an image, longest side of the digit in it
 CENTER = 14  # row and column index of the digit's center of mass
 WHITE = 255
 LARGEST = 4096  # pixels per side of a picture: enough for a scanned page
-# Exceptions that Pillow raises on damaged files.
-BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, LookupError, TypeError, OverflowError, struct.error)
 FAINT = 24  # gray levels above the background that are noise of a scanner or a JPEG, not ink
 
 
@@ -40,7 +37,9 @@ def open_picture(content: bytes) -> Image.Image:
         if not picture.has_transparency_data:
             return picture.convert("L")
         rgba = picture.convert("RGBA")
-    except (*BROKEN, Image.DecompressionBombError):
+    except PipelineError:
+        raise
+    except Exception:  # Pillow raises almost anything on damaged files
         raise PipelineError("the file is not a valid PNG") from None
     gray = Image.new("L", rgba.size, "white")
     gray.paste(rgba.convert("L"), mask=rgba.getchannel("A"))

@@ -3,13 +3,14 @@
 import socket
 import sys
 import webbrowser
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from mlflow.exceptions import MlflowException
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -17,7 +18,8 @@ from pipeline.errors import PipelineError
 from pipeline.serve.limits import SCORING, Limits, refusal
 from pipeline.serve.payload import images_in
 from pipeline.serve.picture import SIDE, read_picture
-from pipeline.tracking.serving import Served, load_registered
+from pipeline.tracking.digit_reader import BadImages
+from pipeline.tracking.serving import Served, load_registered, predict
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tags import ACCURACY
 from pipeline.tracking.ui import HOST, free_port
@@ -69,7 +71,8 @@ def with_page(served: Served, name: str) -> FastAPI:
 
     @app.get("/docs")
     def docs() -> HTMLResponse:
-        return show(DOCS)
+        height, width = served.image_shape
+        return show(DOCS, {"HEIGHT": height, "WIDTH": width, "PIXELS": height * width})
 
     @app.post(SCORING)
     async def invocations(request: Request) -> Response:
@@ -77,7 +80,7 @@ def with_page(served: Served, name: str) -> FastAPI:
             return refusal(f"the Content-Type is not supported: send the images as {JSON}", 415)
         try:
             return JSONResponse(await run_in_threadpool(score, served, await request.body()))
-        except MlflowException as error:
+        except BadImages as error:
             return Response(error.serialize_as_json(), error.get_http_status_code(), media_type="application/json")
 
     @app.get("/about")
@@ -101,14 +104,17 @@ def with_page(served: Served, name: str) -> FastAPI:
     return app
 
 
-def show(page: Path) -> HTMLResponse:
-    """Return a page that loads nothing from elsewhere."""
-    return HTMLResponse(page.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY})
+def show(page: Path, values: Mapping[str, int] = MappingProxyType({})) -> HTMLResponse:
+    """Return a page, with values in place of their names. It loads nothing from elsewhere."""
+    text = page.read_text(encoding="utf-8")
+    for name, value in values.items():
+        text = text.replace(name, str(value))
+    return HTMLResponse(text, headers={"Content-Security-Policy": POLICY})
 
 
 def score(served: Served, body: bytes) -> dict[str, Any]:
-    """Return the probabilities of the images in a JSON body. Raises MlflowException if they are invalid."""
-    return {"predictions": served.model.predict(images_in(body)).tolist()}
+    """Return the probabilities of the images in a JSON body. Raises BadImages if they are invalid."""
+    return {"predictions": predict(served, images_in(body)).tolist()}
 
 
 def answer(served: Served, content: bytes) -> dict[str, Any]:
@@ -116,5 +122,5 @@ def answer(served: Served, content: bytes) -> dict[str, Any]:
     if served.image_shape != (SIDE, SIDE):
         raise PipelineError(f"drawings require a model for {SIDE}×{SIDE} pixels, not {served.image_shape}")
     image = read_picture(content)
-    (probabilities,) = served.model.predict(image[None])
+    (probabilities,) = predict(served, image[None])
     return {"probabilities": probabilities.tolist(), "image": image.tolist()}

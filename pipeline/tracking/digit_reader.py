@@ -1,12 +1,11 @@
 """Predictor of a served model: raw images in, probabilities out. Stored with the model, it imports no pipeline code."""
 
 import base64
-import binascii
 import hashlib
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # since 1.29 it reports every loaded model to its vendor
 import onnxruntime
@@ -26,7 +25,12 @@ BATCH = 1000  # images; larger batches exceed the CPU cache
 WHITE = 255
 BASE64 = "b64"  # TensorFlow Serving's key for binary values
 PICTURES = ("PNG", "JPEG")
-MODES = ("1", "L", "P", "RGB")  # pixel formats with at most 8 bits a channel and without transparency
+MODES = ("1", "L", "RGB")  # pixel formats with at most 8 bits a channel, without transparency or palette
+ORIENTATION = 0x0112  # EXIF tag of a picture that is to be shown rotated
+LONGEST = 1 << 16  # characters of a picture in base64
+MOST = 4000  # encoded pictures in a request: as many images as a body can contain as lists
+INTEGERS = (int, np.integer, np.ndarray)  # a decoded picture is an array
+LONG_KEY = 40  # characters
 
 
 class BadImages(MlflowException):
@@ -67,7 +71,7 @@ def check_images(data: Any, shape: tuple[int, ...], name: str = "images") -> NDA
     """The images (N, *shape) as uint8. Raises BadImages with the reason and the position."""
     wanted = f"(N, {', '.join(map(str, shape))})"
     try:
-        images = np.asarray(values_of(data, shape, name))
+        images = np.asarray(pixels_of(data, shape, name))
     except ValueError:
         raise BadImages(f"the rows or images differ in length: send images of shape {wanted}") from None
     if images.size and images.shape[1:] in ((math.prod(shape),), (*shape, 1)):
@@ -75,9 +79,7 @@ def check_images(data: Any, shape: tuple[int, ...], name: str = "images") -> NDA
     if images.shape[1:] != shape or not images.size:
         raise BadImages(f"expected images of shape {wanted}, got shape {images.shape}")
     if images.dtype.kind not in "iu":
-        raise BadImages(
-            f"pixels must be integers from 0 to {WHITE}, got {images.dtype.name}: send the image's unscaled bytes"
-        )
+        raise BadImages(not_integers(images.dtype.name))
     if images.dtype == np.uint8:
         return images
     wrong = np.argwhere((images < 0) | (images > WHITE))
@@ -90,40 +92,73 @@ def check_images(data: Any, shape: tuple[int, ...], name: str = "images") -> NDA
     return images.astype(np.uint8)
 
 
-def values_of(data: Any, shape: tuple[int, ...], name: str) -> Any:
-    """The pixels in `data`: of a dictionary with the input's name, a data frame, or a list of encoded pictures."""
-    if isinstance(data, Mapping) and list(data) != [BASE64]:
-        if list(data) != [name]:
-            raise BadImages(f"expected the input {name!r}, got {', '.join(map(repr, data)) or 'no input'}")
-        data = data[name]
+def pixels_of(data: Any, shape: tuple[int, ...], name: str) -> Any:
+    """The pixels in `data`, which can be named, a data frame, or a list that contains encoded pictures.
+
+    Raises BadImages for other values than integers in a list: NumPy would take true for 1, or all for strings.
+    """
+    data = data[name] if is_named(data, name) else data
+    if isinstance(data, Mapping):
+        raise BadImages(f"expected the input {name!r}, got {', '.join(map(shortened, data)) or 'no input'}")
     if hasattr(data, "to_numpy"):
         return data.to_numpy()
-    if isinstance(data, list | tuple) and data and all(isinstance(item, str | Mapping) for item in data):
-        return [decode_picture(item, number, shape, name) for number, item in enumerate(data)]
-    return data
+    if not isinstance(data, list | tuple):
+        return data
+    items = [item[name] if is_named(item, name) else item for item in data]
+    encoded = [isinstance(item, str | Mapping) for item in items]
+    if sum(encoded) > MOST:
+        raise BadImages(f"a request can contain at most {MOST:,} pictures, got {sum(encoded):,}")
+    items = [decode_picture(item, number, shape) if encoded[number] else item for number, item in enumerate(items)]
+    wrong = sorted({kind.__name__ for kind in kinds(items) if kind is bool or not issubclass(kind, INTEGERS)})
+    if wrong:
+        raise BadImages(not_integers(", ".join(wrong)))
+    return items
 
 
-def decode_picture(item: Any, number: int, shape: tuple[int, ...], name: str) -> Any:
-    """The pixels (height, width) of a PNG or JPEG picture in base64, or those in a dictionary with the input's name.
+def is_named(data: Any, name: str) -> bool:
+    """Whether `data` is a dictionary with the name of the input as its only key."""
+    return isinstance(data, Mapping) and list(data) == [name]
+
+
+def kinds(values: Iterable[Any]) -> set[type]:
+    """The types of the values in nested lists."""
+    found = set(map(type, values))
+    if not found & {list, tuple}:
+        return found
+    return (found - {list, tuple}).union(*(kinds(inner) for inner in values if isinstance(inner, list | tuple)))
+
+
+def decode_picture(item: Any, number: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The pixels (height, width) of a PNG or JPEG picture in base64, as a string or as {"b64": string}.
 
     Raises BadImages if it cannot be decoded, or has another size: how to scale it would be a guess.
     """
-    if isinstance(item, Mapping) and list(item) == [name]:
-        item = item[name]
-        if not isinstance(item, str | Mapping):
-            return item
-    text: Any = item.get(BASE64) if isinstance(item, Mapping) else item
+    text: Any = item.get(BASE64) if isinstance(item, Mapping) and list(item) == [BASE64] else item
     try:
+        if len(text) > LONGEST:
+            raise ValueError
         picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=PICTURES)
-        size, mode = (picture.height, picture.width), picture.mode
-        if size == shape and mode in MODES and "transparency" not in picture.info:
+        size, mode, turned = (picture.height, picture.width), picture.mode, picture.getexif().get(ORIENTATION, 1) != 1
+        if size == shape and mode in MODES and not turned and "transparency" not in picture.info:
             return np.asarray(picture.convert("L"))
-    except (TypeError, ValueError, binascii.Error, OSError, SyntaxError, UnidentifiedImageError):
-        raise BadImages(f"image {number} is not a PNG or JPEG picture in base64") from None
+    except Exception:  # Pillow raises almost anything on damaged files
+        raise BadImages(f"image {number} is not a PNG or JPEG picture in base64 of at most {LONGEST:,} bytes") from None
     if size != shape:
         found, wanted = (f"{width}×{height}" for height, width in (size, shape))
         raise BadImages(f"image {number} has {found} pixels, expected {wanted}")
-    raise BadImages(f"image {number} has transparency or 16 bits a channel (mode {mode}): send 8-bit gray levels")
+    if turned:
+        raise BadImages(f"image {number} has an EXIF orientation: rotate its pixels instead")
+    raise BadImages(f"image {number} has a palette, transparency or 16 bits (mode {mode}): send 8-bit gray levels")
+
+
+def not_integers(found: str) -> str:
+    """The message for pixels of another type."""
+    return f"pixels must be integers from 0 to {WHITE}, got {found}: send the image's unscaled bytes"
+
+
+def shortened(key: Any) -> str:
+    """A key of a request, for a message."""
+    return repr(key) if len(repr(key)) < LONG_KEY else f"{repr(key)[:LONG_KEY]}…"
 
 
 def _load_pyfunc(folder: str) -> DigitReader:

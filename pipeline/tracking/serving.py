@@ -5,12 +5,15 @@ import tempfile
 from typing import Any, NamedTuple
 
 import mlflow.pyfunc
+import numpy as np
 from fastapi import FastAPI
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.scoring_server import init
+from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, first_line
+from pipeline.tracking.digit_reader import BadImages
 from pipeline.tracking.model_files import DIGEST, digest, download
 from pipeline.tracking.store import Store
 
@@ -42,6 +45,15 @@ def load_registered(store: Store, name: str, alias: str) -> Served:
         model = load_checked(version, folder)
     (images,) = model.metadata.get_input_schema().inputs
     return Served(init(model), model, tuple(images.shape[1:]), str(version.version), dict(version.tags))
+
+
+def predict(served: Served, images: Any) -> NDArray[np.float32]:
+    """Probabilities (N, classes) of images. Raises BadImages if the model refuses them."""
+    try:
+        probabilities: NDArray[np.float32] = served.model.predict(images)
+    except MlflowException as error:  # the model has a BadImages of its own: its code is stored with it
+        raise BadImages(str(error.message)) from None
+    return probabilities
 
 
 def load_checked(version: Any, folder: str) -> Any:

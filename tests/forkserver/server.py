@@ -67,7 +67,11 @@ class Server:
         if PRELOADED[0] not in sys.modules:
             # Only for the first client: a run of a few tests may not need the imports.
             preload(Path(self._listening.getsockname()).parent)
-        request, streams = receive(client)
+        try:
+            request, streams = receive(client)
+        except (EOFError, OSError):  # the client was killed
+            client.close()
+            return
         pid = os.fork()
         if not pid:
             self._selector.close()
@@ -127,7 +131,10 @@ def receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Receive a client's request, which ends with a newline, and its standard streams."""
     content, streams, _, _ = socket.recv_fds(client, 1 << 16, STREAMS)
     while not content.endswith(b"\n"):
-        content += client.recv(1 << 16)
+        part = client.recv(1 << 16)
+        if not part:
+            raise EOFError
+        content += part
     request: dict[str, Any] = json.loads(content)
     return request, streams
 

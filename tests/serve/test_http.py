@@ -20,11 +20,12 @@ import requests
 from tests.conftest import Start, environment, free_port, serve
 from tests.serve.conftest import Registered
 from tests.serve.test_picture import canvas, png
+from tests.serve.test_servable import damaged
 
 JSON = {"Content-Type": "application/json"}
 WRONG = {
     "shape": ([[[0] * 28] * 27], "expected images of shape (N, 28, 28), got shape (1, 27, 28)"),
-    "dtype": ([[[0.5] * 28] * 28], "pixels must be integers from 0 to 255, got float64"),
+    "dtype": ([[[0.5] * 28] * 28], "pixels must be integers from 0 to 255, got float"),
     "range": ([[[0] * 28] * 27 + [[256] * 28]], "but image 0 has 256 in row 27, column 0"),
 }
 
@@ -92,6 +93,7 @@ def test_the_page_and_its_endpoints(registered: Registered, address: str) -> Non
     for content, status, message in (
         (png(np.zeros((280, 280), np.uint8)), 400, "the picture is blank"),
         (b"GIF89a", 400, "the file is not a valid PNG"),
+        (base64.b64decode(damaged(color=3)), 400, "the file is not a valid PNG"),
         (b"\0" * (1 << 20) + b"\0", 413, "the picture is larger than 1 MiB"),
     ):
         refused = requests.post(f"{address}/read", data=content, timeout=60)
@@ -108,14 +110,25 @@ def test_the_formats_of_clients(registered: Registered, address: str) -> None:
         *({"instances": [{"images": image} for image in images]}, {"instances": pictures}),
         *({"inputs": [picture["b64"] for picture in pictures]}, {"inputs": registered.images[..., None].tolist()}),
         *({"dataframe_split": frame}, {"dataframe_split": {"data": flat}}),
+        {
+            "dataframe_split": {
+                "columns": [f"{row}x{column}" for row in range(28) for column in range(28)],
+                "data": flat,
+            }
+        },
+        {"signature_name": "serving_default", "instances": images},
     ):
         answer = requests.post(f"{address}/invocations", json=body, timeout=60)
         assert answer.status_code == 200, answer.text
         np.testing.assert_allclose(answer.json()["predictions"], registered.probabilities, atol=1e-5)
-    reverse = {"columns": columns[::-1], "data": flat}
+    by_column = [f"{row}x{column}" for column in range(28) for row in range(28)]
+    unordered = (columns[::-1], by_column, ["label", *columns[1:]], columns[:1] * 784, ["1" * 24_000 + "x"])
     expected = "expected a JSON object with one of the keys inputs, instances, dataframe_split, got "
     for wrong, message in (
-        ({"dataframe_split": reverse}, "the columns of dataframe_split are not in the order of the pixels"),
+        *(
+            ({"dataframe_split": {"columns": names, "data": flat}}, "the columns are not numbered")
+            for names in unordered
+        ),
         ({"dataframe_split": frame | {"data": [[0]]}}, "rows with another number of values than its 784 columns"),
         ({"dataframe_split": flat}, "dataframe_split must be an object with the keys columns and data"),
         ({"dataframe_split": {"columns": 3, "data": flat}}, "dataframe_split must be an object with the keys"),
@@ -123,12 +136,17 @@ def test_the_formats_of_clients(registered: Registered, address: str) -> None:
         ({"inputs": images, "instances": images}, f"{expected}'inputs', 'instances'"),
         ({"inputs": images, "params": {}}, f"{expected}'inputs', 'params'"),
         ({}, f"{expected}none"),
-        ([], f"{expected}list"),
-        (images, f"{expected}list"),
+        ([], f"{expected}a list"),
+        (images, f"{expected}a list"),
+        ({"x" * 10_000: 1}, f"{expected}'xxxx"),
     ):
         refused = requests.post(f"{address}/invocations", json=wrong, timeout=60)
         assert refused.status_code == 400, refused.text
         assert message in refused.json()["message"]
+        assert len(refused.text) < 500, "the response does not repeat the request"
+    twice = json.dumps({"inputs": images})[:-1] + ', "inputs": []}'
+    refused = requests.post(f"{address}/invocations", data=twice, headers=JSON, timeout=60)
+    assert (refused.status_code, "an object has a key twice" in refused.text) == (400, True)
     table = ",".join(columns) + "\n" + "\n".join(",".join(map(str, row)) for row in flat)
     refused = requests.post(f"{address}/invocations", data=table, headers={"Content-Type": "text/csv"}, timeout=60)
     assert (refused.status_code, refused.json()["error"][:36]) == (415, "the Content-Type is not supported: s")

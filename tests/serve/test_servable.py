@@ -1,7 +1,10 @@
 import base64
 import io
+import struct
 import sys
+import zlib
 from pathlib import Path
+from typing import Any
 
 import keras
 import mlflow.keras
@@ -14,7 +17,7 @@ from PIL import Image
 
 from pipeline.errors import PipelineError
 from pipeline.tracking.conversion import convert
-from pipeline.tracking.digit_reader import BATCH, NETWORK, BadImages, DigitReader, check_images
+from pipeline.tracking.digit_reader import BATCH, NETWORK, ORIENTATION, BadImages, DigitReader, check_images
 from pipeline.tracking.servable import TOLERANCE, check_conversion, log_servable
 from pipeline.tracking.serving import load_registered
 from pipeline.train.archive import save_network
@@ -133,11 +136,28 @@ def test_no_logged_file_is_a_pickle(registered: Registered) -> None:
 PICTURE = Image.fromarray(np.array([[0, 255], [1, 2]], np.uint8))
 
 
-def encoded(picture: Image.Image, form: str = "PNG") -> str:
+def encoded(picture: Image.Image, form: str = "PNG", **options: Any) -> str:
     """A picture in base64."""
     content = io.BytesIO()
-    picture.save(content, form)
+    picture.save(content, form, **options)
     return base64.b64encode(content.getvalue()).decode()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def damaged(width: int = 2, height: int = 2, extra: bytes = b"", color: int = 0) -> str:
+    """A PNG with valid checksums, and with a header or a chunk that is wrong, in base64."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, color, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0\0\1" * 2))
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + header + pixels + extra + chunk(b"IEND", b"")).decode()
+
+
+DAMAGED = (damaged(65_535, 65_535), damaged(extra=chunk(b"iCCP", b"")))
+TURNED = Image.Exif()
+TURNED[ORIENTATION] = 6
 
 
 @pytest.mark.parametrize(
@@ -152,9 +172,18 @@ def encoded(picture: Image.Image, form: str = "PNG") -> str:
         ({"images": []}, "expected images of shape (N, 2, 2), got shape (0,)"),
         ({"pixels": [[[0, 1], [2, 3]]]}, "expected the input 'images', got 'pixels'"),
         ({"images": [[[0, 1], [2, 3]]], "other": 1}, "expected the input 'images', got 'images', 'other'"),
+        ({"x" * 10_000: []}, "expected the input 'images', got 'xxxx"),
         ({}, "expected the input 'images', got no input"),
+        ([[[True, False], [True, False]], [[0, 1], [2, 3]]], "pixels must be integers from 0 to 255, got bool"),
+        ([["x" * 12_000, *([0] * 6000)]], "pixels must be integers from 0 to 255, got str"),
+        ([{"images": [[0, 1], [2, 3]], "b64": encoded(PICTURE)}], "image 0 is not a PNG or JPEG picture"),
+        ([encoded(PICTURE)] * 4001, "a request can contain at most 4,000 pictures, got 4,001"),
+        (["A" * (1 << 17)], "image 0 is not a PNG or JPEG picture in base64 of at most 65,536 bytes"),
+        *(([text], "image 0 is not a PNG or JPEG picture in base64") for text in DAMAGED),
+        ([encoded(PICTURE.convert("P"))], "image 0 has a palette, transparency or 16 bits (mode P)"),
+        ([encoded(PICTURE, "JPEG", exif=TURNED)], "image 0 has an EXIF orientation: rotate its pixels instead"),
         ([[0, 1, 2]], "expected images of shape (N, 2, 2), got shape (1, 3)"),
-        ([[0, 1, 2, 0.5]], "pixels must be integers from 0 to 255, got float64"),
+        ([[0, 1, 2, 0.5]], "pixels must be integers from 0 to 255, got float"),
         ([[0, 1, 2, 300]], "0 to 255, but image 0 has 300 in row 1, column 1"),
         (["seven"], "image 0 is not a PNG or JPEG picture in base64"),
         ([encoded(PICTURE), "aGVsbG8="], "image 1 is not a PNG or JPEG picture in base64"),
@@ -162,12 +191,13 @@ def encoded(picture: Image.Image, form: str = "PNG") -> str:
         ([encoded(PICTURE)[:64]], "image 0 is not a PNG or JPEG picture in base64"),
         ([encoded(PICTURE, "GIF")], "image 0 is not a PNG or JPEG picture in base64"),
         ([encoded(PICTURE.resize((3, 2)))], "image 0 has 3×2 pixels, expected 2×2"),
-        ([encoded(PICTURE.convert("RGBA"))], "image 0 has transparency or 16 bits a channel (mode RGBA)"),
-        ([encoded(Image.new("I;16", (2, 2)))], "image 0 has transparency or 16 bits a channel (mode I;16)"),
+        ([encoded(PICTURE.convert("RGBA"))], "image 0 has a palette, transparency or 16 bits (mode RGBA)"),
+        ([encoded(Image.new("I;16", (2, 2)))], "image 0 has a palette, transparency or 16 bits (mode I;16)"),
         ([[[1, 2], [3]]], "the rows or images differ in length: send images of shape (N, 2, 2)"),
-        ([[[1, 2], [3, None]]], "pixels must be integers from 0 to 255, got object"),
+        ([[[1, 2], [3, None]]], "pixels must be integers from 0 to 255, got NoneType"),
         ([[[1, 2], [3, 10**30]]], "pixels must be integers from 0 to 255, got object"),
-        ([[[0.0, 1.0], [0.5, 0.25]]], "pixels must be integers from 0 to 255, got float64"),
+        ([[[0.0, 1.0], [0.5, 0.25]]], "pixels must be integers from 0 to 255, got float"),
+        (np.zeros((1, 2, 2)), "pixels must be integers from 0 to 255, got float64"),
         ([[["1", "2"], ["3", "4"]]], "pixels must be integers from 0 to 255, got str"),
         ([[[True, False], [True, False]]], "pixels must be integers from 0 to 255, got bool"),
         ([[[0, 1], [2, 3]], [[0, 1], [256, 3]]], "0 to 255, but image 1 has 256 in row 1, column 0"),
