@@ -38,6 +38,8 @@ CONF = ROOT / "conf"
 BESIDE = ROOT.parent / "shared" / "mnist"
 MIRROR = {"DATASET_MIRROR": str(BESIDE)} if BESIDE.is_dir() else {}  # otherwise the public mirrors
 SETTINGS = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "DEVICE", "DATASET_MIRROR")
+BACKEND = "KERAS_BACKEND"
+CHOSEN = {BACKEND: os.environ[BACKEND]} if BACKEND in os.environ else {}  # before the first test imports Keras
 
 
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # with the real `python` and `dvc`
@@ -80,7 +82,8 @@ def pytest_collection_finish() -> None:
 def environment(settings: dict[str, str]) -> dict[str, str]:
     """Environment for a command, without the settings of the user and of earlier tests."""
     path = os.pathsep.join([*filter(None, [os.environ.get(FORKING)]), PATH])
-    return {name: value for name, value in os.environ.items() if name not in SETTINGS} | {"PATH": path} | settings
+    inherited = {name: value for name, value in os.environ.items() if name not in (*SETTINGS, BACKEND)}
+    return inherited | CHOSEN | {"PATH": path} | settings
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import environment
+
 NAME = "TF_ENABLE_ONEDNN_OPTS"
 SHOW = f"import os; from pipeline.stage import run_stage; run_stage('x', 'x', lambda: print(os.environ['{NAME}']))"
 
 
 @pytest.mark.parametrize(("chosen", "expected"), [({}, "1"), ({NAME: "0"}, "0")])
 def test_onednn_is_enabled_unless_the_environment_disables_it(chosen: dict[str, str], expected: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != NAME} | chosen
-    result = subprocess.run([sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True)
+    inherited = {name: value for name, value in os.environ.items() if name != NAME} | chosen
+    result = subprocess.run([sys.executable, "-c", SHOW], env=inherited, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == expected
 
 
@@ -42,6 +44,7 @@ def test_hidden_packages_cannot_be_imported_until_the_block_ends() -> None:
 QUIETLY = """
 import os, sys
 from pipeline.stage import quietly
+from tests.conftest import environment
 with quietly():
     os.write(2, b"held back")
 os.write(2, b"said after ")
@@ -91,10 +94,10 @@ def test_descriptors_of_closed_streams_are_not_reused() -> None:
 def test_the_backend_in_keras_json_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "keras.json").write_text('{"backend": "jax"}', encoding="utf-8")
     code = "from pipeline.stage import *\nwith importing_keras():\n    import keras"
-    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    inherited = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
     command = [sys.executable, "-c", f"{code}\nprint(keras.backend.backend())"]
-    environment |= {"KERAS_HOME": str(tmp_path)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    inherited |= {"KERAS_HOME": str(tmp_path)}
+    result = subprocess.run(command, env=inherited, capture_output=True, text=True, check=True)
     assert result.stdout == "tensorflow\n"
 
 
@@ -112,3 +115,10 @@ def test_packages_that_another_backend_needs_are_not_hidden() -> None:
     """JAX needs SciPy; Keras on TensorFlow does not."""
     imports = "with importing_keras():\n    import scipy.sparse, scipy.linalg\nprint('imported')"
     assert python(f"from pipeline.stage import importing_keras\n{imports}") == "imported\n"
+
+
+def test_commands_of_tests_do_not_inherit_the_backend_of_earlier_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a backend in its environment, a command would start an interpreter instead of a fork."""
+    monkeypatch.setenv("KERAS_BACKEND", "other")
+    assert environment({}).get("KERAS_BACKEND") != "other"
+    assert environment({"KERAS_BACKEND": "other"})["KERAS_BACKEND"] == "other"
