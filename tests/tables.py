@@ -1,6 +1,7 @@
 """MLflow's tables, copied from an existing database: creating them takes forty migrations and two seconds."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import mlflow.store.db.utils
@@ -20,13 +21,12 @@ def copy_tables(folder: Path) -> None:
             return
         with FileLock(folder / "tables.lock"):
             if not tables.exists():
-                make_tables(sqlalchemy.create_engine(f"sqlite:///{folder}/new.db"))
+                new = sqlalchemy.create_engine(f"sqlite:///{folder}/new.db")
+                make_tables(new)
+                new.dispose()
                 (folder / "new.db").rename(tables)
-        connection = engine.raw_connection()
-        try:
-            assert isinstance(connection.driver_connection, sqlite3.Connection)
-            sqlite3.connect(tables).backup(connection.driver_connection)
-        finally:
-            connection.close()
+        with closing(sqlite3.connect(tables)) as source, closing(engine.raw_connection()) as target:
+            assert isinstance(target.driver_connection, sqlite3.Connection)
+            source.backup(target.driver_connection)
 
     mlflow.store.db.utils._initialize_tables = fill

@@ -55,7 +55,7 @@ NO_DEPENDENCY = {  # imports of the stages that are not in their `deps`, and the
 CHECKED = {"pipeline/config.py": "composed.yaml is complete, and its keys are DVC parameters"}
 STARTED = {"pipeline/stage.py": "startup and exit of a stage", "pipeline/surroundings.py": "startup of a stage"}
 NO_DEPENDENCY_OF = {
-    "compose": STARTED,
+    "compose": STARTED | {"pipeline/repository.py": "a hint in an error message"},
     "fetch": STARTED | CHECKED,
     "preprocess": STARTED | CHECKED,
     "train": CHECKED,

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from tests.conftest import FORKING, MIRROR, ROOT, Project, Start
+from tests.gate.command import edit
 
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SERVERS = {"make serve", "make ui"}
@@ -26,12 +27,6 @@ def serve_once(start: Start, project: Project, command: str) -> None:
     assert any("http://127.0.0.1" in line for line in server.stdout), command
 
 
-def change(project: Project, old: str, new: str) -> None:
-    """Edit params.yaml."""
-    params = project.root / "params.yaml"
-    params.write_text(params.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
-
-
 def tracked(project: Project) -> str:
     """The changes of tracked files in the working tree."""
     return project.succeed("git", "diff", "HEAD")
@@ -43,10 +38,10 @@ def test_the_commands_work_in_their_order(project: Project, start: Start) -> Non
     (project.root / ".venv").mkdir()
     (project.root / ".venv" / "bin").symlink_to(os.environ.get(FORKING) or ROOT / ".venv" / "bin")
     (project.root / ".venv" / "requirements.txt").touch()  # as make does after it has installed them
-    change(project, "dataset: null", "dataset: digits")
+    edit(project, "params.yaml", "dataset: null", "dataset: digits")
     project.succeed("dvc", "repro")  # the gate compares the model with the one in the last commit
     project.commit()
-    change(project, "seed: 1", "seed: 2")
+    edit(project, "params.yaml", "seed: 1", "seed: 2")
     for command in commands():
         if command in SERVERS:
             serve_once(start, project, command)

@@ -44,7 +44,6 @@ def test_hidden_packages_cannot_be_imported_until_the_block_ends() -> None:
 QUIETLY = """
 import os, sys
 from pipeline.stage import quietly
-from tests.conftest import environment
 with quietly():
     os.write(2, b"held back")
 os.write(2, b"said after ")

@@ -1,12 +1,12 @@
 """Compose conf/ and params.yaml into composed.yaml, and validate it before any other stage runs."""
 
-import subprocess
 from pathlib import Path
 
 from pipeline import paths
 from pipeline.compose.composition import compose_config, to_yaml
 from pipeline.errors import PipelineError
 from pipeline.files import write_text
+from pipeline.repository import git
 from pipeline.stage import run_stage
 
 
@@ -25,12 +25,11 @@ def remedy() -> str:
     """Say how to restore params.yaml if it has uncommitted changes: `dvc exp run -S` keeps refused values in it."""
     if paths.project_root() != Path.cwd():  # an experiment in a temporary folder, which leaves the project's file alone
         return ""
-    command = ["git", "status", "--porcelain", "--", str(paths.PARAMS)]
     try:
-        status = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        status = git("status", "--porcelain", "--", str(paths.PARAMS)).stdout  # empty outside a repository
+    except PipelineError:  # git is not installed
         return ""
-    if not status or status.startswith(("??", "A")):  # unchanged, or never committed
+    if not status or status.startswith((b"??", b"A")):  # unchanged, or never committed
         return ""
     return f"\n`git checkout HEAD {paths.PARAMS}` restores the committed settings"
 

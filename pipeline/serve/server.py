@@ -3,9 +3,7 @@
 import socket
 import sys
 import webbrowser
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import uvicorn
@@ -29,8 +27,8 @@ DOCS = Path(__file__).parent / "docs.html"
 LARGEST = 1 << 20  # bytes of a picture
 PNG, JSON = "image/png", "application/json"
 OWN_NAMES = [HOST, "localhost"]  # any other name is DNS rebinding: a foreign domain that resolves to this machine
-REPLACED = (SCORING, "/docs")
-REMOVED = ("/docs/oauth2-redirect", "/redoc", "/openapi.json")  # FastAPI's pages load code from other sites
+# Routes of MLflow and FastAPI: two are replaced below, the others are pages that load code from other sites.
+LEFT_OUT = (SCORING, "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
 # A page is one file: it loads nothing, connects to this server only, and cannot be framed by another page.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
@@ -62,8 +60,7 @@ def with_page(served: Served, name: str) -> FastAPI:
     app = served.app
     app.add_middleware(Limits, own_names=OWN_NAMES)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=OWN_NAMES)
-    replaced = {*REPLACED, *REMOVED}
-    app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") not in replaced]
+    app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") not in LEFT_OUT]
 
     @app.get("/")
     def page() -> HTMLResponse:
@@ -72,7 +69,7 @@ def with_page(served: Served, name: str) -> FastAPI:
     @app.get("/docs")
     def docs() -> HTMLResponse:
         height, width = served.image_shape
-        return show(DOCS, {"HEIGHT": height, "WIDTH": width, "PIXELS": height * width})
+        return show(DOCS, HEIGHT=height, WIDTH=width, PIXELS=height * width)
 
     @app.post(SCORING)
     async def invocations(request: Request) -> Response:
@@ -104,8 +101,8 @@ def with_page(served: Served, name: str) -> FastAPI:
     return app
 
 
-def show(page: Path, values: Mapping[str, int] = MappingProxyType({})) -> HTMLResponse:
-    """Return a page, with values in place of their names. It loads nothing from elsewhere."""
+def show(page: Path, **values: int) -> HTMLResponse:
+    """Return a page with values in place of their names. The page loads nothing from other sites."""
     text = page.read_text(encoding="utf-8")
     for name, value in values.items():
         text = text.replace(name, str(value))

@@ -25,6 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pipeline.worker import RARELY
+
 PRELOADED = (
     *("keras", "mlflow.keras", "mlflow.pyfunc", "onnxruntime", "tf2onnx", "scipy.special"),
     *("mlflow.store.tracking.sqlalchemy_workspace_store", "mlflow.store.model_registry.sqlalchemy_workspace_store"),
@@ -45,7 +47,6 @@ SETTINGS = {  # as in the stages
     "ORT_DISABLE_TELEMETRY": "1",
 }
 STREAMS = 3
-RARELY = 20_000  # as in the stages; here it applies to DVC, too
 
 
 class Server:
@@ -103,7 +104,7 @@ def preload(folder: Path) -> None:
     contains what all processes share.
     """
     os.environ.update(SETTINGS)
-    gc.set_threshold(RARELY)
+    gc.set_threshold(RARELY)  # as in the stages; here it applies to DVC, too
     for name in PRELOADED:
         importlib.import_module(name)
     importlib.import_module("mlflow.utils.requirements_utils").warn_dependency_requirement_mismatches(["mlflow"])
