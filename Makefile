@@ -24,16 +24,16 @@ seeds: .venv/$(LOCK) ## train the current configuration with seeds 1 to N (defau
 	$(BIN)/python -m dvc exp run --run-all
 
 gate: .venv/$(LOCK) ## check that this model is not worse than that of the merge base; BASE=REV sets another baseline
-	$(BIN)/python -m pipeline.gate $(if $(BASE),--base $(BASE)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
+	$(BIN)/python -m pipeline.commands.gate $(if $(BASE),--base $(BASE)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
 
 promote: .venv/$(LOCK) ## make this model the champion if it passes the gate (BASE=REV); ROLLBACK=1 restores the previous champion, WITHOUT_CHAMPION=1 compares only with BASE
-	$(BIN)/python -m pipeline.promote $(if $(BASE),--base $(BASE)) $(if $(ROLLBACK),--rollback) $(if $(WITHOUT_CHAMPION),--without-champion)
+	$(BIN)/python -m pipeline.commands.promote $(if $(BASE),--base $(BASE)) $(if $(ROLLBACK),--rollback) $(if $(WITHOUT_CHAMPION),--without-champion)
 
 test: .venv/requirements-dev.txt ## set up the test environment and run the tests
 	$(BIN)/python -m pytest
 
 test-jax: .venv/requirements-dev.txt ## run the tests of the JAX backend; ALL=1 also runs the training tests on JAX
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "jax$(if $(ALL), or not (slow or browser or tensorflow))" tests/backends/test_jax.py $(if $(ALL),tests/train)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "jax$(if $(ALL), or not (slow or browser or tensorflow))" tests/core/backends/test_jax.py $(if $(ALL),tests/stages/train)
 
 test-slow: .venv/requirements-dev.txt ## run the tests that take minutes, such as training on the real MNIST
 	$(BIN)/python -m pytest -m slow
@@ -55,16 +55,16 @@ docs: .venv/requirements-dev.txt ## build the documentation as a site in site/; 
 	$(BIN)/python -m zensical build --strict --clean
 
 ui: .venv/$(LOCK) ## open the MLflow UI at the list of runs
-	$(BIN)/python -m pipeline.tracking ui
+	$(BIN)/python -m pipeline.commands.runs ui
 
 serve: .venv/$(LOCK) ## serve the registered champion: draw a digit and see the prediction
-	$(BIN)/python -m pipeline.serve
+	$(BIN)/python -m pipeline.commands.serve
 
 send: .venv/$(LOCK) ## send records to MLflow that earlier runs could not send
-	$(BIN)/python -m pipeline.tracking send
+	$(BIN)/python -m pipeline.commands.runs send
 
 joined: .venv/$(LOCK) ## check that every DVC experiment is in MLflow, and every run in DVC
-	$(BIN)/python -m pipeline.tracking check
+	$(BIN)/python -m pipeline.commands.runs check
 
 bench: .venv/requirements-dev.txt ## benchmark against plain Keras scripts and write docs/bench.json; QUICK=1 takes minutes
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)

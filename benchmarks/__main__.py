@@ -21,7 +21,7 @@ from benchmarks.figures import Figures, add, report
 from benchmarks.idea import measure_idea, measure_tests
 from benchmarks.recipes import measure_recipes
 from benchmarks.serving import measure_engines, measure_http, measure_memory
-from pipeline.machine import describe_machine, describe_versions
+from pipeline.core.machine import describe_machine, describe_versions
 
 BENCH = ROOT / "docs" / "bench.json"
 TAGGING = 10.0  # seconds, after which the process that tags the gate's run has exited
@@ -90,8 +90,8 @@ def measure_champion(project: Path, data: Path, rounds: int) -> Figures:
     repro(project, data, notebook(seed=1, epochs=MIN_EPOCHS))
     identity = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost"]
     run(["git", *identity, "commit", "-qam", "a champion"], project)
-    promoted = run([sys.executable, "-m", "pipeline.promote", "--base", "HEAD"], project)
-    metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))
+    promoted = run([sys.executable, "-m", "pipeline.commands.promote", "--base", "HEAD"], project)
+    metrics = json.loads((project / "reports" / "evaluation.json").read_text(encoding="utf-8"))
     name = metrics["dataset"]["name"]
     figures = measure_http(project, metrics["mlflow"]["run_id"], name, rounds) | measure_memory(project, name)
     add(figures, "promote_seconds", promoted.seconds, "s")
@@ -116,18 +116,18 @@ def compare(folder: Path, data: Path, pairs: int, epochs: int) -> tuple[Figures,
     project = folder
     for pair in range(pairs):
         plain = run([sys.executable, "-m", "benchmarks.peers.notebook", str(data), str(epochs)], ROOT)
-        told = json.loads(plain.output.splitlines()[-1])
+        measured = json.loads(plain.output.splitlines()[-1])
         project = clone(folder / f"clone-{pair}")
         whole = repro(project, data, notebook(seed=pair + 1, epochs=epochs))
         # The first epoch includes compilation on both sides, so it counts only towards the total time.
-        theirs, ours = statistics.median(told["epoch_seconds"][1:]), statistics.median(epoch_seconds(project))
+        theirs, ours = statistics.median(measured["epoch_seconds"][1:]), statistics.median(epoch_seconds(project))
         for name, value in {
             "epoch_ratio": ours / theirs,
             "cold_repro_ratio": whole.seconds / plain.seconds,
             "script_seconds": plain.seconds,
             "script_epoch_seconds": theirs,
-            "script_accuracy": told["accuracy"],
-            "script_loss": told["loss"],
+            "script_accuracy": measured["accuracy"],
+            "script_loss": measured["loss"],
             "script_peak_mib": plain.peak_mib,
             "repro_seconds": whole.seconds,
             "repro_epoch_seconds": ours,
@@ -172,7 +172,7 @@ def measure_gate(project: Path, times: int) -> Figures:
     whole, status = [], []
     for _ in range(times + 1):
         status.append(run([sys.executable, "-m", "dvc", "status", "--json"], project).seconds)
-        whole.append(run([sys.executable, "-m", "pipeline.gate", "--base", "."], project).seconds)
+        whole.append(run([sys.executable, "-m", "pipeline.commands.gate", "--base", "."], project).seconds)
         time.sleep(TAGGING)
     own = [both - alone for both, alone in zip(whole[1:], status[1:], strict=True)]  # the first warms the file cache
     return {"gate_seconds": (whole[1:], "s"), "gate_beside_status_seconds": (own, "s")}
@@ -186,7 +186,7 @@ def measure_stages(project: Path, data: Path, times: int) -> Figures:
         for _ in range(times):
             if stage == "fetch":
                 shutil.rmtree(project / "data" / "raw")  # otherwise fetch has nothing to do
-            finished.append(run([sys.executable, "-m", f"pipeline.{stage}"], project, DATASET_MIRROR=str(data)))
+            finished.append(run([sys.executable, "-m", f"pipeline.stages.{stage}"], project, DATASET_MIRROR=str(data)))
         figures[f"{stage}_seconds"] = ([each.seconds for each in finished], "s")
         figures[f"{stage}_peak_mib"] = ([each.peak_mib for each in finished], "MiB")
     return figures

@@ -69,7 +69,7 @@ def repro(project: Path, data: Path, params: dict[str, Any]) -> Outcome:
     """Run `dvc repro` in a project with `params` in params.yaml and the dataset's files in `data`."""
     (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     finished = run(["dvc", "repro"], project, DATASET_MIRROR=str(data))
-    metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((project / "reports" / "evaluation.json").read_text(encoding="utf-8"))
     facts = json.loads((project / "models" / "run.json").read_text(encoding="utf-8"))
     return Outcome(metrics["test"], facts, finished.seconds)
 

@@ -30,9 +30,9 @@ class Row(NamedTuple):
     figures: dict[str, dict[str, Any]]
 
 
-def rows(told: dict[str, Any]) -> list[Row]:
+def rows(measured: dict[str, Any]) -> list[Row]:
     """Measured recipes and scripts, sorted by their median seconds of fitting."""
-    figures = told["recipes"]["figures"]
+    figures = measured["recipes"]["figures"]
     found = [
         Row(
             TITLES.get(job, f"`{job}`"),
@@ -45,13 +45,13 @@ def rows(told: dict[str, Any]) -> list[Row]:
     return sorted(found, key=lambda row: float(row.figures["fit_seconds"]["median"]))
 
 
-def table(told: dict[str, Any]) -> str:
+def table(measured: dict[str, Any]) -> str:
     """Markdown table: accuracy as mean ± std (lowest to highest), seconds and memory as medians."""
     lines = [
         "| | test accuracy, mean ± std | lowest to highest | runs | seconds of fitting | peak memory |",
         "|---|---|---|---|---|---|",
     ]
-    for row in rows(told):
+    for row in rows(measured):
         accuracy, seconds, memory = (row.figures[name] for name in ("accuracy", "fit_seconds", "peak_mib"))
         spread = f" ± {100 * accuracy['std']:.2f}" if "std" in accuracy else ""
         lines.append(
@@ -62,19 +62,19 @@ def table(told: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(told: dict[str, Any], path: Path) -> None:
+def draw(measured: dict[str, Any], path: Path) -> None:
     """Plot the test error against seconds of fitting, both on logarithmic axes, into an SVG file.
 
     The same figures give the same bytes.
     """
     import matplotlib as mpl
 
-    if "recipes" in told:
+    if "recipes" in measured:
         with mpl.rc_context({"svg.hashsalt": "accuracy"}):
-            picture(told).savefig(path, metadata={"Date": None})
+            picture(measured).savefig(path, metadata={"Date": None})
 
 
-def picture(told: dict[str, Any]) -> "Figure":
+def picture(measured: dict[str, Any]) -> "Figure":
     """Build that plot without saving it; every name lies within the axes."""
     from matplotlib.figure import Figure
 
@@ -82,13 +82,13 @@ def picture(told: dict[str, Any]) -> "Figure":
     axes = figure.add_subplot()
     axes.set(xscale="log", yscale="log", xlabel="seconds of fitting (median)", ylabel="test error, %")
     axes.set(xlim=(0.3, 10_000), ylim=(0.15, 2.5))  # room for names on all sides
-    axes.set_title(told["recipes"]["machine"], fontsize=7, loc="left", color="gray")
+    axes.set_title(measured["recipes"]["machine"], fontsize=7, loc="left", color="gray")
     for axis, ticks in ((axes.xaxis, (1, 10, 100, 1000)), (axes.yaxis, (0.2, 0.3, 0.5, 0.7, 1, 1.5, 2))):
         axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.grid(visible=True, color="0.9")
     names = []
-    for row in rows(told):
+    for row in rows(measured):
         accuracy, seconds = row.figures["accuracy"], row.figures["fit_seconds"]["median"]
         color = "tab:blue" if row.is_recipe else "tab:gray"
         errors = [100 * (1 - accuracy[key]) for key in ("max", "median", "min")]

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.files import write_json
+from pipeline.core.files import write_json
 
 Figures = dict[str, tuple[list[float], str]]
 
@@ -21,7 +21,7 @@ def add(figures: Figures, name: str, value: float, unit: str) -> None:
 def report(path: Path, part: str, figures: Figures, machine: str, commit: str) -> None:
     """Print the table of a part, and replace that part in a file."""
     table = Table("figure", "median", "min", "max", "n", "unit", title=machine, title_justify="left")
-    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     summary: dict[str, dict[str, Any]] = {}
     for name, (values, unit) in figures.items():
         spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
@@ -31,4 +31,4 @@ def report(path: Path, part: str, figures: Figures, machine: str, commit: str) -
         shown = [f"{rounded[key]:g}" for key in ("median", "min", "max")]
         table.add_row(name, *shown, str(len(values)), unit)
     Console(width=120).print(table)
-    write_json(path, told | {part: {"machine": machine, "figures": summary}})
+    write_json(path, measured | {part: {"machine": machine, "figures": summary}})

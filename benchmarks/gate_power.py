@@ -9,19 +9,21 @@ Prints a table and writes it to docs/gate.md.
 
 import argparse
 import csv
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+from rich.progress import Progress
 
-from pipeline.config import Gate
-from pipeline.files import write_text
-from pipeline.gate.record import measure_noise
-from pipeline.gate.report import Figures, Metrics, PerClass, Reading, Report, ScoredImages
-from pipeline.gate.side import Side
-from pipeline.gate.verdict import judge
+from pipeline.commands.gate.record import measure_noise
+from pipeline.commands.gate.report import Misclassification, Report
+from pipeline.commands.gate.results import Results
+from pipeline.commands.gate.verdict import judge
+from pipeline.core.config import Gate
+from pipeline.core.files import write_text
+from pipeline.core.records import ClassRecall, ComparedEvaluation, ComparedFigures, ScoredImages
 
 RUNS = Path(__file__).parent / "runs.csv"
 PAGE = Path(__file__).parent.parent / "docs" / "gate.md"
@@ -48,12 +50,15 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=3000, help="trials per drop and number of seeds (default: 3000)")
     trials: int = parser.parse_args().trials
     runs, random = read_runs(RUNS), np.random.default_rng(1)
-    with tqdm(total=len(DROPS) * len(SEEDS) * trials, unit="trial") as bar:
-        rates = {
-            (drop, seeds): np.mean([(fires(runs, seeds, drop, random), bar.update())[0] for _ in range(trials)], axis=0)
-            for drop in DROPS
-            for seeds in SEEDS
-        }
+    with Progress() as progress:
+        task = progress.add_task("trials", total=len(DROPS) * len(SEEDS) * trials)
+        rates = {}
+        for drop, seeds in itertools.product(DROPS, SEEDS):
+            fired = []
+            for _ in range(trials):
+                fired.append(fires(runs, seeds, drop, random))
+                progress.advance(task)
+            rates[drop, seeds] = np.mean(fired, axis=0)
     table = markdown(rates, trials, len(runs.wrong))
     print(table)
     before, _, after = PAGE.read_text(encoding="utf-8").split(MARKS)
@@ -78,10 +83,10 @@ def fires(runs: Runs, seeds: int, drop: float, random: np.random.Generator) -> l
     """Run one trial: whether the gate, the gate without a noise record, and each threshold stop the candidate."""
     order = random.permutation(len(runs.wrong))
     drawn, rest = runs.wrong[order[: 2 * seeds]], runs.wrong[order[2 * seeds :]]
-    baseline = side(drawn[:seeds], runs.labels)
-    candidate = side(worsen(drawn[seeds:], harm(runs.wrong, drop), random), runs.labels)
+    baseline = results(drawn[:seeds], runs.labels)
+    candidate = results(worsen(drawn[seeds:], harm(runs.wrong, drop), random), runs.labels)
     blind = judge(candidate, baseline, GATE)
-    noise = measure_noise(side(rest, runs.labels))
+    noise = measure_noise(results(rest, runs.labels))
     verdict = judge(candidate._replace(noise=noise), baseline._replace(noise=noise), GATE)
     change = 100 * (verdict.figures["accuracy"] - verdict.figures["baseline_accuracy"])
     return [not verdict.passed, not blind.passed, *(change < -limit for limit in THRESHOLDS)]
@@ -101,20 +106,20 @@ def worsen(wrong: NDArray[np.bool_], harmed: NDArray[np.float64], random: np.ran
     return wrong | (random.random(wrong.shape) < harmed)
 
 
-def side(wrong: NDArray[np.bool_], labels: NDArray[np.int64]) -> Side:
-    """A side of the comparison, as the gate reads it from reports."""
-    return Side("simulated", [report(run, labels) for run in wrong], {"recipe": "baseline"}, {})
+def results(wrong: NDArray[np.bool_], labels: NDArray[np.int64]) -> Results:
+    """One of the compared models, as the gate reads it from reports."""
+    return Results("simulated", [report(run, labels) for run in wrong], {"recipe": "baseline"}, {})
 
 
 def report(wrong: NDArray[np.bool_], labels: NDArray[np.int64]) -> Report:
     """A report with the figures that the verdict uses, built without validation, which would take most of the time."""
     missed = np.bincount(labels[wrong], minlength=len(CLASS_IMAGES))
-    per_class = PerClass.model_construct(recall=list(1 - missed / CLASS_IMAGES), images=list(CLASS_IMAGES))
+    per_class = ClassRecall.model_construct(recall=list(1 - missed / CLASS_IMAGES), images=list(CLASS_IMAGES))
     figures = {"accuracy": 1 - wrong.mean(), "errors": int(wrong.sum()), "images": len(wrong)}
-    test = Figures.model_construct(**figures, loss=0.0, calibration_error=0.0, per_class=per_class)
+    test = ComparedFigures.model_construct(**figures, loss=0.0, calibration_error=0.0, per_class=per_class)
     data = ScoredImages.model_construct(name="mnist", test_md5="")
-    readings = {int(index): Reading(int(labels[index]), -1) for index in np.flatnonzero(wrong)}
-    return Report(Metrics.model_construct(test=test, dataset=data), readings)
+    misclassified = {int(index): Misclassification(int(labels[index]), -1) for index in np.flatnonzero(wrong)}
+    return Report(ComparedEvaluation.model_construct(test=test, dataset=data), misclassified)
 
 
 def markdown(rates: dict[tuple[float, int], NDArray[np.float64]], trials: int, runs: int) -> str:

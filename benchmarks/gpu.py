@@ -88,7 +88,7 @@ def prepare(project: Path, params: dict[str, Any], data: Path) -> Path:
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     for stage in ("compose", "fetch", "preprocess"):
-        run([sys.executable, "-m", f"pipeline.{stage}"], project, DATASET_MIRROR=str(data))
+        run([sys.executable, "-m", f"pipeline.stages.{stage}"], project, DATASET_MIRROR=str(data))
     return project
 
 
@@ -133,8 +133,8 @@ def train(project: Path, seed: int) -> Trained:
     """Run the train stage with a seed that affects everything except the split."""
     params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
     (project / "params.yaml").write_text(yaml.safe_dump(params | {"seed": seed}), encoding="utf-8")
-    run([sys.executable, "-m", "pipeline.compose"], project)
-    whole = run([sys.executable, "-m", "pipeline.train"], project, **SETTINGS).seconds
+    run([sys.executable, "-m", "pipeline.stages.compose"], project)
+    whole = run([sys.executable, "-m", "pipeline.stages.train"], project, **SETTINGS).seconds
     facts = facts_of(project)
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     metrics = client.get_run(facts["run_id"]).data.metrics
@@ -159,10 +159,10 @@ def describe(one: Trained) -> dict[str, tuple[float, str]]:
     """Figures of a training, with their units."""
     parts = one.facts["seconds"]
     until_fit = sum(seconds for name, seconds in parts.items() if name not in ("fit", "save"))
-    told = {f"{name}_seconds": (value, "s") for name, value in parts.items()}
-    told |= {"whole_seconds": (one.whole, "s"), "to_trained_seconds": (until_fit + parts["fit"], "s")}
-    told |= {"first_epoch_seconds": (one.epochs[0], "s"), "epoch_seconds": (statistics.median(one.epochs[1:]), "s")}
-    return told | {f"gpu_{name}": (value, LOAD[name]) for name, value in one.load.items()}
+    measured = {f"{name}_seconds": (value, "s") for name, value in parts.items()}
+    measured |= {"whole_seconds": (one.whole, "s"), "to_trained_seconds": (until_fit + parts["fit"], "s")}
+    measured |= {"first_epoch_seconds": (one.epochs[0], "s"), "epoch_seconds": (statistics.median(one.epochs[1:]), "s")}
+    return measured | {f"gpu_{name}": (value, LOAD[name]) for name, value in one.load.items()}
 
 
 def time_updates(projects: dict[str, Path], folder: Path) -> tuple[str, Figures]:
@@ -187,8 +187,8 @@ def time_updates(projects: dict[str, Path], folder: Path) -> tuple[str, Figures]
 def evaluate(trained: tuple[str, Path]) -> float:
     """Test accuracy of a trained network, from the evaluate stage, the only one that uses the test images."""
     _, project = trained
-    run([sys.executable, "-m", "pipeline.evaluate"], project, **SETTINGS)
-    metrics = json.loads((project / "reports" / "metrics.json").read_text(encoding="utf-8"))
+    run([sys.executable, "-m", "pipeline.stages.evaluate"], project, **SETTINGS)
+    metrics = json.loads((project / "reports" / "evaluation.json").read_text(encoding="utf-8"))
     return float(metrics["test"]["accuracy"])
 
 

@@ -27,10 +27,10 @@ def measure_idea(folder: Path, data: Path, rounds: int) -> Figures:
         outcome = repro(project, data, idea(next(smoothing)))
         own = {name: seconds for name, seconds in outcome.train["seconds"].items() if name != "fit"}
         taken = {"idea": outcome.seconds, "train_without_fit": sum(own.values())}
-        taken |= {stage: run([sys.executable, "-m", f"pipeline.{stage}"], project).seconds for stage in STAGES}
+        taken |= {stage: run([sys.executable, "-m", f"pipeline.stages.{stage}"], project).seconds for stage in STAGES}
         run(["dvc", "commit", "--force"], project)
         run(["git", *IDENTITY, "commit", "-qam", "an idea"], project)
-        taken["promote"] = run([sys.executable, "-m", "pipeline.promote", "--base", "HEAD"], project).seconds
+        taken["promote"] = run([sys.executable, "-m", "pipeline.commands.promote", "--base", "HEAD"], project).seconds
         for name, seconds in taken.items():
             add(figures, f"{name}_seconds", seconds, "s")
             add(figures, f"{name}_ratio", seconds / keras, "ratio")

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from benchmarks.command import ROOT, clone, epoch_seconds, repro, run
 from benchmarks.figures import Figures, add
-from pipeline.config import Config, load_config
-from pipeline.dataset import load_split
-from pipeline.paths import COMPOSED, TRAIN
+from pipeline.core.config import Config
+from pipeline.core.dataset import load_split
+from pipeline.core.paths import COMPOSED, TRAIN
+from pipeline.core.validation import load_config
 
 MATRIX = 2048  # rows and columns of the matrices whose product measures the machine's peak
 PRECISIONS = ("float32", "bfloat16")
@@ -58,42 +59,40 @@ def measure_recipes(folder: Path, data: Path, python: str, torch: str | None) ->
             for name, peer in SCRIPTS.items()
             if round_ < peer.times and (interpreter := interpreters[name])
         }
-        for name, told in scripts.items():
-            for figure, (value, unit) in told.items():
+        for name, measured in scripts.items():
+            for figure, (value, unit) in measured.items():
                 add(figures, f"script_{name}_{figure}", value, unit)
         for name, recipe in RECIPES.items():
             if round_ < recipe.seeds:
                 project = projects.setdefault(name, folder / name)
-                told = run_recipe(project, recipe.params | {"seed": round_ + 1}, data)
-                told |= compare(told, scripts.get("notebook"))
-                told |= shares_of_peak(project, told["fit_seconds"][0], figures)
-                for figure, (value, unit) in told.items():
+                measured = run_recipe(project, recipe.params | {"seed": round_ + 1}, data)
+                measured |= compare(measured, scripts.get("notebook"))
+                measured |= shares_of_peak(project, measured["fit_seconds"][0], figures)
+                for figure, (value, unit) in measured.items():
                     add(figures, f"{name}_{figure}", value, unit)
-                print(
-                    f"round {round_ + 1}: {name} {100 * told['accuracy'][0]:.2f} %, {told['fit_seconds'][0]:.1f} s",
-                    flush=True,
-                )
+                accuracy, seconds = measured["accuracy"][0], measured["fit_seconds"][0]
+                print(f"round {round_ + 1}: {name} {100 * accuracy:.2f} %, {seconds:.1f} s", flush=True)
     return figures
 
 
-Told = dict[str, tuple[float, str]]
+Measured = dict[str, tuple[float, str]]
 
 
-def run_script(name: str, python: str, data: Path, epochs: int) -> Told:
+def run_script(name: str, python: str, data: Path, epochs: int) -> Measured:
     """Run a script and return its accuracy, seconds and memory."""
     finished = run([python, "-m", f"benchmarks.peers.{name}", str(data), str(epochs)], ROOT)
-    told = json.loads(finished.output.splitlines()[-1])
-    print(f"script {name}: {100 * told['accuracy']:.2f} %, {sum(told['epoch_seconds']):.1f} s", flush=True)
+    measured = json.loads(finished.output.splitlines()[-1])
+    print(f"script {name}: {100 * measured['accuracy']:.2f} %, {sum(measured['epoch_seconds']):.1f} s", flush=True)
     return {
-        "accuracy": (told["accuracy"], "share"),
-        "fit_seconds": (sum(told["epoch_seconds"]), "s"),
-        "epoch_seconds": (statistics.median(told["epoch_seconds"][1:]), "s"),
+        "accuracy": (measured["accuracy"], "share"),
+        "fit_seconds": (sum(measured["epoch_seconds"]), "s"),
+        "epoch_seconds": (statistics.median(measured["epoch_seconds"][1:]), "s"),
         "whole_seconds": (finished.seconds, "s"),
         "peak_mib": (finished.peak_mib, "MiB"),
     }
 
 
-def run_recipe(project: Path, params: dict[str, Any], data: Path) -> Told:
+def run_recipe(project: Path, params: dict[str, Any], data: Path) -> Measured:
     """Run `dvc repro` in a clone, made if missing, and return the recipe's accuracy, seconds and memory."""
     if not project.exists():
         clone(project)
@@ -109,13 +108,13 @@ def run_recipe(project: Path, params: dict[str, Any], data: Path) -> Told:
     }
 
 
-def compare(told: Told, script: Told | None) -> Told:
+def compare(measured: Measured, script: Measured | None) -> Measured:
     """Ratios of a recipe's seconds to those of the notebook's script in the same round."""
     if script is None:
         return {}
     pairs = {"epoch_ratio": ("epoch_seconds",) * 2, "fit_ratio": ("fit_seconds",) * 2}
     pairs |= {"train_ratio": ("train_seconds", "whole_seconds")}
-    return {name: (told[ours][0] / script[theirs][0], "ratio") for name, (ours, theirs) in pairs.items()}
+    return {name: (measured[ours][0] / script[theirs][0], "ratio") for name, (ours, theirs) in pairs.items()}
 
 
 def multiply(precision: str, times: int = 20) -> float:
@@ -132,9 +131,9 @@ def multiply(precision: str, times: int = 20) -> float:
     return 2 * MATRIX**3 / min(seconds) / 1e9
 
 
-def shares_of_peak(project: Path, fit_seconds: float, figures: Figures) -> Told:
+def shares_of_peak(project: Path, fit_seconds: float, figures: Figures) -> Measured:
     """Fraction of the machine's peak that the matrix products of a training reach, without validation."""
-    from pipeline.train.fitting import epoch_size
+    from pipeline.stages.train.fitting import epoch_size
 
     config = load_config(project / COMPOSED)
     images = len(load_split(project / TRAIN).images)
@@ -151,7 +150,7 @@ def operations(config: Config) -> int:
     first layer does not need the last product. A multiply-add counts as two operations (Kaplan et al. 2020,
     arXiv:2001.08361, section 2.1: six per weight).
     """
-    from pipeline.train.network import build_network, members_of
+    from pipeline.stages.train.network import build_network, members_of
 
     members = members_of(build_network(config.model, (28, 28), config.dataset.classes))
     products = [list(multiplications(member)) for member in members]

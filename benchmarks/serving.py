@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.figures import Figures, add
-from pipeline.serve.limits import LARGEST as LARGEST_BODY
-from pipeline.serve.picture import LARGEST
-from pipeline.tracking.ui import free_port, wait_until_up
+from pipeline.commands.ports import free_port
+from pipeline.commands.runs.ui import wait_until_up
+from pipeline.commands.serve.limits import LARGEST as LARGEST_BODY
+from pipeline.commands.serve.picture import LARGEST
 
 Images = NDArray[np.uint8]
 Engine = Callable[[Images], Any]
@@ -43,7 +44,7 @@ POSTS = {1: 200, 100: 40, 10_000: 2}  # images per request -> sequential request
 
 def measure_engines(conf: Path, rounds: int) -> Figures:
     """Alternately measure milliseconds per call of each engine, and its largest difference from TensorFlow."""
-    from pipeline.tracking.servable import TOLERANCE
+    from pipeline.registry.servable import TOLERANCE
 
     figures: Figures = {}
     for network in NETWORKS:
@@ -80,12 +81,12 @@ def build_engines(name: str, conf: Path, folder: Path) -> dict[str, Engine]:
     import tensorflow as tf
     from ai_edge_litert.interpreter import Interpreter
 
-    from pipeline.compose.composition import compose_config
-    from pipeline.config import parse_config
-    from pipeline.tracking.conversion import ONNX, convert
-    from pipeline.tracking.digit_reader import DigitReader
-    from pipeline.train.archive import save_network
-    from pipeline.train.network import build_network
+    from pipeline.core.validation import parse_config
+    from pipeline.registry.classifier import DigitClassifier
+    from pipeline.registry.conversion import ONNX, convert
+    from pipeline.stages.compose.composition import compose_config
+    from pipeline.stages.train.archive import save_network
+    from pipeline.stages.train.network import build_network
 
     (folder / "params.yaml").write_text(f"model: {{name: {name}}}\n", encoding="utf-8")
     config = parse_config(compose_config(conf, folder / "params.yaml"), {}, "")
@@ -99,7 +100,7 @@ def build_engines(name: str, conf: Path, folder: Path) -> dict[str, Engine]:
     interpreter = Interpreter(str(folder / "model.tflite"), num_threads=os.cpu_count())
     return {
         "tensorflow": lambda images: compiled(tf.constant(images)).numpy(),
-        "onnxruntime": DigitReader(converted.folder / ONNX).predict,
+        "onnxruntime": DigitClassifier(converted.folder / ONNX).predict,
         "litert": LiteRt(interpreter),
     }
 
@@ -130,7 +131,7 @@ def measure_http(project: Path, run_id: str, name: str, rounds: int) -> Figures:
     keras_model = ["-m", "mlflow", "models", "serve", "-m", f"runs:/{run_id}/model", "--env-manager", "local"]
     settings = {"MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db"}
     with (
-        server(project, ["-m", "pipeline.serve", "--name", name], settings) as (champion, start, _),
+        server(project, ["-m", "pipeline.commands.serve", "--name", name], settings) as (champion, start, _),
         server(project, keras_model, settings) as (other, other_start, _),
     ):
         add(figures, "serve_start_seconds", start, "s")
@@ -164,7 +165,7 @@ def measure_memory(project: Path, name: str) -> Figures:
         "pictures": ("/read", "image/png", png(np.pad(noise[:8, :8], (0, LARGEST - 8)))),
         "noisy_pictures": ("/read", "image/png", png(noise[: LARGEST * 15 // 16])),  # PNG does not compress noise
     }
-    with server(project, ["-m", "pipeline.serve", "--name", name], settings) as (address, _, process):
+    with server(project, ["-m", "pipeline.commands.serve", "--name", name], settings) as (address, _, process):
         latencies(address, 1, 20)
         add(figures, "serve_memory_mib", memory(process.pid), "MiB")
         for load, (path, kind, body) in loads.items():

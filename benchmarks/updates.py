@@ -18,13 +18,14 @@ import numpy as np
 from jax import numpy as jnp
 
 from benchmarks.recipes import operations
-from pipeline.backends.base import Pass
-from pipeline.backends.jax import BACKEND, compile_passes, stacked, variables
-from pipeline.config import Config, load_config
-from pipeline.dataset import Split, load_split
-from pipeline.device import use_device
-from pipeline.paths import TRAIN
-from pipeline.train.training import set_up
+from pipeline.core.backends.base import Pass
+from pipeline.core.backends.jax import BACKEND, compile_passes, stacked, variables
+from pipeline.core.config import Config
+from pipeline.core.dataset import Split, load_split
+from pipeline.core.device import use_device
+from pipeline.core.paths import TRAIN
+from pipeline.core.validation import load_config
+from pipeline.stages.train.training import set_up
 
 MATRIX = 8192  # rows and columns of the matrices whose product measures the device's peak
 PASSES = (12_000, 60_000)  # images in the timed passes; their difference removes the constant cost of a pass

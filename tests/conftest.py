@@ -23,13 +23,14 @@ import yaml
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from pipeline.compose import composition
-from pipeline.compose.composition import compose_config
-from pipeline.config import Config, parse_config
-from pipeline.errors import PipelineError
+from pipeline.commands.runs.ui import wait_until_up
+from pipeline.core.config import Config
+from pipeline.core.errors import PipelineError
+from pipeline.core.process.worker import RARELY
+from pipeline.core.validation import parse_config
+from pipeline.stages.compose import composition
+from pipeline.stages.compose.composition import compose_config
 from pipeline.tracking.relocation import relocate
-from pipeline.tracking.ui import wait_until_up
-from pipeline.worker import RARELY
 from tests.forkserver import fork_server
 
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import paths
-from pipeline.compose.composition import compose_config, to_yaml
-from pipeline.config import Config
+from pipeline.core import paths
+from pipeline.core.config import Config
+from pipeline.stages.compose.composition import compose_config, to_yaml
+from pipeline.stages.compose.settings import USED, settings_of
 from tests.conftest import ROOT
 
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-LIGHT = ["compose", "fetch", "preprocess", "gate", "promote", "serve", "tracking"]
+COMMANDS = ["gate", "promote", "serve", "runs"]
+LIGHT = ["stages.compose", "stages.fetch", "stages.preprocess", *(f"commands.{name}" for name in COMMANDS)]
 HEAVY_MODULES = ["keras", "tensorflow", "mlflow"]
 
 
@@ -29,37 +31,37 @@ def outputs(stage: str) -> set[str]:
 
 def test_a_stage_is_a_folder_and_a_command() -> None:
     assert list(STAGES) == ["compose", "fetch", "preprocess", "train", "evaluate"]
+    assert set(STAGES) == folders("stages")
     for name, stage in STAGES.items():
-        assert stage["cmd"] == f"python -m pipeline.{name}"
-        assert (ROOT / "pipeline" / name / "__main__.py").is_file()
-        assert f"pipeline/{name}" in stage["deps"]
+        assert stage["cmd"] == f"python -m pipeline.stages.{name}"
+        assert (ROOT / "pipeline" / "stages" / name / "__main__.py").is_file()
+        assert {"pipeline/core", f"pipeline/stages/{name}"} <= set(stage["deps"])
+
+
+def test_a_command_is_a_folder() -> None:
+    assert set(COMMANDS) == folders("commands")
+    for name in COMMANDS:
+        assert (ROOT / "pipeline" / "commands" / name / "__main__.py").is_file()
+
+
+def folders(room: str) -> set[str]:
+    return {path.name for path in (ROOT / "pipeline" / room).iterdir() if path.is_dir() and path.name[0] != "_"}
 
 
 def test_dvc_yaml_and_paths_agree() -> None:
     in_paths = {str(value) for name, value in vars(paths).items() if name.isupper() and isinstance(value, Path)}
     in_paths -= {str(paths.CHECKPOINTS), str(paths.COMPILED)}  # not results
+    in_paths |= set(map(str, paths.SETTINGS.values()))
     declared = set().union(*(outputs(name) | set(stage["deps"]) for name, stage in STAGES.items()))
     declared |= set().union(*(names(stage.get("params", [])) for stage in STAGES.values()))
     assert in_paths <= declared
-    assert {path for path in declared if not path.startswith("pipeline/")} <= in_paths
+    whole = {"models", str(paths.STATISTICS.parent)}  # folders of which evaluate uses every file
+    assert {path for path in declared - whole if not path.startswith("pipeline/")} <= in_paths
 
 
 NO_DEPENDENCY = {  # imports of the stages that are not in their `deps`, and the reasons
-    "pipeline/errors.py": "messages only",
-    "pipeline/files.py": "writes its arguments unchanged",
-    "pipeline/paths.py": "dvc.yaml contains the same paths",
-    "pipeline/stopwatch.py": "only measures seconds",
+    "pipeline/repository": "queries to git",
     "pipeline/tracking": "records results, and creates no output that DVC tracks",
-    "pipeline/worker.py": "the process that records",
-}
-CHECKED = {"pipeline/config.py": "composed.yaml is complete, and its keys are DVC parameters"}
-STARTED = {"pipeline/stage.py": "startup and exit of a stage", "pipeline/surroundings.py": "startup of a stage"}
-NO_DEPENDENCY_OF = {
-    "compose": STARTED | {"pipeline/repository.py": "a hint in an error message"},
-    "fetch": STARTED | CHECKED,
-    "preprocess": STARTED | CHECKED,
-    "train": CHECKED,
-    "evaluate": CHECKED | {"pipeline/machine.py": "only training chooses a precision"},
 }
 
 
@@ -78,7 +80,7 @@ def imported(path: Path) -> set[Path]:
 
 def reached(stage: str) -> set[Path]:
     """Files of the pipeline that a stage imports, directly or indirectly."""
-    found, waiting = set(), {ROOT / "pipeline" / stage / "__main__.py"}
+    found, waiting = set(), {ROOT / "pipeline" / "stages" / stage / "__main__.py"}
     while waiting:
         path = waiting.pop()
         found.add(path)
@@ -89,7 +91,7 @@ def reached(stage: str) -> set[Path]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_all_code_that_affects_a_result_is_a_dependency(stage: str) -> None:
     deps = [ROOT / dep for dep in STAGES[stage]["deps"]]
-    left_out = {ROOT / path for path in {**NO_DEPENDENCY, **NO_DEPENDENCY_OF[stage]}}
+    left_out = {ROOT / path for path in NO_DEPENDENCY}
     known = [*deps, *left_out]
     unknown = {
         str(path.relative_to(ROOT))
@@ -100,48 +102,59 @@ def test_all_code_that_affects_a_result_is_a_dependency(stage: str) -> None:
     assert not left_out & set(deps), "a file is either a dependency or excluded"
 
 
-VALUES = {"config", "dataset", "errors", "files", "montage", "paths", "pictures"}
-PROCESS = {"backends", "device", "machine", "repository", "stage", "stopwatch", "surroundings", "worker"}
-RECORDING = VALUES | PROCESS | {"tracking"}
+SHARED = {"core", "repository", "tracking"}
 MAY_IMPORT = {  # docs/architecture.md
-    **dict.fromkeys(VALUES, VALUES),
-    **dict.fromkeys(PROCESS, VALUES | PROCESS),
-    **dict.fromkeys([*STAGES, "tracking", "gate", "serve"], RECORDING),
-    "promote": RECORDING | {"gate"},
+    "core": {"core"},
+    "repository": {"core", "repository"},
+    "tracking": SHARED,
+    "registry": SHARED | {"registry"},
+    **{f"stages/{name}": SHARED | {f"stages/{name}"} for name in STAGES},
+    "commands/ports.py": {"core"},
+    "commands/gate": SHARED | {"commands/gate"},
+    "commands/promote": SHARED | {"registry", "commands/gate", "commands/promote"},
+    "commands/runs": SHARED | {"commands/ports.py", "commands/runs"},
+    "commands/serve": SHARED | {"registry", "commands/ports.py", "commands/serve"},
 }
 
 
 def part(path: Path) -> str:
-    """The folder or module below pipeline/ that a file belongs to."""
-    return path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
+    """The folder below pipeline/ that a file belongs to."""
+    found = path.relative_to(ROOT / "pipeline").parts
+    return "/".join(found[:2]) if found[0] in ("stages", "commands") else found[0]
+
+
+def modules() -> list[Path]:
+    """All modules of the pipeline but the empty ones."""
+    return [path for path in (ROOT / "pipeline").rglob("*.py") if path.stat().st_size]
 
 
 def test_imports_follow_the_architecture() -> None:
-    for path in (ROOT / "pipeline").rglob("*.py"):
-        if path != ROOT / "pipeline" / "__init__.py":
-            parts = {part(file) for file in imported(path) if file != ROOT / "pipeline" / "__init__.py"}
-            assert parts <= MAY_IMPORT[part(path)] | {part(path)}, path
+    for path in modules():
+        assert {part(file) for file in imported(path) if file.stat().st_size} <= MAY_IMPORT[part(path)], path
 
 
-def test_only_tracking_imports_mlflow() -> None:
+def test_only_three_folders_import_mlflow() -> None:
     importing = {
         part(path)
-        for path in (ROOT / "pipeline").rglob("*.py")
+        for path in modules()
         if "import mlflow" in (text := path.read_text(encoding="utf-8")) or "from mlflow" in text
     }
-    assert importing == {"tracking"}
+    assert importing == {"tracking", "registry", "commands/runs"}
 
 
-def test_params_of_stages_are_keys_of_the_configuration() -> None:
+def test_training_does_not_know_who_records_it() -> None:
+    folder = ROOT / "pipeline" / "stages" / "train"
+    recording = {path.name for path in folder.glob("*.py") if any("tracking" in file.parts for file in imported(path))}
+    assert recording == {"__main__.py", "recording.py"}
+
+
+def test_stages_use_keys_of_the_configuration() -> None:
     composed = yaml.safe_load((ROOT / "composed.yaml").read_text(encoding="utf-8"))
     assert set(composed) == set(Config.model_fields)
-    for stage in STAGES.values():
-        for entry in stage["params"]:
-            for key in entry.get("composed.yaml") or []:
-                node = composed
-                for part in key.split("."):
-                    assert part in node, key
-                    node = node[part]
+    assert set(USED) == set(paths.SETTINGS) == set(STAGES) - {"compose"}
+    for stage, path in paths.SETTINGS.items():
+        assert str(path) in STAGES[stage]["deps"]
+        assert list(settings_of(stage, composed)) == list(USED[stage])
 
 
 def test_the_committed_configuration_is_up_to_date() -> None:
@@ -150,18 +163,18 @@ def test_the_committed_configuration_is_up_to_date() -> None:
     )
 
 
-@pytest.mark.parametrize("stage", LIGHT)
-def test_light_stages_import_nothing_heavy(stage: str) -> None:
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_import_nothing_heavy(module: str) -> None:
     """Importing Keras takes four to twelve seconds, MLflow two to three."""
     code = (
-        f"import sys, runpy; runpy.run_module('pipeline.{stage}.__main__', run_name='imported'); "
+        f"import sys, runpy; runpy.run_module('pipeline.{module}.__main__', run_name='imported'); "
         f"print([name for name in {HEAVY_MODULES} if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", [*STAGES, "gate", "promote", "serve", "tracking"])
+@pytest.mark.parametrize("module", [*(f"stages.{name}" for name in STAGES), *(f"commands.{name}" for name in COMMANDS)])
 def test_help_shows_the_command_and_its_purpose(module: str) -> None:
     command = [sys.executable, "-m", f"pipeline.{module}", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

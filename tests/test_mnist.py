@@ -9,7 +9,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from pipeline.dataset import load_split
+from pipeline.core.dataset import load_split
 from tests.conftest import MIRROR, Project, Start, free_port, kill_all, serve, serve_store
 
 pytestmark = pytest.mark.slow
@@ -17,11 +17,11 @@ pytestmark = pytest.mark.slow
 
 def test_a_recipe_trains_on_mnist(mnist_once: Project) -> None:
     """`make repro` and `make gate` train the default recipe and compare it with the committed reports."""
-    found = mnist_once.report("metrics.json")
+    found = mnist_once.report("evaluation.json")
     assert found["test"]["accuracy"] >= 0.984
     assert found["test"]["images"] == 10_000
     assert found["training"] | {"epochs": 6, "parameters": 669_706} == found["training"]
-    data = mnist_once.report("data.json")
+    data = mnist_once.report("data/statistics.json")
     assert [data[part]["images"] for part in ("train", "validation", "test")] == [60_000, 0, 10_000]
     assert data["duplicates"] == {"within_train": 0, "within_test": 0, "test_in_train": 0}
 
@@ -29,8 +29,8 @@ def test_a_recipe_trains_on_mnist(mnist_once: Project) -> None:
 def test_the_notebook_trains_on_all_images_and_validates_on_the_test_images(project: Project) -> None:
     project.params(recipe="notebook", training={"epochs": 2})
     project.succeed("dvc", "repro", **MIRROR)
-    found = project.report("metrics.json")
-    data = project.report("data.json")
+    found = project.report("evaluation.json")
+    data = project.report("data/statistics.json")
     assert [data[part]["images"] for part in ("train", "validation", "test")] == [60_000, 10_000, 10_000]
     last = (project.root / "models" / "history.csv").read_text(encoding="utf-8").splitlines()[-1].split(",")
     assert float(last[4]) == pytest.approx(found["test"]["accuracy"], abs=1e-6)
@@ -52,20 +52,20 @@ def test_a_training_survives_a_server_that_stops(trained: Project, tmp_path: Pat
     output = training.communicate()[0]
     assert training.returncode == 0, output
     assert "are kept in .unsent/" in output
-    assert "python -m pipeline.tracking send" in output
-    assert trained.report("metrics.json")["training"]["epochs"] == 60
+    assert "python -m pipeline.commands.runs send" in output
+    assert trained.report("evaluation.json")["training"]["epochs"] == 60
 
     assert "is still incomplete" in trained.fail(
-        "python", "-m", "pipeline.tracking", "send", MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/other.db"
+        "python", "-m", "pipeline.commands.runs", "send", MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/other.db"
     )
     serve_store(start, tmp_path, port)
-    assert "1 run" in trained.succeed("python", "-m", "pipeline.tracking", "send", MLFLOW_TRACKING_URI=uri)
+    assert "1 run" in trained.succeed("python", "-m", "pipeline.commands.runs", "send", MLFLOW_TRACKING_URI=uri)
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("digits")
     (run,) = client.search_runs([experiment.experiment_id])
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert sorted(point.step for point in history) == list(range(1, 61))
-    assert run.data.metrics["test/accuracy"] == trained.report("metrics.json")["test"]["accuracy"]
+    assert run.data.metrics["test/accuracy"] == trained.report("evaluation.json")["test"]["accuracy"]
     assert (run.info.status, len(run.outputs.model_outputs)) == ("FINISHED", 1)
     assert {file.path for file in client.list_artifacts(run.info.run_id, "plots")} >= {"plots/curves.png"}
 
@@ -89,7 +89,7 @@ def test_the_model_is_served_over_http(trained_once: Project, start: Start) -> N
 
 
 def test_the_ui_opens_at_the_list_of_runs(trained_once: Project, start: Start) -> None:
-    command = [sys.executable, "-m", "pipeline.tracking", "ui", "--port", str(free_port())]
+    command = [sys.executable, "-m", "pipeline.commands.runs", "ui", "--port", str(free_port())]
     process = start(command, trained_once.root, HTTP_PROXY="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9")
     assert process.stdout
     for line in process.stdout:

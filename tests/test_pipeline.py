@@ -18,8 +18,8 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pipeline.dataset import load_split
-from pipeline.fetch.packaged import idx_bytes
+from pipeline.core.dataset import load_split
+from pipeline.stages.fetch.packaged import idx_bytes
 from tests.conftest import PATH, Project, Start
 
 # Run a stage, and print the heavy packages that it has imported when it exits.
@@ -27,9 +27,10 @@ IMPORTED = """
 import os, runpy, sys
 leave, heavy = os._exit, {"keras", "mlflow", "sklearn", "pandas", "matplotlib"}
 os._exit = lambda code: print("imported:", sorted(heavy & {*sys.modules}), flush=True) or leave(code)
-runpy.run_module("pipeline.%s", run_name="__main__")
+runpy.run_module("pipeline.stages.%s", run_name="__main__")
 """
 STAGES = ("compose", "fetch", "preprocess", "train", "evaluate")
+PICTURES = ("curves", "confusion_matrix", "worst_mistakes", "reliability")
 
 
 def ran(output: str) -> list[str]:
@@ -67,7 +68,7 @@ def test_repro_runs_every_stage_and_ends_with_a_table(trained_once: Project) -> 
 
 
 def test_the_reports_are_about_every_test_image(trained_once: Project) -> None:
-    test = trained_once.report("metrics.json")["test"]
+    test = trained_once.report("evaluation.json")["test"]
     with (trained_once.root / "reports" / "errors.csv").open(encoding="utf-8") as file:
         errors = list(csv.DictReader(file))
     labels = load_split(trained_once.root / "data" / "prepared" / "test.npz").labels
@@ -76,13 +77,13 @@ def test_the_reports_are_about_every_test_image(trained_once: Project) -> None:
     assert test["accuracy"] == pytest.approx(1 - test["errors"] / 500)
     assert 0.6 < test["accuracy_low"] < test["accuracy"] < test["accuracy_high"] < 1
     assert all(int(row["label"]) == labels[int(row["index"])] != int(row["prediction"]) for row in errors)
-    data = trained_once.report("data.json")
+    data = trained_once.report("data/statistics.json")
     assert [data[part]["images"] for part in ("train", "validation", "test")] == [1188, 109, 500]
 
 
 def test_the_pictures_are_drawn_and_are_dvc_plots(trained: Project) -> None:
-    for name in ("samples", "curves", "confusion_matrix", "worst_mistakes", "reliability"):
-        assert (trained.root / "reports" / "pictures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("data/samples", *(f"pictures/{name}" for name in PICTURES)):
+        assert (trained.root / "reports" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     trained.succeed("dvc", "plots", "show")
     page = (trained.root / "dvc_plots" / "index.html").read_text(encoding="utf-8")
     for plot in ("samples.png", "reliability.png", "val_accuracy"):
@@ -91,7 +92,7 @@ def test_the_pictures_are_drawn_and_are_dvc_plots(trained: Project) -> None:
 
 def test_one_mlflow_run_records_everything(trained_once: Project) -> None:
     (run,) = runs(trained_once)
-    test = trained_once.report("metrics.json")["test"]
+    test = trained_once.report("evaluation.json")["test"]
     assert (run.info.run_name, run.info.status) == ("smoke-mlp-seed-1", "FINISHED")
     composed = yaml.safe_load((trained_once.root / "composed.yaml").read_text(encoding="utf-8"))
     for key, value in (("model.name", "mlp"), ("training.epochs", "2"), ("model.layers.1.units", "512")):
@@ -171,7 +172,7 @@ def test_params_that_are_changed_back_restore_the_model_from_the_cache(trained: 
     assert (trained.root / "models" / "model.keras").read_bytes() == before
     assert len(runs(trained)) == 2
     assert (
-        trained.report("metrics.json")["test"]["accuracy"]
+        trained.report("evaluation.json")["test"]["accuracy"]
         == client(trained).get_run(first).data.metrics["test/accuracy"]
     )
 
@@ -193,16 +194,33 @@ def test_exp_run_selects_a_recipe_sets_a_value_and_keeps_comments(project: Proje
     assert (run.info.run_name, run.data.tags["dvc.experiment"]) == ("smoke-mlp-seed-1 (mine)", "mine")
     difference = project.succeed("dvc", "params", "diff", "--targets", "composed.yaml")
     assert re.search(r"training\.epochs +20 +1", difference)
-    assert "mine" in project.succeed("dvc", "exp", "show", "--csv")
+    header = columns(project.succeed("dvc", "exp", "show", "--no-pager", COLUMNS="3000"))
+    assert header[:5] == ["Experiment", "Created", "accuracy", "ci_low", "ci_high"]
+    assert len(header) <= 40, header
 
 
 def test_exp_run_in_a_temporary_folder_records_to_the_real_root(trained: Project) -> None:
+    trained.commit()
     trained.succeed("dvc", "exp", "run", "--temp", "-n", "aside", "-S", "training.epochs=1")
     assert sorted(run.info.run_name for run in runs(trained)) == ["smoke-mlp-seed-1", "smoke-mlp-seed-1 (aside)"]
     assert len(client(trained).list_artifacts(runs(trained)[0].info.run_id, "plots")) == 5, (
         "they are not in the folder that DVC deleted"
     )
-    assert trained.report("metrics.json")["training"]["epochs"] == 2, "the workspace is unchanged"
+    assert trained.report("evaluation.json")["training"]["epochs"] == 2, "the workspace is unchanged"
+    table = trained.succeed("dvc", "exp", "show", "--only-changed", "--no-pager", COLUMNS="3000")
+    assert "aside" in table
+    changed = columns(table)
+    assert changed[:3] == ["Experiment", "Created", "accuracy"]
+    assert changed[-3:] == ["training.epochs", "composed/train.yaml", "models"]
+    assert len(changed) <= 14, changed
+    header, values = trained.succeed("dvc", "metrics", "show").splitlines()
+    assert header.split() == ["Path", "accuracy", "ci_high", "ci_low", "ece", "errors", "fit_s", "loss", "params"]
+    assert max(len(header), len(values)) <= 100
+
+
+def columns(table: str) -> list[str]:
+    """The header of a table that DVC printed."""
+    return re.split(r" {2,}", table.splitlines()[1].strip())
 
 
 @pytest.mark.long
@@ -230,7 +248,7 @@ def test_the_next_repro_resumes_an_interrupted_training(trained: Project, start:
         recipe="smoke", training={"epochs": 15, "deterministic": True}, model={"name": None, "hidden_units": 64}
     )
     trained.succeed("dvc", "repro", "compose")
-    process = start([sys.executable, "-m", "pipeline.train"], trained.root, PYTHONUNBUFFERED="1")
+    process = start([sys.executable, "-m", "pipeline.stages.train"], trained.root, PYTHONUNBUFFERED="1")
     assert process.stdout
     next(line for line in process.stdout if line.startswith("epoch   3/15"))
     process.send_signal(signal.SIGINT)
@@ -258,7 +276,7 @@ def test_a_killed_training_resumes_to_the_same_model_and_dvc_notices(trained: Pr
     )
     trained.succeed("dvc", "repro")
     whole = (trained.root / "models" / "model.keras").read_bytes()
-    process = start([sys.executable, "-m", "pipeline.train"], trained.root, PYTHONUNBUFFERED="1")
+    process = start([sys.executable, "-m", "pipeline.stages.train"], trained.root, PYTHONUNBUFFERED="1")
     assert process.stdout
     next(line for line in process.stdout if line.startswith("epoch   3/15"))
     process.kill()
@@ -269,8 +287,7 @@ def test_a_killed_training_resumes_to_the_same_model_and_dvc_notices(trained: Pr
     check_resumed(trained, 3)
     assert (trained.root / "models" / "model.keras").read_bytes() == whole
     changed = trained.succeed("dvc", "status", "evaluate")
-    assert "models/run.json" in changed
-    assert "models/model.keras" not in changed, "the same weights give the same bytes"
+    assert "modified:           models" in changed
     assert ran(trained.succeed("dvc", "repro")) == ["evaluate"], "the new run gets its metrics"
     assert "test/accuracy" in runs(trained)[0].data.metrics
 
@@ -336,11 +353,13 @@ def test_a_refused_setting_says_how_to_restore_params(project: Project) -> None:
     project.succeed(*restore.split())
     project.succeed("dvc", "repro", "compose")
     project.params(recipe="absent")
-    assert "'absent'" in project.fail(sys.executable, "-m", "pipeline.compose", PATH="/nowhere"), "there is no git"
+    assert "'absent'" in project.fail(sys.executable, "-m", "pipeline.stages.compose", PATH="/nowhere"), (
+        "there is no git"
+    )
     project.commit()
     assert restore not in project.fail("dvc", "repro", "compose"), "the committed params.yaml is invalid, too"
     shutil.rmtree(project.root / ".git")
-    assert restore not in project.fail("python", "-m", "pipeline.compose")
+    assert restore not in project.fail("python", "-m", "pipeline.stages.compose")
 
 
 def test_repro_restores_edited_and_deleted_results(trained: Project) -> None:
@@ -385,9 +404,11 @@ def test_repro_restores_edited_and_deleted_results(trained: Project) -> None:
             "evaluate",
             "evaluate: models/model.keras is not the file that train wrote: ",
         ),
-        ("models/run.json", b"{}", "evaluate", "evaluate: models/run.json cannot be read"),
+        ("models/run.json", b"{}", "evaluate", "evaluate: models/run.json: run_id: is missing: run `dvc repro`"),
+        ("models/run.json", None, "evaluate", "evaluate: models/run.json cannot be read (No such file"),
+        ("reports/data/statistics.json", b"[]", "evaluate", "evaluate: reports/data/statistics.json: the file: "),
         ("models/history.csv", b"a\n1\n", "evaluate", "evaluate: models/history.csv cannot be read"),
-        ("models/run.json", b"{", "evaluate", "evaluate: models/run.json cannot be read"),
+        ("models/run.json", b"{", "evaluate", "evaluate: models/run.json is damaged ("),
         ("models/history.csv", b"", "evaluate", "evaluate: models/history.csv cannot be read"),
     ],
 )
@@ -399,7 +420,7 @@ def test_a_single_stage_reports_invalid_input(
     target.unlink()
     if content is not None:
         target.write_bytes(content)
-    assert message in trained.fail("python", "-m", f"pipeline.{stage}")
+    assert message in trained.fail("python", "-m", f"pipeline.stages.{stage}")
     target.write_bytes(before[path])
     assert snapshot(trained) == before
 
@@ -409,7 +430,7 @@ def test_a_flipped_byte_in_the_model_is_detected(trained: Project) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(bytes(content))
-    message = trained.fail("python", "-m", "pipeline.evaluate")
+    message = trained.fail("python", "-m", "pipeline.stages.evaluate")
     assert "evaluate: models/model.keras is not the file that train wrote: its MD5 is" in message
     assert "Run `dvc checkout` to restore it" in message
 
@@ -464,7 +485,7 @@ def test_the_environment_is_checked_before_training(
     if environment.get("DEVICE") == "gpu" and shutil.which("nvidia-smi"):
         pytest.skip("this machine has a GPU")
     before = snapshot(trained)
-    output = trained.fail("python", "-m", "pipeline.train", **environment)
+    output = trained.fail("python", "-m", "pipeline.stages.train", **environment)
     assert message in output
     assert "epoch" not in output
     assert snapshot(trained) == before
@@ -477,7 +498,7 @@ def test_a_full_disk_gives_one_clear_line_and_loses_nothing(trained: Project, st
     """A file size limit simulates a full disk: the write fails halfway in the same place."""
     before = snapshot(trained)
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({kib} << 10,) * 2); "
-    limited += f"import runpy, sys; sys.argv = ['x']; runpy.run_module('pipeline.{stage}', run_name='__main__')"
+    limited += f"import runpy, sys; sys.argv = ['x']; runpy.run_module('pipeline.stages.{stage}', run_name='__main__')"
     output = trained.fail("python", "-c", limited)
     assert "File too large" in output
     assert len([line for line in output.splitlines() if line.startswith(f"{stage}: ")]) == 1
@@ -498,7 +519,7 @@ def test_evaluate_imports_no_unused_packages(trained: Project) -> None:
 
 
 def test_training_works_with_standard_output_closed(trained: Project) -> None:
-    trained.succeed("sh", "-c", f"{sys.executable} -m pipeline.train >&-")
+    trained.succeed("sh", "-c", f"{sys.executable} -m pipeline.stages.train >&-")
 
 
 @pytest.mark.long
@@ -520,5 +541,5 @@ def test_an_ensemble_is_one_model(trained: Project) -> None:
         np.testing.assert_allclose(normalization.moving_mean, expected, atol=1e-4, err_msg="not recalibrated")
     test = load_split(trained.root / "data" / "prepared" / "test.npz")
     right = network.predict(test.images, verbose=0).argmax(axis=1) == test.labels
-    assert trained.report("metrics.json")["test"]["accuracy"] == pytest.approx(right.mean())
+    assert trained.report("evaluation.json")["test"]["accuracy"] == pytest.approx(right.mean())
     assert right.mean() > 0.8

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
+from tests.commands.gate.command import edit
 from tests.conftest import FORKING, MIRROR, ROOT, Project, Start
-from tests.gate.command import edit
 
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SERVERS = {"make serve", "make ui"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.gate.no_verdict import MARKER, not_compared
+from pipeline.commands.gate.no_verdict import MARKER, not_compared
 from tests.conftest import ROOT
 
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yaml").read_text(encoding="utf-8"))

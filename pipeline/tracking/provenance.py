@@ -3,16 +3,18 @@
 import os
 import re
 import shlex
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
-from pipeline import paths
-from pipeline.files import parse_yaml
+from pipeline.core import paths
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import parse_yaml
+from pipeline.core.records import Provenance
+from pipeline.repository.git import git, output
 
 EXPERIMENT = "DVC_EXP_NAME"  # set by DVC for the stages of `dvc exp run`
 EXPERIMENT_TAG = "dvc.experiment"  # tag of a run: the experiment's name, empty outside `dvc exp run`
@@ -24,33 +26,26 @@ SECRET = re.compile(r"(?i)secret|passw|credential|token|\.env|\.pem$|\.key$|\.p1
 PATCH = "code/uncommitted.patch"  # the artifact with the uncommitted changes
 
 
-class Provenance(NamedTuple):
-    """A commit, and the uncommitted changes when the run started."""
-
-    commit: str  # empty without git, or before the first commit
-    patch: str  # in git's format; empty if there were no changes
-    overrides: list[str] | None  # the changes as Hydra overrides, if only params.yaml changed
-
-
 def find_provenance() -> Provenance:
     """The provenance of a run that starts now in the working directory."""
-    commit = os.environ.get(BASELINE) or git("rev-parse", "--verify", "--quiet", "HEAD").decode().strip()
+    commit = os.environ.get(BASELINE) or output("rev-parse", "--verify", "--quiet", "HEAD").decode().strip()
     if not commit:
         tell_refusal()
-        return Provenance("", "", None)
+        return Provenance(commit="", patch="", overrides=None)
     patch = uncommitted(commit)
     alone = patch.count("diff --git ") == 1 and patch.partition("\n")[0].endswith(f"/{paths.PARAMS}")
-    before = git("show", f"{commit}:./{paths.PARAMS}") if alone else b""
-    return Provenance(commit, patch, to_overrides(before, paths.PARAMS.read_bytes()) if alone else None)
+    before = output("show", f"{commit}:./{paths.PARAMS}") if alone else b""
+    overrides = to_overrides(before, paths.PARAMS.read_bytes()) if alone else None
+    return Provenance(commit=commit, patch=patch, overrides=overrides)
 
 
 def tell_refusal() -> None:
     """Explain why the run has no commit if git refuses another user's folder, as in containers."""
     try:
-        errors = subprocess.run(["git", "rev-parse"], capture_output=True, text=True, check=False).stderr
-    except OSError:  # no git
+        errors = git("rev-parse").stderr
+    except PipelineError:  # no git
         return
-    if "dubious ownership" in errors:
+    if b"dubious ownership" in errors:
         remedy = f"git config --global --add safe.directory {shlex.quote(str(Path.cwd()))}"
         print(f"tracking: git refuses {Path.cwd()}, which another user owns, so the run has no commit. Run `{remedy}`")
 
@@ -60,9 +55,9 @@ def uncommitted(commit: str) -> str:
     with tempfile.TemporaryDirectory() as folder:  # a separate index leaves the user's index unchanged
         index = {"GIT_INDEX_FILE": str(Path(folder) / "index"), "GIT_DIFF_OPTS": ""}
         existing = [name for name in SOURCES if Path(name).exists()]
-        git("read-tree", commit, **index)
+        output("read-tree", commit, **index)
         shared = [*existing, *(f":(exclude,literal){name}" for name in secrets(existing))]
-        git("-c", "core.safecrlf=false", "add", "--all", "--", *shared, **index)  # otherwise git may refuse a CRLF
+        output("-c", "core.safecrlf=false", "add", "--all", "--", *shared, **index)  # otherwise git may refuse a CRLF
         patch = difference(commit, existing, **index)
         try:
             return patch.decode()
@@ -75,7 +70,9 @@ def uncommitted(commit: str) -> str:
 
 def secrets(names: list[str]) -> list[str]:
     """Find and report untracked files whose names look like secrets: other users can read a run's records."""
-    unknown = git("ls-files", "-z", "--others", "--exclude-standard", "--", *names).decode(errors="replace").split("\0")
+    unknown = (
+        output("ls-files", "-z", "--others", "--exclude-standard", "--", *names).decode(errors="replace").split("\0")
+    )
     found = [name for name in unknown if SECRET.search(name)]
     for name in found:
         print(f"tracking: {name} looks like a secret and is left out of the run's patch")
@@ -86,7 +83,7 @@ def difference(commit: str, names: list[str], setting: str = "core.quotePath=tru
     """The changes from a commit to an index. The plumbing command ignores the user's settings for diffs."""
     options = ("--cached", "--patch", "--binary", "--full-index", "--no-ext-diff", "--no-textconv")
     settings = ("-c", "core.quotePath=true", "-c", setting)
-    return git(*settings, "diff-index", *options, commit, "--", *names, **environment)
+    return output(*settings, "diff-index", *options, commit, "--", *names, **environment)
 
 
 def to_overrides(before: bytes, after: bytes) -> list[str] | None:
@@ -126,11 +123,3 @@ def commands(provenance: Provenance, run_id: str) -> list[str]:
         return [checkout, f"dvc exp run {options}"]
     download = f"mlflow artifacts download --run-id {run_id} --artifact-path {Path(PATCH).parent} --dst-path ."
     return [download, checkout, f"git apply --whitespace=nowarn {PATCH}", "dvc repro"]
-
-
-def git(*arguments: str, **settings: str) -> bytes:
-    """The output of git; empty without git, without a repository, or if git prints nothing."""
-    try:
-        return subprocess.run(["git", *arguments], capture_output=True, check=False, env=os.environ | settings).stdout
-    except OSError:
-        return b""

@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from pipeline.errors import first_line, without_secrets
-from pipeline.files import write_json, write_text
+from pipeline.core.errors import first_line, without_secrets
+from pipeline.core.files import write_json, write_text
 from pipeline.tracking.store import RELATIVE, Store, absolute, relative
 
 OUTBOX = ".unsent"
 BATCH = 100  # MLflow's maximum of params or tags per request
 
-KEPT = f"The missing records are kept in {OUTBOX}/; the next training or `python -m pipeline.tracking send` sends them"
+KEPT = f"The missing records are kept in {OUTBOX}/; the next training or `make send` sends them"
 PRIVATE = 0o600  # only its owner has access
 REFUSED = "refused"  # the folder in the outbox for events that the store rejected
 ASIDE = f"The event is set aside in {OUTBOX}/{REFUSED}/; everything else is recorded"

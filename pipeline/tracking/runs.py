@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline import paths
-from pipeline.config import Config, flatten
-from pipeline.errors import PipelineError
-from pipeline.machine import describe_machine, describe_versions
-from pipeline.surroundings import computing_settings
-from pipeline.tracking.provenance import EXPERIMENT, EXPERIMENT_TAG, PATCH, REUSED_FROM, Provenance, commands
+from pipeline.core import paths
+from pipeline.core.config import Config, flatten
+from pipeline.core.errors import PipelineError
+from pipeline.core.machine import describe_machine, describe_versions
+from pipeline.core.process.surroundings import computing_settings
+from pipeline.core.records import Provenance
+from pipeline.tracking.provenance import EXPERIMENT, EXPERIMENT_TAG, PATCH, REUSED_FROM, commands
 from pipeline.tracking.recorder import Recorder, RunAddress
 from pipeline.tracking.store import Store, experiment_id
 from pipeline.tracking.tags import COMMIT, DVC_HASH
@@ -123,7 +124,7 @@ def run_tags(provenance: Provenance) -> dict[str, str]:
     return {
         "mlflow.user": _user(),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": "python -m pipeline.train",
+        "mlflow.source.name": "python -m pipeline.stages.train",
         "mlflow.source.git.commit": provenance.commit,
         COMMIT: provenance.commit,
         "git.dirty": str(bool(provenance.patch)).lower(),

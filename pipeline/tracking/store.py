@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from pipeline.errors import PipelineError, first_line
-from pipeline.files import replacing
+from pipeline.core.errors import PipelineError, first_line
+from pipeline.core.files import replacing
 
 ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"

@@ -13,8 +13,14 @@ from tests.conftest import ROOT, configured
 
 def figure(*values: float) -> dict[str, Any]:
     ordered = sorted(values)
-    told = {"median": ordered[len(ordered) // 2], "min": ordered[0], "max": ordered[-1], "n": len(ordered), "unit": ""}
-    return told if len(values) == 1 else told | {"mean": sum(values) / len(values), "std": 0.001}
+    measured = {
+        "median": ordered[len(ordered) // 2],
+        "min": ordered[0],
+        "max": ordered[-1],
+        "n": len(ordered),
+        "unit": "",
+    }
+    return measured if len(values) == 1 else measured | {"mean": sum(values) / len(values), "std": 0.001}
 
 
 TOLD: dict[str, Any] = {
@@ -87,12 +93,12 @@ def test_no_picture_without_figures(tmp_path: Path) -> None:
 
 
 def test_the_documentation_contains_the_measured_figures() -> None:
-    told = json.loads((ROOT / "docs" / "bench.json").read_text(encoding="utf-8"))
+    measured = json.loads((ROOT / "docs" / "bench.json").read_text(encoding="utf-8"))
     results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert table(told) in results
-    assert told["recipes"]["machine"] in results
+    assert table(measured) in results
+    assert measured["recipes"]["machine"] in results
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    header, _, *measured = table(told).splitlines()
+    header, _, *measured = table(measured).splitlines()
     shown = list(itertools.takewhile(lambda line: line.startswith("|"), readme[readme.index(header) + 2 :]))
     assert 0 < len(shown) <= 5
     assert set(shown) <= set(measured)

@@ -10,8 +10,8 @@ from mlflow.entities import Run
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.browser.ui import DRAWING, launch, open_context, serve
+from tests.commands.promote.command import promote
 from tests.conftest import MIRROR, ROOT, Project, clone
-from tests.promote.command import promote
 
 SCREENSHOTS = ROOT / "screenshots"
 

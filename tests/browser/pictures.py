@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
-from pipeline import paths
+from pipeline.core import paths
 from tests.browser import ui
 from tests.conftest import ROOT, SETTINGS
 

@@ -7,7 +7,7 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser import ui
-from tests.serve.test_picture import canvas, png
+from tests.commands.serve.test_picture import canvas, png
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 

@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser import ui
 from tests.browser.conftest import Runs
-from tests.promote.command import NAME
+from tests.commands.promote.command import NAME
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 FIRST = "smoke-mlp-seed-1"

@@ -31,7 +31,7 @@ def brightness(page: Page, selector: str, style: str) -> float:
 
 def test_the_report_is_self_contained(page: Page, trained_runs: Project) -> None:
     assert open_report(page, trained_runs) == []
-    errors = trained_runs.report("metrics.json")["test"]["errors"]
+    errors = trained_runs.report("evaluation.json")["test"]["errors"]
     assert ui.wait_for_images(page.locator("img")) == 4 + min(errors, 40)
     page.get_by_text("Full configuration").click()
     expect(page.get_by_role("row", name="optimizer.name adamw")).to_be_visible()

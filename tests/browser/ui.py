@@ -20,7 +20,7 @@ from tests.conftest import environment, free_port, kill_all
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60_000  # milliseconds; long, because other processes share the two cores
 DESK, PHONE = {"width": 1400, "height": 1000}, {"width": 390, "height": 844}
-UI, DRAWING = ("pipeline.tracking", "ui"), ("pipeline.serve",)  # what `make ui` and `make serve` run
+UI, DRAWING = ("pipeline.commands.runs", "ui"), ("pipeline.commands.serve",)  # what `make ui` and `make serve` run
 MODES = {"table": "TABLE", "charts": "CHART"}  # of the run list
 
 

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.worker import RARELY
+from pipeline.core.process.worker import RARELY
 
 PRELOADED = (
     *("keras", "mlflow.keras", "mlflow.pyfunc", "onnxruntime", "tf2onnx", "scipy.special"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.errors import PipelineError
+from pipeline.core.errors import PipelineError
 from pipeline.tracking.recorder import Recorder, RunAddress
 from pipeline.tracking.store import experiment_id, open_store
 from tests.conftest import Start, free_port, serve_store

@@ -11,9 +11,9 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.models import Model
 
+from pipeline.stages.train.archive import save_network
+from pipeline.stages.train.network import build_network
 from pipeline.tracking.keras_model import describe_network, example, log_network, pinned, save_model, signature
-from pipeline.train.archive import save_network
-from pipeline.train.network import build_network
 from tests.conftest import configured
 
 SHAPE, CLASSES = (8, 8), 10

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.files import md5
-from pipeline.tracking.provenance import PATCH, SOURCES, Provenance, commands, find_provenance, to_overrides
+from pipeline.core.files import md5
+from pipeline.core.records import Provenance
+from pipeline.tracking.provenance import PATCH, SOURCES, commands, find_provenance, to_overrides
 from pipeline.tracking.runs import DESCRIPTION
+from tests.commands.gate.command import edit
 from tests.conftest import Project
-from tests.gate.command import edit
 
 HOSTILE = {
     "diff.noprefix": "true",
@@ -66,7 +67,7 @@ def test_a_folder_of_another_user_is_reported(
     sources: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    assert find_provenance() == Provenance("", "", None)
+    assert find_provenance() == Provenance(commit="", patch="", overrides=None)
     assert f"git config --global --add safe.directory {sources.root}" in capsys.readouterr().out
 
 
@@ -87,7 +88,11 @@ def applied(project: Project, target: Path, patch: str, folder: str = ".") -> Pr
         clone.succeed("git", "config", name, value)
     (clone.root / PATCH).parent.mkdir()
     (clone.root / PATCH).write_text(patch, encoding="utf-8", newline="")
-    (command,) = [line for line in commands(Provenance("abc", "diff", None), "1") if line.startswith("git apply")]
+    (command,) = [
+        line
+        for line in commands(Provenance(commit="abc", patch="diff", overrides=None), "1")
+        if line.startswith("git apply")
+    ]
     clone.succeed(*shlex.split(command))
     return clone
 
@@ -157,9 +162,9 @@ def test_git_settings_that_refuse_line_endings(sources: Project, tmp_path: Path)
 
 def test_without_changes_the_provenance_is_the_commit(sources: Project) -> None:
     commit = sources.succeed("git", "rev-parse", "HEAD").strip()
-    assert find_provenance() == Provenance(commit, "", None)
+    assert find_provenance() == Provenance(commit=commit, patch="", overrides=None)
     (sources.root / "README.md").write_text("no source\n", encoding="utf-8")
-    assert find_provenance() == Provenance(commit, "", None)
+    assert find_provenance() == Provenance(commit=commit, patch="", overrides=None)
 
 
 def test_a_project_in_a_subfolder_of_a_repository(
@@ -183,10 +188,10 @@ def test_a_project_in_a_subfolder_of_a_repository(
 def test_outside_git_there_is_no_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert find_provenance() == Provenance("", "", None)
+    assert find_provenance() == Provenance(commit="", patch="", overrides=None)
     monkeypatch.setenv("PATH", "")
-    assert find_provenance() == Provenance("", "", None)
-    assert commands(Provenance("", "", None), "1") == ["dvc repro"]
+    assert find_provenance() == Provenance(commit="", patch="", overrides=None)
+    assert commands(Provenance(commit="", patch="", overrides=None), "1") == ["dvc repro"]
 
 
 def test_changed_params_become_overrides() -> None:
@@ -217,9 +222,15 @@ def test_an_unchanged_list_needs_no_override() -> None:
 
 
 def test_the_commands_depend_on_the_changes() -> None:
-    assert commands(Provenance("abc", "", None), "1") == ["git checkout abc", "dvc repro"]
-    assert commands(Provenance("abc", "diff", ["seed=2"]), "1") == ["git checkout abc", "dvc exp run -S seed=2"]
-    assert commands(Provenance("abc", "diff", None), "1")[2] == "git apply --whitespace=nowarn code/uncommitted.patch"
+    assert commands(Provenance(commit="abc", patch="", overrides=None), "1") == ["git checkout abc", "dvc repro"]
+    assert commands(Provenance(commit="abc", patch="diff", overrides=["seed=2"]), "1") == [
+        "git checkout abc",
+        "dvc exp run -S seed=2",
+    ]
+    assert (
+        commands(Provenance(commit="abc", patch="diff", overrides=None), "1")[2]
+        == "git apply --whitespace=nowarn code/uncommitted.patch"
+    )
 
 
 @pytest.mark.slow
@@ -230,13 +241,13 @@ def test_the_commands_on_a_runs_page_train_the_same_network(trained: Project, tm
     if changed == "params":
         trained.succeed("dvc", "exp", "run", "-S", "training.epochs=1")
     else:
-        edit(trained, "pipeline/train/network.py", "WHITE = 255", "WHITE = 200")
+        edit(trained, "pipeline/stages/train/network.py", "WHITE = 255", "WHITE = 200")
         trained.succeed("dvc", "repro")
     store = f"sqlite:///{trained.root}/mlflow.db"
-    run = MlflowClient(store).get_run(trained.report("metrics.json")["mlflow"]["run_id"])
+    run = MlflowClient(store).get_run(trained.report("evaluation.json")["mlflow"]["run_id"])
     trained.succeed("git", "clone", "-q", str(trained.root), str(tmp_path / "again"))
     again = Project(tmp_path / "again")
     for command in run.data.tags[DESCRIPTION].split("```")[1].strip().splitlines():
         again.succeed(*shlex.split(command), MLFLOW_TRACKING_URI=store)
     assert md5(again.root / "models" / "model.keras") == run.data.tags["dvc.model"]
-    assert again.report("metrics.json")["test"] == trained.report("metrics.json")["test"]
+    assert again.report("evaluation.json")["test"] == trained.report("evaluation.json")["test"]

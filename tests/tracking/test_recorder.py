@@ -16,9 +16,9 @@ from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 
+from pipeline.core.process.worker import Worker
 from pipeline.tracking.recorder import Recorder, RunAddress, is_refused, keep_event, send_unsent
 from pipeline.tracking.store import experiment_id, open_store
-from pipeline.worker import Worker
 from tests.conftest import Start, free_port, kill_all, serve_store
 
 

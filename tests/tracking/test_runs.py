@@ -5,7 +5,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.config import flatten
+from pipeline.core.config import flatten
 from pipeline.tracking.recorder import Recorder, RunAddress
 from pipeline.tracking.runs import epoch_metrics, system_metrics
 

@@ -1,0 +1,41 @@
+"""Serve the registered model on loopback: a page for drawing digits, and MLflow's scoring API at /invocations.
+
+Environment variables: MLFLOW_TRACKING_URI.
+"""
+
+import argparse
+import sys
+
+from pipeline.commands.ports import port_number
+from pipeline.core import paths
+from pipeline.core.errors import PipelineError
+from pipeline.core.process.surroundings import settle
+from pipeline.core.validation import load_config
+
+
+def main() -> None:
+    """Parse the command line and serve the model."""
+    settle()
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.commands.serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--name", help="name of the registered model (default: the name of the configured dataset)")
+    parser.add_argument("--alias", default="champion", help="alias of the version to serve (default: %(default)s)")
+    parser.add_argument("--port", type=port_number, default=5001, help="first port to try (default: %(default)s)")
+    arguments = parser.parse_args()
+    try:
+        from pipeline.commands.serve.server import serve  # takes seconds: only after the arguments are valid
+
+        serve(paths.project_root(), arguments.name or load_config().dataset.name, arguments.alias, arguments.port)
+    except PipelineError as error:
+        sys.exit(f"serve: {error}")
+    except KeyboardInterrupt:
+        print()
+    except OSError as error:
+        sys.exit(f"serve: {error.filename or 'cannot serve'}: {error.strerror or error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""JAX: an epoch is one call of one compiled function, with all data on the device."""
+
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+from jax import numpy as jnp
+from numpy.typing import NDArray
+
+from pipeline.core import paths
+from pipeline.core.backends.base import VALIDATION_BATCH, Backend, Pass
+from pipeline.core.config import Xla
+from pipeline.core.errors import PipelineError, first_line
+from pipeline.core.files import text_digest
+from pipeline.core.machine import describe_machine
+
+CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+MOVES = 20  # steps of a progress bar per epoch
+
+State = Any  # lists of arrays, as taken and returned by `train_step` and `test_step` of a Keras model on JAX
+Step = Callable[[State, tuple[Any, Any]], tuple[dict[str, Any], State]]
+
+
+class Jax(Backend):
+    """XLA compiles everything; the compiled code is cached on disk between processes."""
+
+    missing_gpu = "JAX's CUDA libraries are not installed. Install them with `pip install jax[cuda13]`"
+
+    def use_device(self, choice: str) -> bool:
+        """Select JAX's platform and its compilation cache."""
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        if choice == "cpu":
+            jax.config.update("jax_platforms", "cpu")
+        if CACHE_VARIABLE not in os.environ:  # one cache per machine: code for another processor may crash
+            folder = paths.project_root() / paths.COMPILED / text_digest(describe_machine())
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+            jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        try:
+            return bool(jax.default_backend() == "gpu")
+        except (RuntimeError, AssertionError) as error:  # the platform is not available
+            chosen = os.environ.get("JAX_PLATFORMS", "")
+            raise PipelineError(f"JAX finds no device (JAX_PLATFORMS={chosen}): {first_line(error)}") from None
+
+    def make_deterministic(self) -> None:
+        """Set XLA's option for GPUs; results on a CPU are always reproducible."""
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+
+    def use_xla(self, setting: Xla, networks: list[keras.Model], whole: bool) -> bool:
+        """Always True: JAX has no other compiler."""
+        if setting is False:
+            raise PipelineError("training.xla: false: JAX always uses XLA; set auto or true")
+        return True
+
+    def compile(self, learner: keras.Model, data: Pass) -> None:
+        """Compile by running an epoch of zero batches, which changes nothing."""
+        run_epoch(learner, data, idle=True)
+        self.learning_rate(learner.optimizer)
+
+    def learning_rate(self, optimizer: keras.optimizers.Optimizer) -> float:
+        """Compute the learning rate without recompiling a schedule's condition in every call, which takes 15 ms."""
+        with jax.disable_jit():
+            return super().learning_rate(optimizer)
+
+    def fit_epoch(self, learner: keras.Model, data: Pass, bars: list[keras.callbacks.Callback]) -> dict[str, float]:
+        """Run all updates in one call, and a smaller last batch in a second call.
+
+        Progress bars advance between calls, so an epoch with bars takes more calls.
+        """
+        for bar in bars:
+            bar.set_params({"steps": math.ceil(len(data.order) / data.batch_size)})
+            bar.on_epoch_begin(0)
+        figures = run_epoch(learner, data, bars)
+        for bar in bars:
+            bar.on_epoch_end(0, figures)
+        return figures
+
+
+def run_epoch(
+    learner: keras.Model, data: Pass, bars: Sequence[keras.callbacks.Callback] = (), idle: bool = False
+) -> dict[str, float]:
+    """Train on all batches and evaluate the validation images; `idle` makes the same calls for zero batches."""
+    train, test = compile_passes(learner)
+    labels, images = jnp.asarray(data.labels), len(data.labels) - len(data.validation)
+    batches = list(stacked(data.order, data.batch_size, images))
+    figures = run_pass(learner, train, batches, labels, bars, idle)
+    if len(data.validation):
+        batches = list(stacked(data.validation, VALIDATION_BATCH, len(data.validation)))
+        validation = run_pass(learner, test, batches, labels, idle=idle)
+        figures |= {f"val_{name}": value for name, value in validation.items()}
+    return figures
+
+
+@functools.lru_cache(maxsize=1)
+def compile_passes(learner: keras.Model) -> tuple[Callable[..., State], Callable[..., State]]:
+    """Compiled functions that carry the learner's state over batches: one trains, the other evaluates.
+
+    Both take the state, batches (B, size) of image indices, the first batch to use and the one after the last, and the
+    labels of all images.
+    """
+
+    def test_step(state: State, batch: tuple[Any, Any]) -> tuple[dict[str, Any], State]:
+        trainable, others, optimizer, metrics = state
+        logs, (trainable, others, metrics) = learner.test_step((trainable, others, metrics), batch)
+        return logs, (trainable, others, optimizer, metrics)
+
+    return over_batches(learner.train_step), over_batches(test_step)
+
+
+def over_batches(step: Step) -> Callable[..., State]:
+    """Compiled loop of one step per batch. The number of batches is an argument, so that epochs share the code."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run(state: State, batches: Any, start: Any, stop: Any, labels: Any) -> State:
+        return jax.lax.fori_loop(start, stop, lambda i, state: step(state, (batches[i], labels[batches[i]]))[1], state)
+
+    return run
+
+
+def run_pass(
+    learner: keras.Model,
+    run: Callable[..., State],
+    parts: list[tuple[NDArray[np.int32], int]],
+    labels: Any,
+    bars: Sequence[keras.callbacks.Callback] = (),
+    idle: bool = False,
+) -> dict[str, float]:
+    """Run the learner over the first `count` batches of each part `(batches, count)` and return its metrics."""
+    learner.reset_metrics()
+    state, done = tuple([variable.value for variable in group] for group in variables(learner)), 0
+    for batches, count in parts:
+        stride = math.ceil(count / MOVES) if bars else count
+        for start in range(0, count, stride):
+            stop = start if idle else min(start + stride, count)
+            state = run(state, batches, start, stop, labels)
+            for bar in bars:
+                jax.block_until_ready(state)
+                bar.on_train_batch_end(done + stop - 1)
+        done += count
+    for group, values in zip(variables(learner), state, strict=True):
+        for variable, value in zip(group, values, strict=True):
+            variable.assign(value)
+    return {name: float(value) for name, value in learner.get_metrics_result().items()}
+
+
+def variables(learner: keras.Model) -> tuple[list[keras.Variable], ...]:
+    """Variables that a step may change, in the order of its state."""
+    return (
+        learner.trainable_variables,
+        learner.non_trainable_variables,
+        learner.optimizer.variables,
+        learner.metrics_variables,
+    )
+
+
+def stacked(numbers: NDArray[np.int32], size: int, most: int) -> Iterator[tuple[NDArray[np.int32], int]]:
+    """Yield the full batches as rows (B, size), padded to the B for `most` indices, and their number; then the rest."""
+    count, rest = divmod(len(numbers), size)
+    if count:
+        rows = np.zeros((most // size, size), np.int32)
+        rows[:count] = numbers[: count * size].reshape(count, size)
+        yield rows, count
+    if rest:
+        yield numbers[-rest:][None], 1
+
+
+BACKEND = Jax()

@@ -1,0 +1,69 @@
+"""Descriptions of the hardware and the package versions, which are reported with every result."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+from pipeline.core.process.stage import chosen_backend
+
+VECTORS = {"avx512_bf16": "AVX-512 with bfloat16", "avx512f": "AVX-512", "avx2": "AVX2"}  # widest first
+CPUINFO = Path("/proc/cpuinfo")  # Linux only
+BFLOAT16 = {"avx512_bf16", "amx_bf16"}
+BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+PACKAGES = {"keras": "Keras", "mlflow": "MLflow", "dvc": "DVC"}
+
+
+def describe_machine() -> str:
+    """Processor, cores, memory and system, such as 'AMD EPYC 9B14 (AVX-512), 2 cores, 24 GiB, Linux'."""
+    memory = psutil.virtual_memory().total / (1 << 30)
+    return f"{_processor()}{_vectors()}, {psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
+
+
+def describe_versions() -> str:
+    """Versions of Python and the main packages, such as 'Python 3.11.7, TensorFlow 2.21.0, …'."""
+    backend = chosen_backend()
+    found = [(BACKENDS.get(backend, backend), find_version(backend))]
+    found += [(name, find_version(package)) for package, name in PACKAGES.items()]
+    described = [f"Python {platform.python_version()}", *(f"{name} {number}" for name, number in found if number)]
+    return ", ".join(described)
+
+
+def find_version(package: str) -> str | None:
+    """Version of a package; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def computes_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; only x86 on Linux is checked."""
+    return bool(BFLOAT16 & _flags())
+
+
+def _vectors() -> str:
+    """Widest vector instructions of x86 on Linux, which affect the weights that training produces."""
+    flags = _flags()
+    return next((f" ({name})" for flag, name in VECTORS.items() if flag in flags), "")
+
+
+def _flags() -> set[str]:
+    try:
+        return set(CPUINFO.read_text(encoding="utf-8").split())
+    except OSError:
+        return set()
+
+
+def _processor() -> str:
+    """Name of the processor; its architecture if the system does not report a name."""
+    try:
+        if platform.system() == "Darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
+        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration, subprocess.CalledProcessError):
+        return platform.machine()

@@ -1,0 +1,174 @@
+"""Predictor of a served model: raw images in, probabilities out. Stored with the model, it imports no pipeline code."""
+
+import base64
+import hashlib
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from numpy.typing import NDArray
+from PIL import Image
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # since 1.29 it reports every loaded model to its vendor
+import onnxruntime
+
+NETWORK = "model.onnx"
+DIGESTS = "sha256"  # metadata key in the MLmodel file: the SHA-256 of each file in the network's folder
+BATCH = 1000  # images; larger batches exceed the CPU cache
+WHITE = 255
+BASE64 = "b64"  # TensorFlow Serving's key for binary values
+PICTURES = ("PNG", "JPEG")
+MODES = ("1", "L", "RGB")  # pixel formats with at most 8 bits a channel, without transparency or palette
+ORIENTATION = 0x0112  # EXIF tag of a picture that is to be shown rotated
+LONGEST = 1 << 16  # characters of a picture in base64
+MOST = 4000  # encoded pictures in a request: as many images as a body can contain as lists
+INTEGERS = (int, np.integer, np.ndarray)  # a decoded picture is an array
+LONG_KEY = 40  # characters
+
+
+class BadImages(MlflowException):
+    """The input is not a valid batch of images. The server answers 400 with the message."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep the message: MLflow's server would prepend the whole request to it."""
+        if name != "message" or not hasattr(self, "message"):
+            super().__setattr__(name, value)
+
+
+class DigitClassifier:
+    """A network in ONNX Runtime that checks its input."""
+
+    def __init__(self, path: Path) -> None:
+        self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        (images,), (probabilities,) = self._session.get_inputs(), self._session.get_outputs()
+        self._name = images.name
+        self.image_shape = tuple(images.shape[1:])
+        self.classes = int(probabilities.shape[1])
+
+    def predict(self, data: Any) -> NDArray[np.float32]:
+        """Probabilities (N, classes) of images (N, height, width) with pixels from 0 to 255, light on dark.
+
+        Takes integers, as an array, nested lists or a data frame, in the shapes (N, height, width),
+        (N, height, width, 1) and (N, height * width); PNG or JPEG pictures in base64; or any of these in a dictionary
+        with the name of the input. Raises BadImages for anything else.
+        """
+        images = check_images(data, self.image_shape, self._name)
+        parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+        return np.concatenate([self._session.run(None, {self._name: part})[0] for part in parts])
+
+
+def check_images(data: Any, shape: tuple[int, ...], name: str = "images") -> NDArray[np.uint8]:
+    """The images (N, *shape) as uint8. Raises BadImages with the reason and the position."""
+    wanted = f"(N, {', '.join(map(str, shape))})"
+    try:
+        images = np.asarray(pixels_of(data, shape, name))
+    except ValueError:
+        raise BadImages(f"the rows or images differ in length: send images of shape {wanted}") from None
+    if images.size and images.shape[1:] in ((math.prod(shape),), (*shape, 1)):
+        images = images.reshape(-1, *shape)
+    if images.shape[1:] != shape or not images.size:
+        raise BadImages(f"expected images of shape {wanted}, got shape {images.shape}")
+    if images.dtype.kind not in "iu":
+        raise BadImages(not_integers(images.dtype.name))
+    if images.dtype == np.uint8:
+        return images
+    wrong = np.argwhere((images < 0) | (images > WHITE))
+    if len(wrong):
+        image, row, column = wrong[0]
+        raise BadImages(
+            f"pixels must be integers from 0 to {WHITE}, but image {image} has {images[tuple(wrong[0])]} "
+            f"in row {row}, column {column}"
+        )
+    return images.astype(np.uint8)
+
+
+def pixels_of(data: Any, shape: tuple[int, ...], name: str) -> Any:
+    """The pixels in `data`, which can be named, a data frame, or a list that contains encoded pictures.
+
+    Raises BadImages for other values than integers in a list: NumPy would take true for 1, or all for strings.
+    """
+    data = data[name] if is_named(data, name) else data
+    if isinstance(data, Mapping):
+        raise BadImages(f"expected the input {name!r}, got {', '.join(map(shortened, data)) or 'no input'}")
+    if hasattr(data, "to_numpy"):
+        return data.to_numpy()
+    if not isinstance(data, list | tuple):
+        return data
+    items = [item[name] if is_named(item, name) else item for item in data]
+    encoded = [isinstance(item, str | Mapping) for item in items]
+    if sum(encoded) > MOST:
+        raise BadImages(f"a request can contain at most {MOST:,} pictures, got {sum(encoded):,}")
+    items = [decode_picture(item, number, shape) if encoded[number] else item for number, item in enumerate(items)]
+    wrong = sorted({kind.__name__ for kind in kinds(items) if kind is bool or not issubclass(kind, INTEGERS)})
+    if wrong:
+        raise BadImages(not_integers(", ".join(wrong)))
+    return items
+
+
+def is_named(data: Any, name: str) -> bool:
+    """Whether `data` is a dictionary with the name of the input as its only key."""
+    return isinstance(data, Mapping) and list(data) == [name]
+
+
+def kinds(values: Iterable[Any]) -> set[type]:
+    """The types of the values in nested lists."""
+    found = set(map(type, values))
+    if not found & {list, tuple}:
+        return found
+    return (found - {list, tuple}).union(*(kinds(inner) for inner in values if isinstance(inner, list | tuple)))
+
+
+def decode_picture(item: Any, number: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The pixels (height, width) of a PNG or JPEG picture in base64, as a string or as {"b64": string}.
+
+    Raises BadImages if it cannot be decoded, or has another size: how to scale it would be a guess.
+    """
+    text: Any = item.get(BASE64) if isinstance(item, Mapping) and list(item) == [BASE64] else item
+    try:
+        if len(text) > LONGEST:
+            raise ValueError
+        picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=PICTURES)
+        size, mode, turned = (picture.height, picture.width), picture.mode, picture.getexif().get(ORIENTATION, 1) != 1
+        if size == shape and mode in MODES and not turned and "transparency" not in picture.info:
+            return np.asarray(picture.convert("L"))
+    except Exception:  # Pillow raises almost anything on damaged files
+        raise BadImages(f"image {number} is not a PNG or JPEG picture in base64 of at most {LONGEST:,} bytes") from None
+    if size != shape:
+        found, wanted = (f"{width}×{height}" for height, width in (size, shape))
+        raise BadImages(f"image {number} has {found} pixels, expected {wanted}")
+    if turned:
+        raise BadImages(f"image {number} has an EXIF orientation: rotate its pixels instead")
+    raise BadImages(f"image {number} has a palette, transparency or 16 bits (mode {mode}): send 8-bit gray levels")
+
+
+def not_integers(found: str) -> str:
+    """The message for pixels of another type."""
+    return f"pixels must be integers from 0 to {WHITE}, got {found}: send the image's unscaled bytes"
+
+
+def shortened(key: Any) -> str:
+    """A key of a request, for a message."""
+    return repr(key) if len(repr(key)) < LONG_KEY else f"{repr(key)[:LONG_KEY]}…"
+
+
+def _load_pyfunc(folder: str) -> DigitClassifier:
+    """Load the model; MLflow calls this. Raises MlflowException if a file is not the one that was logged."""
+    path = Path(folder)
+    for name, digest in Model.load(path.parent.parent).metadata[DIGESTS].items():
+        found = hashlib.sha256((path / name).read_bytes()).hexdigest()
+        if found != digest:
+            raise MlflowException(
+                f"{path / name} is not the file that was logged: its SHA-256 is {found}, expected {digest}. "
+                "The model is not loaded. `make promote` registers it again"
+            )
+    return DigitClassifier(path / NETWORK)

@@ -1,0 +1,103 @@
+"""Queries to DVC: dvc.lock, experiments, and whether the results are up to date."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.core.errors import PipelineError
+from pipeline.repository.git import git
+from pipeline.repository.reading import Reader, read_yaml
+
+LOCK = Path("dvc.lock")
+CODE = "pipeline/"  # prefix of the paths of a stage's code
+
+
+def check_current() -> None:
+    """Raise PipelineError unless all results match the current code, configuration and data (`dvc status`)."""
+    answer = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json"], capture_output=True, text=True, check=False
+    )
+    try:
+        changed = json.loads(answer.stdout) if answer.returncode == 0 else None
+    except ValueError:
+        changed = None
+    if changed is None:
+        raise PipelineError(f"`dvc status` failed: {' '.join((answer.stderr or answer.stdout).split())}")
+    if changed:
+        raise PipelineError(
+            f"the reports do not match the current code, configuration and data: {'; '.join(_changes(changed))}. "
+            "Run `dvc repro`, then this command again"
+        )
+
+
+def _changes(status: dict[str, list[Any]]) -> Iterator[str]:
+    """Yield the changes of each stage in `dvc status --json`, such as 'train (changed deps: pipeline/stages/train)'."""
+    for stage, entries in status.items():
+        kinds = [
+            f"{kind}: {', '.join(found)}"
+            for entry in entries
+            if isinstance(entry, dict)
+            for kind, found in entry.items()
+        ]
+        yield f"{stage} ({'; '.join(kinds)})" if kinds else stage
+
+
+def read_lock(read: Reader, place: str) -> dict[str, Any]:
+    """Read dvc.lock; empty if it does not exist. Raises PipelineError if it does not have DVC's format."""
+    lock = read_yaml(read, LOCK, place)
+    try:
+        code_of(lock), outputs(lock)
+    except (AttributeError, KeyError, TypeError):
+        raise PipelineError(f"{LOCK} {place} is damaged: it does not have DVC's format") from None
+    return lock
+
+
+def outputs(lock: dict[str, Any]) -> dict[str, str]:
+    """MD5 of each output of compose, train and evaluate, by path."""
+    stages = (_stages(lock).get(name, {}) for name in ("compose", "train", "evaluate"))
+    return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
+
+
+def check_lock(lock: dict[str, Any], path: Path, content: bytes, place: str) -> None:
+    """Raise PipelineError if a file's content does not have the MD5 in dvc.lock."""
+    if outputs(lock).get(str(path)) != hashlib.md5(content, usedforsecurity=False).hexdigest():
+        raise PipelineError(
+            f"{path} {place} does not match {LOCK} there: it was edited, or committed without {LOCK}. "
+            "Run `dvc repro` there and commit both"
+        )
+
+
+def code_of(lock: dict[str, Any]) -> dict[str, Any]:
+    """Command and digests of the code of each stage after compose."""
+    return {
+        name: {
+            "cmd": stage.get("cmd"),
+            "code": {dep["path"]: dep["md5"] for dep in stage.get("deps", []) if dep["path"].startswith(CODE)},
+        }
+        for name, stage in _stages(lock).items()
+        if name != "compose"
+    }
+
+
+def _stages(lock: dict[str, Any]) -> dict[str, Any]:
+    stages = lock.get("stages")
+    return stages if isinstance(stages, dict) else {}
+
+
+class Experiment(NamedTuple):
+    """A DVC experiment: its name, and the commit in which DVC stores it."""
+
+    name: str
+    commit: str
+
+
+def experiments() -> list[Experiment]:
+    """List all DVC experiments in this repository, newest first."""
+    listing = git("for-each-ref", "--sort=-committerdate", "--format=%(objectname) %(refname)", "refs/exps")
+    found = ((commit, name.split("/")) for commit, name in map(str.split, listing.stdout.decode().splitlines()))
+    # The ref of an experiment is refs/exps/SHA[:2]/SHA[2:]/NAME; exec/, stash and celery/ are internal to DVC.
+    return [Experiment(parts[4], commit) for commit, parts in found if len(parts) == 5 and len(parts[2]) == 2]  # noqa: PLR2004

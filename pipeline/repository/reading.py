@@ -1,0 +1,64 @@
+"""Files of a checkout, a folder or a commit, read in the same way."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.core import paths
+from pipeline.core.errors import PipelineError, first_line
+from pipeline.core.files import parse_yaml
+from pipeline.repository.git import git, said
+
+Reader = Callable[[Path], bytes | None]  # returns the content of a file, or None if it does not exist
+
+
+def in_folder(folder: Path) -> Reader:
+    """Return a reader for the files of a checkout, or of a folder with a copy of reports/."""
+
+    def read(path: Path) -> bytes | None:
+        try:
+            return (folder / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    return read
+
+
+def at_commit(commit: str) -> Reader:
+    """Return a reader for the files of a commit."""
+
+    def read(path: Path) -> bytes | None:
+        listing = git("ls-tree", commit, "--", path.as_posix())
+        found = git("show", f"{commit}:./{path.as_posix()}") if listing.stdout else listing
+        if found.returncode:
+            raise PipelineError(f"git cannot read {path} at {commit[:7]}: {said(found)}")
+        return found.stdout if listing.stdout else None
+
+    return read
+
+
+def read_yaml(read: Reader, path: Path, place: str) -> dict[str, Any]:
+    """Read a mapping from a YAML file; it is empty if the file does not exist.
+
+    Raises PipelineError if the file contains anything else.
+    """
+    try:
+        values = parse_yaml(read(path) or b"{}")
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise PipelineError(f"{path} {place} is damaged ({first_line(error)})") from None
+    if not isinstance(values, dict):
+        raise PipelineError(f"{path} {place} is damaged: it is not a mapping")
+    return values
+
+
+def read_evaluation(read: Reader) -> tuple[Path, bytes] | None:
+    """Path and content of the evaluation record; None if it does not exist.
+
+    Commits of earlier versions have this record in reports/metrics.json, which now holds a few of its figures.
+    """
+    content, earlier = read(paths.EVALUATION), read(paths.METRICS)
+    if content is not None:
+        return paths.EVALUATION, content
+    return (paths.METRICS, earlier) if earlier is not None and b'"test"' in earlier else None
