@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 N ?= 5
 
-.PHONY: help repro seeds gate gate-power promote test test-jax test-slow test-browser check docs pictures ui serve send joined bench lock clean
+.PHONY: help repro seeds gate gate-power promote test test-jax test-slow test-browser check docs pictures ui serve send joined doctor bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -59,6 +59,9 @@ ui: .venv/$(LOCK) ## open the MLflow UI at the list of runs
 
 serve: .venv/$(LOCK) ## serve the registered champion: draw a digit and see the prediction
 	$(BIN)/python -m pipeline.commands.serve
+
+doctor: .venv/$(LOCK) ## check what this machine can do, and what prevents the pipeline from running
+	$(BIN)/python -m pipeline.commands.doctor
 
 send: .venv/$(LOCK) ## send records to MLflow that earlier runs could not send
 	$(BIN)/python -m pipeline.commands.runs send

@@ -135,7 +135,7 @@ def _prepare(store: Store, root: Path) -> None:
         os.environ.setdefault(name, value)
     os.environ[URI_VARIABLE] = store.uri
     if store.remote:
-        _ask_server(store.uri)
+        ask_server(store.uri)
     import mlflow
     import sqlalchemy
     from mlflow.exceptions import MlflowException
@@ -258,7 +258,7 @@ def page(store: Store, path: str, port: int = 5000) -> str:
     return f"{address}{'&' if '?' in path else '?'}workflowType=machine_learning"
 
 
-def _ask_server(uri: str) -> None:
+def ask_server(uri: str) -> None:
     """Request MLflow's /health as its client would, with its certificates, but with a short timeout.
 
     Raises PipelineError if there is no answer, or for an answer that is known to be useless. Any other answer passes,

@@ -1,0 +1,87 @@
+"""Check what this machine can do, and what prevents the pipeline from running.
+
+Changes nothing. Exit status: 0 if the pipeline can run, 1 if a problem prevents it.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from pipeline.commands.doctor.data import check_configuration, check_dataset, check_store
+from pipeline.commands.doctor.environment import check_disk, check_dvc, check_git, check_packages, check_python
+from pipeline.commands.doctor.finding import Finding
+from pipeline.commands.doctor.hardware import check_backends, check_gpus, check_processor
+from pipeline.core.errors import first_line
+from pipeline.core.process.surroundings import settle
+
+CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
+    "Python": check_python,
+    "packages": check_packages,
+    "git": check_git,
+    "DVC": check_dvc,
+    "disk": check_disk,
+    "configuration": check_configuration,
+    "data": check_dataset,
+    "MLflow": check_store,
+    "CPU": check_processor,
+    "backend": check_backends,
+    "GPU": check_gpus,
+}
+SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "bold red")}
+
+
+def findings(topic: str) -> list[Finding]:
+    """The findings of one check. An unexpected error is a finding, too, so that the other checks are still shown."""
+    try:
+        return list(CHECKS[topic]())
+    except Exception as error:  # whatever is broken here is what people want to know
+        return [Finding(topic, "problem", f"could not be checked: {type(error).__name__}: {first_line(error)}")]
+
+
+def show(found: list[Finding]) -> None:
+    """Print one line for each finding, with its remedy below."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 1))
+    for each in found:
+        sign, color = SIGNS[each.level]
+        table.add_row(Text(sign, color), each.topic, Text(each.fact))
+        if each.remedy:
+            table.add_row("", "", Text(f"→ {each.remedy}", "dim"))
+    Console(markup=False).print(table)
+
+
+def main() -> None:
+    """Run all checks side by side and print what they found."""
+    settle()
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.commands.doctor",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--only", nargs="+", choices=CHECKS, metavar="CHECK", help=f"of {', '.join(CHECKS)}")
+    arguments = parser.parse_args()
+    with ThreadPoolExecutor(len(CHECKS)) as pool:
+        found = [finding for part in pool.map(findings, arguments.only or CHECKS) for finding in part]
+    problems = [each for each in found if each.level == "problem"]
+    try:
+        if arguments.json:
+            print(json.dumps([each._asdict() for each in found], indent=2, ensure_ascii=False))
+        else:
+            show(found)
+            number = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+            print(f"\n{number} to solve before the pipeline can run" if problems else "\nThe pipeline can run")
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `make doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()

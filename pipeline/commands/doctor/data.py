@@ -1,0 +1,132 @@
+"""Checks of the dataset and of the MLflow store."""
+
+import contextlib
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import requests
+
+from pipeline.commands.doctor.finding import Finding
+from pipeline.core import paths
+from pipeline.core.config import Config, IdxDataset
+from pipeline.core.errors import PipelineError, first_line, without_secrets
+from pipeline.core.files import sha256
+from pipeline.core.validation import load_config
+from pipeline.tracking.store import PATIENCE, URI_VARIABLE, Store, ask_server, locate_store
+
+TIMEOUT = 3.0  # seconds
+UPGRADE = "mlflow db upgrade"
+
+
+def check_configuration() -> Iterator[Finding]:
+    """Whether composed.yaml is valid."""
+    try:
+        config = load_config()
+    except PipelineError as error:
+        yield Finding("configuration", "problem", str(error).replace("\n", "; "), "dvc repro compose")
+        return
+    yield Finding("configuration", "ok", f"recipe {config.recipe}, {config.dataset.name}, seed {config.seed}")
+
+
+def check_dataset() -> Iterator[Finding]:
+    """Whether the dataset's files are here and intact, or can be fetched."""
+    config = read_config()
+    if config is None:
+        return
+    dataset = config.dataset
+    if not isinstance(dataset, IdxDataset):
+        yield Finding("data", "ok", f"{dataset.name} is part of scikit-learn")
+        return
+    damaged = [
+        str(path)
+        for role, path in paths.RAW_FILES.items()
+        if not path.is_file() or sha256(path) != getattr(dataset.files, role).sha256
+    ]
+    if not damaged:
+        yield Finding("data", "ok", f"{dataset.name} is in {paths.RAW}")
+        return
+    mirror = os.environ.get("DATASET_MIRROR")
+    beside = paths.project_root().parent / "shared" / dataset.name
+    for source in filter(None, (mirror, str(beside) if beside.is_dir() else None, *dataset.mirrors)):
+        if answers(source, dataset.files.train_labels.name):
+            yield Finding("data", "ok", f"{dataset.name} will be fetched from {without_secrets(source)}")
+            return
+    remedy = "DATASET_MIRROR=/folder/with/the/four/files dvc repro, or dvc exp run -S dataset=digits"
+    yield Finding("data", "problem", f"{dataset.name} is not in {paths.RAW}, and no source answers", remedy)
+
+
+def answers(source: str, name: str) -> bool:
+    """Whether a folder or a URL has a file of the dataset."""
+    if "://" not in source:
+        return (paths.project_root() / source / name).is_file()
+    with contextlib.suppress(requests.RequestException, ValueError):
+        return requests.head(f"{source.rstrip('/')}/{name}", timeout=TIMEOUT, allow_redirects=True).ok
+    return False
+
+
+def read_config() -> Config | None:
+    """The configuration; None if it is invalid, which check_configuration reports."""
+    with contextlib.suppress(PipelineError):
+        return load_config()
+    return None
+
+
+def check_store() -> Iterator[Finding]:
+    """Whether runs can be recorded, and the registry's champion. Changes nothing in the store."""
+    try:
+        store = locate_store(paths.project_root())
+        if store.remote:
+            ask_server(store.uri)
+    except PipelineError as error:
+        yield Finding("MLflow", "problem", str(error), f"unset {URI_VARIABLE} to record to mlflow.db")
+        return
+    if store.file is not None and not (store.file.exists() and store.file.stat().st_size):
+        yield Finding("MLflow", "ok", f"the first run creates {store.file.name}")
+        return
+    if store.file is not None and (obstacle := why_not_writable(store.file)):
+        yield Finding("MLflow", "problem", f"{store.file}: {obstacle}", "end the process that uses it, or free it")
+        return
+    yield from check_runs(store)
+
+
+def why_not_writable(file: Path) -> str:
+    """Why an SQLite database cannot be written; empty if it can."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=1)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        return str(error)
+    return "" if os.access(file, os.W_OK) else "attempt to write a readonly database"
+
+
+def check_runs(store: Store) -> Iterator[Finding]:
+    """Whether MLflow can read the store's experiments, and its champion for the configured dataset."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    client, config = MlflowClient(store.uri), read_config()
+    where = without_secrets(store.uri)
+    try:
+        experiments = client.search_experiments()
+    except Exception as error:  # MLflow raises anything for a store of another version
+        remedy = f"{UPGRADE} {where}" if "schema" in str(error) else f"check {URI_VARIABLE}"
+        yield Finding("MLflow", "problem", f"{where}: {first_line(error)}", remedy)
+        return
+    yield Finding("MLflow", "ok", f"{where}: experiments {', '.join(each.name for each in experiments) or 'none'}")
+    if config is None:
+        return
+    try:
+        version = client.get_model_version_by_alias(config.dataset.name, "champion")
+    except MlflowException:
+        yield Finding("registry", "ok", f"no champion for {config.dataset.name} yet", "make promote registers one")
+        return
+    accuracy = version.tags.get("test.accuracy", "?")
+    yield Finding("registry", "ok", f"champion of {version.name}: version {version.version}, accuracy {accuracy}")
