@@ -149,6 +149,13 @@ def test_training_does_not_know_who_records_it() -> None:
     assert recording == {"__main__.py", "recording.py"}
 
 
+def test_functions_are_short() -> None:
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 45, f"{path}: {node.name}"
+
+
 def test_stages_use_keys_of_the_configuration() -> None:
     composed = yaml.safe_load((ROOT / "composed.yaml").read_text(encoding="utf-8"))
     assert set(composed) == set(Config.model_fields)

@@ -1,7 +1,7 @@
 """Train as one MLflow run: what the training reports is recorded by another process."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 
@@ -52,8 +52,7 @@ def train_and_record(
     provenance = find_provenance()
     watch.lap("log")
     try:
-        with stderr_held():
-            device = use_device(deterministic=config.training.deterministic)
+        device = select_device(config)
         network, learner = set_up(config, images, validation, device)
         watch.lap("build")
     except PipelineError:
@@ -71,12 +70,8 @@ def train_and_record(
             executor.submit(look_up_packages).add_done_callback(tell_failure)  # while this process fits
             recorder.text("model_summary.txt", summary(network))
             watch.lap("log")
-
-            def report(epoch: Epoch) -> None:
-                figures = epoch_metrics(epoch, config.training.validate_on)
-                recorder.metrics(figures, int(epoch["epoch"]), epoch["timestamp"])
-
             with system_metrics(recorder):
+                report = reporter(recorder, config)
                 trained = train(network, learner, images, validation, config, checkpoint, report)
             watch.lap("fit")
             save_network(paths.MODEL, trained.network)
@@ -84,12 +79,32 @@ def train_and_record(
             watch.lap("save")
             record_model(recorder, config, trained)
             watch.lap("log")
-            run = describe(recorder, trained, device, provenance, watch)
-            run.write(paths.RUN)
-            recorder.metrics(costs(run), run.epochs)
-            recorder.status("FINISHED")
-            recorder.flush()
+            finish(recorder, describe(recorder, trained, device, provenance, watch))
         checkpoint.discard()
+
+
+def select_device(config: Config) -> str:
+    """Select the device, without the messages that backends print."""
+    with stderr_held():
+        return use_device(deterministic=config.training.deterministic)
+
+
+def reporter(recorder: Recorder, config: Config) -> Callable[[Epoch], None]:
+    """A function that records the metrics of one epoch."""
+
+    def report(epoch: Epoch) -> None:
+        figures = epoch_metrics(epoch, config.training.validate_on)
+        recorder.metrics(figures, int(epoch["epoch"]), epoch["timestamp"])
+
+    return report
+
+
+def finish(recorder: Recorder, run: TrainingRun) -> None:
+    """Write models/run.json, and mark the run as finished."""
+    run.write(paths.RUN)
+    recorder.metrics(costs(run), run.epochs)
+    recorder.status("FINISHED")
+    recorder.flush()
 
 
 @contextmanager
