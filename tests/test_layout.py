@@ -11,8 +11,8 @@ import yaml
 
 from pipeline.core import paths
 from pipeline.core.config import Config
+from pipeline.core.settings import USED, settings_of
 from pipeline.stages.compose.composition import compose_config, to_yaml
-from pipeline.stages.compose.settings import USED, settings_of
 from tests.conftest import ROOT
 
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]

@@ -49,7 +49,7 @@ def runs(project: Project) -> list[Run]:
 
 
 def snapshot(project: Project) -> dict[str, bytes]:
-    files = project.files("data", "models", "reports")
+    files = project.files("composed", "data", "models", "reports")
     return files | {name: (project.root / name).read_bytes() for name in ("composed.yaml", "dvc.lock")}
 
 
@@ -395,6 +395,13 @@ def test_repro_restores_edited_and_deleted_results(trained: Project) -> None:
             "preprocess",
             "label 10 at index 0",
         ),
+        (
+            "composed/train.yaml",
+            None,
+            "train",
+            "train: composed/train.yaml does not match composed.yaml: run `dvc repro`",
+        ),
+        ("composed/fetch.yaml", b"a: [", "fetch", "fetch: composed/fetch.yaml does not match composed.yaml: run"),
         ("data/prepared/train.npz", None, "train", "train: data/prepared/train.npz is missing: run `dvc repro`"),
         ("data/prepared/test.npz", b"PK", "evaluate", "evaluate: data/prepared/test.npz cannot be read"),
         ("models/model.keras", None, "evaluate", "evaluate: models/model.keras is missing: run `dvc repro`"),
@@ -408,6 +415,7 @@ def test_repro_restores_edited_and_deleted_results(trained: Project) -> None:
         ("models/run.json", None, "evaluate", "evaluate: models/run.json cannot be read (No such file"),
         ("reports/data/statistics.json", b"[]", "evaluate", "evaluate: reports/data/statistics.json: the file: "),
         ("models/history.csv", b"a\n1\n", "evaluate", "evaluate: models/history.csv cannot be read"),
+        ("models/run.json", b"[" * 9999, "evaluate", "evaluate: models/run.json is damaged ("),
         ("models/run.json", b"{", "evaluate", "evaluate: models/run.json is damaged ("),
         ("models/history.csv", b"", "evaluate", "evaluate: models/history.csv cannot be read"),
     ],
@@ -423,6 +431,41 @@ def test_a_single_stage_reports_invalid_input(
     assert message in trained.fail("python", "-m", f"pipeline.stages.{stage}")
     target.write_bytes(before[path])
     assert snapshot(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('"fit_seconds": ', '"fit_seconds": 1e999, "old": ', "models/run.json: fit_seconds: got inf"),
+        ('"versions": "', '"versions": "\\ud800', "models/run.json is damaged ("),
+        ('"epochs": 2', '"epochs": NaN', "models/run.json: epochs: got nan"),
+    ],
+)
+def test_figures_that_are_none_are_reported(trained: Project, before: str, after: str, message: str) -> None:
+    path = trained.root / "models" / "run.json"
+    text = path.read_text(encoding="utf-8")
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after), encoding="utf-8")
+    assert message in trained.fail("python", "-m", "pipeline.stages.evaluate")
+
+
+def test_no_result_is_recorded_under_other_settings(trained: Project) -> None:
+    """`git checkout` restores composed.yaml, but not composed/, which DVC compares."""
+    trained.commit()
+    trained.params(recipe="smoke", training={"epochs": 3})
+    trained.succeed("dvc", "repro", "compose")
+    trained.succeed("git", "checkout", "-q", ".")
+    assert "composed/train.yaml does not match composed.yaml" in trained.fail("dvc", "repro", "-s", "train")
+    assert ran(trained.succeed("dvc", "repro")) == ["compose"], "the earlier results come from the cache"
+    assert trained.report("evaluation.json")["training"]["epochs"] == 2
+
+
+def test_other_files_in_the_folders_of_results_make_no_difference(trained: Project) -> None:
+    for path in ("models/.DS_Store", "models/notes.txt", "reports/data/Thumbs.db"):
+        (trained.root / path).write_text("not a result", encoding="utf-8")
+    assert "up to date" in trained.succeed("dvc", "status")
+    (trained.root / "models" / "history.csv").write_text("edited", encoding="utf-8")
+    assert "modified:           models" in trained.succeed("dvc", "status")
 
 
 def test_a_flipped_byte_in_the_model_is_detected(trained: Project) -> None:

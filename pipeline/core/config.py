@@ -30,9 +30,13 @@ def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def configuration_digest(composed: Mapping[str, Any], test_md5: str) -> str:
-    """Digest of the model, optimizer and training settings in composed.yaml, and of the test images."""
+    """Digest of the model, optimizer and training settings in composed.yaml, and of the test images.
+
+    Parts of this project count under their earlier module names, so that earlier records of seed noise stay valid.
+    """
     settings = flatten({key: composed.get(key) for key in DECIDING})
-    return text_digest(repr([*sorted(map(str, settings)), test_md5]))
+    texts = sorted(str(setting).replace("pipeline.stages.train.", "pipeline.train.") for setting in settings)
+    return text_digest(repr([*texts, test_md5]))
 
 
 Component = Annotated[dict[str, Any], AfterValidator(check_component)]

@@ -13,23 +13,25 @@ from pipeline.core.validation import describe
 
 
 class Record(BaseModel):
-    """A part of a JSON file: immutable; values of another type are errors, and unknown keys are ignored."""
+    """A part of a JSON file: immutable. Values of another type, NaN and infinity are errors; unknown keys are ignored."""
 
-    model_config = ConfigDict(strict=True, frozen=True)
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
     def write(self, path: Path) -> None:
-        """Write the record as JSON. Raises ValueError if it contains NaN or infinity."""
+        """Write the record as JSON."""
         write_json(path, self.model_dump())
 
     @classmethod
     def parse(cls, content: bytes, name: str) -> Self:
         """Parse JSON. Raises PipelineError with the file's `name` if a key is missing or invalid."""
         try:
-            return cls.model_validate(json.loads(content))
+            values = json.loads(content)
+            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair could not be written
+            return cls.model_validate(values)
         except ValidationError as error:
             key, complaint = describe(error)[0]
             raise PipelineError(f"{name}: {key or 'the file'}: {complaint}") from None
-        except ValueError as error:  # not JSON, or not text
+        except (ValueError, RecursionError) as error:  # not JSON, or not text
             raise PipelineError(f"{name} is damaged ({error})") from None
 
     @classmethod

@@ -10,6 +10,7 @@ from pipeline.core import paths
 from pipeline.core.config import Config
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.core.files import parse_yaml
+from pipeline.core.settings import settings_of
 
 
 def describe(error: ValidationError) -> list[tuple[str, str]]:
@@ -29,6 +30,11 @@ def describe(error: ValidationError) -> list[tuple[str, str]]:
     return list(complaints.items())
 
 
+def related(one: str, other: str) -> bool:
+    """Whether two dotted keys are equal, or one is inside the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
 def parse_config(values: Any, origin: dict[str, str], fallback: str) -> Config:
     """Validate composed values. `origin` maps dotted keys to the files that set them; other keys are from `fallback`.
 
@@ -36,7 +42,7 @@ def parse_config(values: Any, origin: dict[str, str], fallback: str) -> Config:
     """
 
     def file_of(key: str) -> str:
-        return next((file for name, file in origin.items() if f"{name}.".startswith(f"{key}.")), fallback)
+        return next((file for name, file in origin.items() if related(name, key)), fallback)
 
     try:
         return Config.model_validate(values)
@@ -45,8 +51,11 @@ def parse_config(values: Any, origin: dict[str, str], fallback: str) -> Config:
         raise PipelineError("\n".join(lines)) from None
 
 
-def load_config(path: Path = paths.COMPOSED) -> Config:
-    """Load composed.yaml. Raises PipelineError if it is missing or invalid."""
+def load_config(path: Path = paths.COMPOSED, stage: str | None = None) -> Config:
+    """Load composed.yaml, for a stage or for any other command.
+
+    Raises PipelineError if it is missing or invalid, or if it differs from the settings by which DVC judges the stage.
+    """
     remedy = f"{path} is generated from conf/ and {paths.PARAMS}: run `dvc repro compose` to restore it"
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
@@ -55,6 +64,24 @@ def load_config(path: Path = paths.COMPOSED) -> Config:
     except yaml.YAMLError as error:
         raise PipelineError(f"{path} is not YAML ({first_line(error)}). {remedy}.") from None
     try:
-        return parse_config(values, {}, str(path))
+        config = parse_config(values, {}, str(path))
     except PipelineError as error:
         raise PipelineError(f"{error}. {remedy}.") from None
+    if stage is not None:
+        check_settings(stage, values)
+    return config
+
+
+def check_settings(stage: str, composed: dict[str, Any]) -> None:
+    """Raise PipelineError unless composed/STAGE.yaml has the values of composed.yaml.
+
+    They differ if one of the two was restored or edited, such as by `git checkout`, and only this stage is run: DVC
+    would record results of the one under the other.
+    """
+    path = paths.SETTINGS[stage]
+    try:
+        recorded = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeError):
+        recorded = None
+    if recorded != settings_of(stage, composed):
+        raise PipelineError(f"{path} does not match {paths.COMPOSED}: run `dvc repro`, which composes both again")

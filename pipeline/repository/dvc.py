@@ -71,6 +71,20 @@ def check_lock(lock: dict[str, Any], path: Path, content: bytes, place: str) -> 
         )
 
 
+def is_consistent(lock: dict[str, Any]) -> bool:
+    """Whether every stage in dvc.lock used the outputs of the others: not if only some stages were run."""
+    made = {out["path"]: out["md5"] for stage in _stages(lock).values() for out in stage.get("outs", [])}
+    used = [(dep["path"], dep["md5"]) for stage in _stages(lock).values() for dep in stage.get("deps", [])]
+    return all((made.get(path) or folder_digest(made, path)) in (None, digest) for path, digest in used)
+
+
+def folder_digest(made: dict[str, str], folder: str) -> str | None:
+    """DVC's digest of a folder that contains only outputs with these digests; None if it contains none of them."""
+    inside = {path.removeprefix(f"{folder}/"): digest for path, digest in made.items() if path.startswith(f"{folder}/")}
+    listing = json.dumps([{"md5": inside[path], "relpath": path} for path in sorted(inside)])
+    return f"{hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest()}.dir" if inside else None
+
+
 def code_of(lock: dict[str, Any]) -> dict[str, Any]:
     """Command and digests of the code of each stage after compose."""
     return {

@@ -11,7 +11,7 @@ from pipeline.commands.gate.report import Report, parse_report
 from pipeline.core import paths
 from pipeline.core.config import Gate, SeedNoise, configuration_digest
 from pipeline.core.errors import PipelineError
-from pipeline.repository.dvc import check_lock, code_of, experiments, read_lock
+from pipeline.repository.dvc import check_lock, code_of, experiments, is_consistent, outputs, read_lock
 from pipeline.repository.git import commit_of, is_shallow, merge_base
 from pipeline.repository.reading import Reader, at_commit, in_folder, read_evaluation, read_yaml
 
@@ -115,13 +115,24 @@ def read_results(read: Reader, name: str, place: str, committed: bool = False) -
     """
     lock = read_lock(read, place)
     report = read_report(read, lock if committed else None, place)
+    if report is not None and committed:
+        check_composed(read, lock, place)
     return report and Results(name, [report], read_yaml(read, paths.COMPOSED, place), lock)
+
+
+def check_composed(read: Reader, lock: dict[str, Any], place: str) -> None:
+    """Raise PipelineError if composed.yaml does not match dvc.lock, unless the commit precedes one of them."""
+    content = read(paths.COMPOSED)
+    if content is not None and str(paths.COMPOSED) in outputs(lock):
+        check_lock(lock, paths.COMPOSED, content, place)
 
 
 def read_report(read: Reader, lock: dict[str, Any] | None, place: str) -> Report | None:
     """The report of one model, checked against dvc.lock if given; None if the evaluation does not exist."""
     found, errors = read_evaluation(read), read(paths.ERRORS)
     if found is None:
+        if read(paths.METRICS) is not None:
+            raise PipelineError(f"{paths.EVALUATION} is missing {place}, but {paths.METRICS} exists")
         return None
     path, evaluation = found
     if errors is None:
@@ -163,9 +174,9 @@ def read_experiment(commit: str, like: Results) -> Results | None:
     except PipelineError:  # an experiment with damaged files is not a run of this recipe
         return None
     other = Results(place, [], composed, lock)
-    if recipe_of(other) != recipe_of(like):
+    if recipe_of(other) != recipe_of(like) or not is_consistent(lock):
         return None
-    check_lock(lock, paths.COMPOSED, read(paths.COMPOSED) or b"", place)  # the seed is only in this file
+    check_composed(read, lock, place)  # only this file has the seed
     report = read_report(read, lock, place)
     return report and other._replace(reports=[report])
 

@@ -6,9 +6,9 @@ from pipeline.core import paths
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import write_text
 from pipeline.core.process.stage import run_stage
+from pipeline.core.settings import settings_of
 from pipeline.repository.git import git
 from pipeline.stages.compose.composition import compose_config, to_yaml
-from pipeline.stages.compose.settings import settings_of
 
 
 def run() -> None:

@@ -14,7 +14,7 @@ from pipeline.tracking.store import open_store
 def run() -> None:
     """Evaluate models/model.keras."""
     check_backend()
-    config = load_config()
+    config = load_config(stage="evaluate")
     with Worker() as worker:  # imports MLflow while this process imports Keras
         opening = worker.submit(open_store, paths.project_root(), required=False)
         test = load_split(paths.TEST)

@@ -18,7 +18,7 @@ from pipeline.stages.fetch.sources import fetch_file, places
 
 def run() -> None:
     """Fetch the dataset's files to data/raw."""
-    dataset = load_config().dataset
+    dataset = load_config(stage="fetch").dataset
     for leftover in paths.RAW.glob(f"{UNFINISHED}*"):  # from a fetch that was killed
         shutil.rmtree(leftover)
     if isinstance(dataset, PackagedDataset):

@@ -18,7 +18,7 @@ from pipeline.stages.preprocess.split import hold_out
 
 def run() -> None:
     """Write data/prepared and reports/data."""
-    config = load_config()
+    config = load_config(stage="preprocess")
     classes = config.dataset.classes
     raw = paths.RAW_FILES
     everything = Split(*read_pair(raw["train_images"], raw["train_labels"], classes))

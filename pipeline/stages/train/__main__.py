@@ -19,7 +19,7 @@ def run() -> None:
     """Train with the configuration in composed.yaml."""
     watch = Stopwatch(psutil.Process().create_time())
     check_backend()
-    config = load_config()
+    config = load_config(stage="train")
     with Worker() as worker:  # imports MLflow while this process imports Keras
         opening = worker.submit(open_store, paths.project_root())
         watch.lap("import")

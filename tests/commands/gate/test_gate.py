@@ -165,6 +165,27 @@ def test_an_unchanged_model_passes_and_is_tagged_in_mlflow(digits: Project) -> N
     assert tags["gate.baseline_run"] == run.info.run_id
 
 
+@pytest.mark.long
+def test_experiments_of_which_only_some_stages_ran_are_not_counted(smoke: Project) -> None:
+    """Their reports are those of another training."""
+    run = ("dvc", "exp", "run", "--temp", "-n")
+    smoke.succeed(*run, "composed", "-S", "++seed=7", "compose")
+    smoke.succeed(*run, "fitted", "-S", "++seed=8", "train")
+    smoke.succeed(*run, "whole", "-S", "++seed=9")
+    smoke.params(recipe="smoke", training={"epochs": 3})
+    smoke.succeed("dvc", "repro")
+    figures = judge(smoke)["figures"]
+    assert (figures["baseline_runs"], figures["runs"]) == (2, 1)
+
+
+def test_a_configuration_that_was_edited_after_the_training(smoke: Project) -> None:
+    edit(smoke, "composed.yaml", "  epochs: 2\n", "  epochs: 4\n")
+    smoke.commit()
+    smoke.succeed("dvc", "repro")
+    assert "composed.yaml at " in (line := refusal(smoke))
+    assert "does not match dvc.lock there" in line
+
+
 def test_tagging_an_unknown_run_fails(digits: Project) -> None:
     command = ("python", "-m", "pipeline.commands.runs", "tag")
     assert re.search(
@@ -254,7 +275,8 @@ def test_reports_of_earlier_versions_are_read(digits: Project, tmp_path: Path) -
         del evaluation["test"][name]
     (reports / "evaluation.json").unlink()
     line = refusal(digits, base=str(tmp_path / "earlier"))
-    assert "earlier/reports/evaluation.json is missing" in line, "today's metrics.json is not an evaluation"
+    assert "reports/evaluation.json is missing in " in line, "today's metrics.json is not an evaluation"
+    assert line.endswith("but reports/metrics.json exists")
     (reports / "metrics.json").write_text(json.dumps({"test": evaluation["test"]}), encoding="utf-8")
     assert "reports/metrics.json in " in (line := refusal(digits, base=str(tmp_path / "earlier")))
     assert line.endswith("dataset: is missing")
@@ -319,6 +341,9 @@ def test_missing_reports(smoke: Project) -> None:
     (smoke.root / "reports" / "errors.csv").unlink()
     assert "reports/errors.csv is missing in the working tree" in refusal(smoke)
     (smoke.root / "reports" / "evaluation.json").unlink()
+    line = refusal(smoke)
+    assert "reports/evaluation.json is missing in the working tree, but reports/metrics.json exists" in line
+    (smoke.root / "reports" / "metrics.json").unlink()
     assert "reports/evaluation.json is missing in the working tree: run `dvc repro`" in refusal(smoke)
 
 
