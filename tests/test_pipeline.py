@@ -94,6 +94,8 @@ def test_one_mlflow_run_records_everything(trained_once: Project) -> None:
     (run,) = runs(trained_once)
     test = trained_once.report("evaluation.json")["test"]
     assert (run.info.run_name, run.info.status) == ("smoke-mlp-seed-1", "FINISHED")
+    started = time.mktime(time.strptime(run.data.tags["started"], "%Y-%m-%d %H:%M:%S"))
+    assert started == pytest.approx(run.info.start_time / 1000, abs=30)
     composed = yaml.safe_load((trained_once.root / "composed.yaml").read_text(encoding="utf-8"))
     for key, value in (("model.name", "mlp"), ("training.epochs", "2"), ("model.layers.1.units", "512")):
         assert run.data.params[key] == value

@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,8 @@ def start_run(
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    tags = run_tags(provenance) | {"recipe": config.recipe, **extra_tags}
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    tags = run_tags(provenance) | {"recipe": config.recipe, "started": started, **extra_tags}
     try:
         experiment = experiment_id(store, config.dataset.name)
         run = MlflowClient(store.uri).create_run(experiment, tags=tags, run_name=run_name(config))

@@ -1,6 +1,9 @@
 """A real store with real runs, MLflow's own server, and a real browser."""
 
+import sqlite3
+import time
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +17,7 @@ from tests.commands.promote.command import promote
 from tests.conftest import MIRROR, ROOT, Project, clone
 
 SCREENSHOTS = ROOT / "screenshots"
+OLD_RUNS, DAY = 500, 24 * 60 * 60 * 1000  # milliseconds
 
 
 class Runs(NamedTuple):
@@ -62,6 +66,27 @@ def runs(trained_runs: Project, tmp_path_factory: pytest.TempPathFactory) -> Ite
     by_name = {str(run.info.run_name): run for run in all_runs(client)}
     with serve(trained_runs.root, tmp_path_factory.mktemp("server") / "log") as address:
         yield Runs(trained_runs, address, client, by_name)
+
+
+@pytest.fixture(scope="session")
+def many_runs(trained_runs: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the trained runs and 500 older runs, ten of each name."""
+    folder = tmp_path_factory.mktemp("many")
+    database = f"{folder}/mlflow.db"
+    with (
+        closing(sqlite3.connect(trained_runs.root / "mlflow.db")) as source,
+        closing(sqlite3.connect(database)) as copy,
+    ):
+        source.backup(copy)
+    client = MlflowClient(f"sqlite:///{database}")
+    (first, *_) = all_runs(client)
+    for age in range(1, OLD_RUNS + 1):
+        start = first.info.start_time - age * DAY
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start / 1000))
+        name = f"smoke-mlp-seed-{age % 50}"
+        client.create_run(first.info.experiment_id, start, {"started": started}, run_name=name)
+    with serve(trained_runs.root, folder / "log", MLFLOW_TRACKING_URI=f"sqlite:///{database}") as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from tests.commands.promote.command import NAME
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 FIRST = "smoke-mlp-seed-1"
 CONVOLUTIONS = "smoke-cnn-seed-1 (convolutions)"
+STARTED = "tags.`started`"  # a column of the list
 ADAMW = "notebook-mlp-seed-1 (adamw)"
 
 
@@ -20,10 +21,47 @@ def test_the_printed_address_opens_the_list_of_runs(page: Page, runs: Runs) -> N
     ui.expect_runs(page, [ADAMW, CONVOLUTIONS, FIRST])
     assert set(runs.by_name) == {ADAMW, CONVOLUTIONS, FIRST}
     expect(page.get_by_text("One run per trained model")).to_be_visible()
-    for column in ("test/accuracy", "test/errors", "optimizer.name"):
+    for column in ("started", "test/accuracy", "test/errors", "test/loss", "training.epochs"):
         expect(page.get_by_role("columnheader", name=column).first).to_be_visible()
     accuracy = runs.by_name[FIRST].data.metrics["test/accuracy"]
     expect(page.get_by_role("gridcell", name=f"{accuracy:g}", exact=True).first).to_be_visible()
+
+
+def test_the_columns_fit_the_page(page: Page, runs: Runs) -> None:
+    ui.open_runs(page, runs.address)
+    expect(ui.column(page, "params.`training.epochs`")).to_have_count(3)
+    assert ui.hidden_width(page) == 0
+    for texts in (ui.headers(page), ui.column(page, STARTED), ui.column(page, "metrics.`test/loss`")):
+        assert ui.cut_texts(texts) == []
+
+
+def test_the_list_shows_when_each_run_started(page: Page, runs: Runs) -> None:
+    ui.open_runs(page, runs.address)
+    starts = {run.data.tags["started"] for run in runs.by_name.values()}
+    assert len(starts) == 3
+    expect(ui.column(page, STARTED)).to_have_count(3)
+    assert set(ui.column(page, STARTED).all_inner_texts()) == starts
+
+
+def test_runs_of_the_same_name_are_told_apart(page: Page, many_runs: str) -> None:
+    ui.open_runs(page, many_runs)
+    ui.search_runs(page, "attributes.run_name = 'smoke-mlp-seed-7'", 10)
+    ui.expect_runs(page, ["smoke-mlp-seed-7"] * 10)
+    starts = ui.column(page, STARTED).all_inner_texts()
+    assert len(set(starts)) == 10, starts
+
+
+def test_a_list_of_500_runs_scrolls(page: Page, many_runs: str) -> None:
+    ui.open_runs(page, many_runs)
+    for loaded in (200, 300, 400, 500, 503):
+        ui.load_more_runs(page)
+        expect(page.get_by_text(f"{loaded} matching runs")).to_be_visible()
+    page.locator(".ag-body-viewport").evaluate("box => box.scrollTo(0, box.scrollHeight)")
+    oldest = page.get_by_role("row").and_(page.locator("[row-index='502']"))
+    expect(oldest.get_by_role("link")).to_have_text("smoke-mlp-seed-0")
+    assert ui.hidden_width(page) == 0
+    oldest.get_by_role("link").click()
+    expect(page.get_by_role("heading", name="smoke-mlp-seed-0")).to_be_visible()
 
 
 def test_runs_are_sorted_by_test_accuracy(page: Page, runs: Runs) -> None:
