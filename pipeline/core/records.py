@@ -13,7 +13,7 @@ from pipeline.core.validation import describe
 
 
 class Record(BaseModel):
-    """A part of a JSON file: immutable. Values of another type, NaN and infinity are errors; unknown keys are ignored."""
+    """A part of a JSON file: immutable. Other types, NaN and infinity are errors; unknown keys are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
