@@ -126,7 +126,8 @@ def cut_texts(texts: Locator) -> list[str]:
             const range = document.createRange();
             range.selectNodeContents(text);
             const column = text.closest(".ag-header-cell, .ag-cell");
-            return range.getBoundingClientRect().right > column.getBoundingClientRect().right;
+            const end = column.getBoundingClientRect().right - parseFloat(getComputedStyle(column).paddingRight);
+            return range.getBoundingClientRect().right > end;
         }).map(text => text.textContent)"""
     )
     return found
