@@ -44,3 +44,7 @@ class PipelineError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(without_secrets(message))
+
+
+class UsedElsewhereError(PipelineError):
+    """Another process uses the project at its earlier location, to which new records would go."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import sqlalchemy
 
-from pipeline.tracking.store import UsedElsewhereError
+from pipeline.core.errors import UsedElsewhereError
 
 DEFAULT = "0"  # the ID of the default experiment, and the last part of its location
 LOCATIONS = (

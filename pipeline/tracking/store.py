@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from pipeline.core.errors import PipelineError, first_line
+from pipeline.core.errors import PipelineError, UsedElsewhereError, first_line
 from pipeline.core.files import replacing
 
 ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
@@ -53,10 +53,6 @@ LOGIN = (
     "The server requires a login: set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 )
 UNSUPPORTED = "MLflow 3 no longer keeps runs in folders such as mlruns/"
-
-
-class UsedElsewhereError(PipelineError):
-    """Another process uses the project at its earlier location, to which new records would go."""
 
 
 class Store(NamedTuple):
