@@ -21,7 +21,7 @@ IMPORTED = """
 import os, runpy, sys
 leave, heavy = os._exit, {"jax", "keras", "tensorflow", "torch"}
 os._exit = lambda code: print("imported:", sorted(heavy & {*sys.modules}), flush=True) or leave(code)
-runpy.run_module("pipeline.%s", run_name="__main__")
+runpy.run_module("pipeline.stages.%s", run_name="__main__")
 """
 SHIFT = {"_target_": "pipeline.stages.train.augmentation.RandomShift", "pixels": 1}
 ROW: dict[str, dict[str, Any]]
