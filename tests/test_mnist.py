@@ -52,7 +52,7 @@ def test_a_training_survives_a_server_that_stops(trained: Project, tmp_path: Pat
     output = training.communicate()[0]
     assert training.returncode == 0, output
     assert "are kept in .unsent/" in output
-    assert "python -m pipeline.commands.runs send" in output
+    assert "make send" in output
     assert trained.report("evaluation.json")["training"]["epochs"] == 60
 
     assert "is still incomplete" in trained.fail(
