@@ -25,6 +25,7 @@ from benchmarks.figures import Figures, add
 from pipeline.commands.ports import free_port
 from pipeline.commands.runs.ui import wait_until_up
 from pipeline.commands.serve.limits import LARGEST as LARGEST_BODY
+from pipeline.commands.serve.limits import WAITING
 from pipeline.commands.serve.picture import LARGEST
 
 Images = NDArray[np.uint8]
@@ -35,11 +36,11 @@ SHAPE = (28, 28)
 PIXELS = math.prod(SHAPE)
 NETWORKS = ("mlp", "cnn")
 BATCHES = {1: 300, 100: 100, 10_000: 1}  # images per call -> calls that are timed together
-CLIENTS = (1, 8, 32)
+CLIENTS = (1, 8, WAITING)  # more are refused
 REQUESTS = 640  # of one image each, in total over all clients
 AT_ONCE = 12  # concurrent requests of the largest size
 MIB = 1 << 20
-POSTS = {1: 200, 100: 40, 10_000: 2}  # images per request -> sequential requests
+POSTS = {1: 200, 100: 40, 4_000: 2}  # at most what the server accepts; images per request -> sequential requests
 
 
 def measure_engines(conf: Path, rounds: int) -> Figures:
