@@ -20,9 +20,8 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.registry.model_files import SERVED_DIGEST, digest, download
 from pipeline.tracking.store import RELATIVE, Store
-from pipeline.tracking.tags import DVC_HASH
+from pipeline.tracking.tags import CHAMPION, DVC_HASH, PREVIOUS
 
-CHAMPION, PREVIOUS = "champion", "previous"
 BEFORE = "previous.before"  # tag of the registered model: the version that was `previous` before the latest move
 
 

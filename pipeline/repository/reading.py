@@ -58,7 +58,8 @@ def read_evaluation(read: Reader) -> tuple[Path, bytes] | None:
 
     Commits of earlier versions have this record in reports/metrics.json, which now holds a few of its figures.
     """
-    content, earlier = read(paths.EVALUATION), read(paths.METRICS)
+    content = read(paths.EVALUATION)
     if content is not None:
         return paths.EVALUATION, content
+    earlier = read(paths.METRICS)
     return None if earlier is None or b'"ci_low"' in earlier else (paths.METRICS, earlier)

@@ -127,8 +127,7 @@ def open_store(root: Path, required: bool = True) -> Store:
 
 
 def _prepare(store: Store, root: Path) -> None:
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(name, value)
+    be_patient()
     os.environ[URI_VARIABLE] = store.uri
     if store.remote:
         ask_server(store.uri)
@@ -136,9 +135,7 @@ def _prepare(store: Store, root: Path) -> None:
     import sqlalchemy
     from mlflow.exceptions import MlflowException
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors reported below
+    silence_mlflow()
     try:
         if not store.remote:  # one attempt: MLflow makes ten, over a minute and a half
             sqlalchemy.create_engine(store.uri).connect().close()
@@ -156,6 +153,19 @@ def _prepare(store: Store, root: Path) -> None:
     if old:
         with contextlib.suppress(OSError, ValueError):  # standard output may be closed, or on a full disk
             print(f"tracking: this project was at {old}: its earlier runs now refer to {store.artifacts}", flush=True)
+
+
+def be_patient() -> None:
+    """Limit how long MLflow waits for a server. Call this before importing MLflow."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+
+
+def silence_mlflow() -> None:
+    """Hide MLflow's progress, and the tracebacks of errors that callers report."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def relocate_own(store: Store) -> str | None:

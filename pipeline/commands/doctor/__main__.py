@@ -3,7 +3,6 @@
 Changes nothing. Exit status: 0 if the pipeline can run, 1 if a problem prevents it.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ from pipeline.commands.doctor.data import check_configuration, check_dataset, ch
 from pipeline.commands.doctor.environment import check_disk, check_dvc, check_git, check_packages, check_python
 from pipeline.commands.doctor.finding import Finding
 from pipeline.commands.doctor.hardware import check_backends, check_gpus, check_processor
+from pipeline.commands.parser import command_parser
 from pipeline.core.errors import first_line
 from pipeline.core.process.surroundings import settle
 
@@ -59,11 +59,7 @@ def show(found: list[Finding]) -> None:
 def main() -> None:
     """Run all checks side by side and print what they found."""
     settle()
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.commands.doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("doctor", __doc__)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("--only", nargs="+", choices=CHECKS, metavar="CHECK", help=f"of {', '.join(CHECKS)}")
     arguments = parser.parse_args()

@@ -1,7 +1,6 @@
 """Checks of the dataset and of the MLflow store."""
 
 import contextlib
-import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -14,11 +13,12 @@ from pipeline.core import paths
 from pipeline.core.config import Config, IdxDataset
 from pipeline.core.errors import PipelineError, first_line, without_secrets
 from pipeline.core.files import sha256
+from pipeline.core.sources import is_address, places
 from pipeline.core.validation import load_config
-from pipeline.tracking.store import PATIENCE, URI_VARIABLE, Store, ask_server, locate_store
+from pipeline.tracking.store import URI_VARIABLE, Store, ask_server, be_patient, locate_store, silence_mlflow
+from pipeline.tracking.tags import ACCURACY, CHAMPION
 
 TIMEOUT = 3.0  # seconds
-UPGRADE = "mlflow db upgrade"
 
 
 def check_configuration() -> Iterator[Finding]:
@@ -40,17 +40,11 @@ def check_dataset() -> Iterator[Finding]:
     if not isinstance(dataset, IdxDataset):
         yield Finding("data", "ok", f"{dataset.name} is part of scikit-learn")
         return
-    damaged = [
-        str(path)
-        for role, path in paths.RAW_FILES.items()
-        if not path.is_file() or sha256(path) != getattr(dataset.files, role).sha256
-    ]
-    if not damaged:
+    files = ((path, getattr(dataset.files, role).sha256) for role, path in paths.RAW_FILES.items())
+    if all(path.is_file() and sha256(path) == digest for path, digest in files):
         yield Finding("data", "ok", f"{dataset.name} is in {paths.RAW}")
         return
-    mirror = os.environ.get("DATASET_MIRROR")
-    beside = paths.project_root().parent / "shared" / dataset.name
-    for source in filter(None, (mirror, str(beside) if beside.is_dir() else None, *dataset.mirrors)):
+    for source in places(dataset, paths.project_root(), os.environ.get("DATASET_MIRROR")):
         if answers(source, dataset.files.train_labels.name):
             yield Finding("data", "ok", f"{dataset.name} will be fetched from {without_secrets(source)}")
             return
@@ -60,8 +54,8 @@ def check_dataset() -> Iterator[Finding]:
 
 def answers(source: str, name: str) -> bool:
     """Whether a folder or a URL has a file of the dataset."""
-    if "://" not in source:
-        return (paths.project_root() / source / name).is_file()
+    if not is_address(source):
+        return (Path(source) / name).is_file()
     with contextlib.suppress(requests.RequestException, ValueError):
         return requests.head(f"{source.rstrip('/')}/{name}", timeout=TIMEOUT, allow_redirects=True).ok
     return False
@@ -105,28 +99,26 @@ def why_not_writable(file: Path) -> str:
 
 def check_runs(store: Store) -> Iterator[Finding]:
     """Whether MLflow can read the store's experiments, and its champion for the configured dataset."""
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(name, value)
+    be_patient()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    silence_mlflow()
     client, config = MlflowClient(store.uri), read_config()
     where = without_secrets(store.uri)
     try:
         experiments = client.search_experiments()
     except Exception as error:  # MLflow raises anything for a store of another version
-        remedy = f"{UPGRADE} {where}" if "schema" in str(error) else f"check {URI_VARIABLE}"
+        remedy = f"mlflow db upgrade {where}" if "schema" in str(error) else f"check {URI_VARIABLE}"
         yield Finding("MLflow", "problem", f"{where}: {first_line(error)}", remedy)
         return
     yield Finding("MLflow", "ok", f"{where}: experiments {', '.join(each.name for each in experiments) or 'none'}")
     if config is None:
         return
     try:
-        version = client.get_model_version_by_alias(config.dataset.name, "champion")
+        version = client.get_model_version_by_alias(config.dataset.name, CHAMPION)
     except MlflowException:
         yield Finding("registry", "ok", f"no champion for {config.dataset.name} yet", "make promote registers one")
         return
-    accuracy = version.tags.get("test.accuracy", "?")
+    accuracy = version.tags.get(ACCURACY, "?")
     yield Finding("registry", "ok", f"champion of {version.name}: version {version.version}, accuracy {accuracy}")

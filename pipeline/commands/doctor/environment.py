@@ -39,10 +39,11 @@ def check_packages(requirements: Path = paths.REQUIREMENTS) -> Iterator[Finding]
         return
     pinned: dict[str, set[str]] = {}  # several versions if they depend on the version of Python
     needed = set()  # on every platform
-    for name, version, marker in PINNED.findall(requirements.read_text(encoding="utf-8")):
-        pinned.setdefault(normalize(name), set()).add(version)
+    for written, version, marker in PINNED.findall(requirements.read_text(encoding="utf-8")):
+        name = normalize(written)
+        pinned.setdefault(name, set()).add(version)
         if not marker:
-            needed.add(normalize(name))
+            needed.add(name)
     missing = sorted(needed - installed.keys())
     different = [
         f"{name} {installed[name]} instead of {' or '.join(sorted(versions))}"
@@ -81,9 +82,10 @@ def check_git() -> Iterator[Finding]:
     if lacking:
         remedy = "; ".join(f"git config --global {name} …" for name in lacking)
         yield Finding("git", "warning", f"{' and '.join(lacking)} not set, which queued experiments need", remedy)
-    if is_shallow():
+    shallow = is_shallow()
+    if shallow:
         yield Finding("git", "warning", "the clone is shallow: the gate may lack its baseline", "git fetch --unshallow")
-    if not lacking and not is_shallow():
+    if not lacking and not shallow:
         commit = git("log", "-1", "--format=%h %s").stdout.decode(errors="replace").strip()
         yield Finding("git", "ok", commit or "no commits yet")
 
@@ -109,7 +111,7 @@ def check_dvc() -> Iterator[Finding]:
 
 
 def check_disk(folder: Path = Path()) -> Iterator[Finding]:
-    """Whether there is space for the results, and whether this folder is writable."""
+    """Whether there is space for the results."""
     free = shutil.disk_usage(folder).free
     level: Level = "problem" if free < NEEDED else "warning" if free < ENOUGH else "ok"
     remedy = "" if level == "ok" else "dvc gc --workspace removes the cached results of other commits"

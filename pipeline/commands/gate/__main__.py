@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 from pipeline.commands.gate.no_verdict import remove_report, write_reason
+from pipeline.commands.parser import command_parser
 from pipeline.core.errors import PipelineError, without_secrets
 from pipeline.core.process.surroundings import settle
 
@@ -20,11 +21,7 @@ LONGEST = 200  # characters of an unexpected error to show
 def main() -> int:
     """Parse the command line and run the gate. An error of the gate itself is not a regression: status 2."""
     settle()
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.commands.gate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("gate", __doc__)
     against = parser.add_mutually_exclusive_group()
     against.add_argument("--base", metavar="REV", help="git revision or folder to compare with (default: gate.base)")
     against.add_argument(

@@ -154,17 +154,17 @@ def recipe_of(results: Results) -> str:
 
 def with_other_seeds(results: Results) -> Results:
     """The results, plus a report for each other seed among the DVC experiments with its code and configuration."""
-    seeds, reports = {results.composed.get(SEED)}, list(results.reports)
+    recipe, seeds, reports = recipe_of(results), {results.composed.get(SEED)}, list(results.reports)
     for _, commit in experiments():
-        other = read_experiment(commit, results)
+        other = read_experiment(commit, recipe)
         if other is not None and other.composed.get(SEED) not in seeds:
             seeds.add(other.composed.get(SEED))
             reports += other.reports
     return results._replace(reports=reports)
 
 
-def read_experiment(commit: str, like: Results) -> Results | None:
-    """The results of a DVC experiment; None if it is not a run of the same recipe, or has no results.
+def read_experiment(commit: str, recipe: str) -> Results | None:
+    """The results of a DVC experiment; None if it is not a run of this recipe, or has no results.
 
     Raises PipelineError if its reports are damaged or do not match its dvc.lock.
     """
@@ -174,7 +174,7 @@ def read_experiment(commit: str, like: Results) -> Results | None:
     except PipelineError:  # an experiment with damaged files is not a run of this recipe
         return None
     other = Results(place, [], composed, lock)
-    if recipe_of(other) != recipe_of(like) or not is_consistent(lock):
+    if recipe_of(other) != recipe or not is_consistent(lock):
         return None
     check_composed(read, lock, place)  # only this file has the seed
     report = read_report(read, lock, place)

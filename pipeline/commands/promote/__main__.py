@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.commands.parser import command_parser
 from pipeline.core.process.surroundings import settle
 
 if TYPE_CHECKING:
@@ -21,11 +22,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Parse the command line and act on it. Exits with status 1 and an error of one line if nothing is promoted."""
     settle()
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.commands.promote",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("promote", __doc__)
     either = parser.add_mutually_exclusive_group()
     parser.add_argument(
         "--without-champion",

@@ -1,9 +1,9 @@
 """Commands for MLflow: send missing records, tag a run, match DVC experiments with runs, and serve the UI."""
 
-import argparse
 import json
 import sys
 
+from pipeline.commands.parser import command_parser
 from pipeline.commands.ports import port_number
 from pipeline.commands.runs.ui import serve
 from pipeline.core import paths
@@ -56,7 +56,7 @@ def check() -> None:
 def main() -> None:
     """Parse the command line and run the command."""
     settle()
-    parser = argparse.ArgumentParser(prog="python -m pipeline.commands.runs", description=__doc__)
+    parser = command_parser("runs", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("send", help="send the records that earlier commands could not send")
     tagging = commands.add_parser("tag", help="add tags to a run")

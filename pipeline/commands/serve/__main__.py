@@ -3,9 +3,9 @@
 Environment variables: MLFLOW_TRACKING_URI.
 """
 
-import argparse
 import sys
 
+from pipeline.commands.parser import command_parser
 from pipeline.commands.ports import port_number
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
@@ -16,11 +16,7 @@ from pipeline.core.validation import load_config
 def main() -> None:
     """Parse the command line and serve the model."""
     settle()
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.commands.serve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("serve", __doc__)
     parser.add_argument("--name", help="name of the registered model (default: the name of the configured dataset)")
     parser.add_argument("--alias", default="champion", help="alias of the version to serve (default: %(default)s)")
     parser.add_argument("--port", type=port_number, default=5001, help="first port to try (default: %(default)s)")

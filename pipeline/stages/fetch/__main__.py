@@ -11,9 +11,10 @@ from pipeline.core.config import PackagedDataset
 from pipeline.core.errors import without_secrets
 from pipeline.core.files import UNFINISHED, replacing
 from pipeline.core.process.stage import run_stage
+from pipeline.core.sources import places
 from pipeline.core.validation import load_config
 from pipeline.stages.fetch.packaged import packaged_files
-from pipeline.stages.fetch.sources import fetch_file, places
+from pipeline.stages.fetch.sources import fetch_file
 
 
 def run() -> None:

@@ -1,7 +1,6 @@
 """Sources of a dataset's files, and verified downloads from them."""
 
 import gzip
-import re
 import shutil
 import sys
 import time
@@ -14,11 +13,11 @@ import requests
 import urllib3
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from pipeline.core.config import IdxDataset, RemoteFile
+from pipeline.core.config import RemoteFile
 from pipeline.core.errors import PipelineError, without_secrets
 from pipeline.core.files import replacing, sha256
+from pipeline.core.sources import is_address
 
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 ATTEMPTS = 4
 TIMEOUT = (5.0, 20.0)  # seconds to connect, and between two chunks of a response
 BACK_OFF = 0.5  # seconds before the second attempt; doubles with each further one
@@ -33,20 +32,6 @@ class SourceError(Exception):
 
 class InterruptedDownloadError(Exception):
     """The download was interrupted, and another request may complete it."""
-
-
-def places(dataset: IdxDataset, root: Path, mirror: str | None) -> list[str]:
-    """Folders and URLs to try, in order: DATASET_MIRROR, ../shared/NAME beside the project, the public mirrors."""
-    beside = root.parent / "shared" / dataset.name
-    local = [str(beside)] if beside.is_dir() else []
-    if mirror and not is_address(mirror):
-        mirror = str(root / mirror)  # not relative to the temporary folder that DVC may run this in
-    return [*([mirror] if mirror else []), *local, *dataset.mirrors]
-
-
-def is_address(source: str) -> bool:
-    """Whether a source is a URL, not a folder."""
-    return ADDRESS.match(source) is not None
 
 
 def fetch_file(file: RemoteFile, destination: Path, sources: Iterable[str]) -> str:

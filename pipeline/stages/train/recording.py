@@ -77,9 +77,9 @@ def train_and_record(
             save_network(paths.MODEL, trained.network)
             write_text(paths.HISTORY, history_csv(trained.epochs))
             watch.lap("save")
-            record_model(recorder, config, trained)
+            digest = record_model(recorder, config, trained)
             watch.lap("log")
-            finish(recorder, describe(recorder, trained, device, provenance, watch))
+            finish(recorder, describe(recorder, trained, digest, device, provenance, watch))
         checkpoint.discard()
 
 
@@ -150,21 +150,22 @@ def record_data(recorder: Recorder, config: Config, train: Split, validation: Sp
             recorder.tags({f"dvc.{path.stem}": digest})
 
 
-def record_model(recorder: Recorder, config: Config, trained: Trained) -> None:
-    """Record models/model.keras, and wait until it is written."""
-    shape, backend = trained.network.input_shape[1:], keras.backend.backend()
-    recorder.tags({"dvc.model": md5(paths.MODEL)})
+def record_model(recorder: Recorder, config: Config, trained: Trained) -> str:
+    """Record models/model.keras, wait until it is written, and return its MD5."""
+    digest, shape, backend = md5(paths.MODEL), trained.network.input_shape[1:], keras.backend.backend()
+    recorder.tags({"dvc.model": digest})
     recorder.model(paths.MODEL, shape, config.dataset.classes, backend)
     recorder.flush()
+    return digest
 
 
 def describe(
-    recorder: Recorder, trained: Trained, device: str, provenance: Provenance, watch: Stopwatch
+    recorder: Recorder, trained: Trained, digest: str, device: str, provenance: Provenance, watch: Stopwatch
 ) -> TrainingRun:
     """The content of models/run.json."""
     return TrainingRun(
         run_id=recorder.run_id,
-        model_md5=md5(paths.MODEL),
+        model_md5=digest,
         device=device,
         backend=keras.backend.backend(),
         precision=keras.config.dtype_policy().name,

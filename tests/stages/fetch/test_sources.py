@@ -11,8 +11,9 @@ import pytest
 
 from pipeline.core.config import IdxDataset, RemoteFile
 from pipeline.core.errors import PipelineError
+from pipeline.core.sources import places
 from pipeline.stages.fetch import sources
-from pipeline.stages.fetch.sources import fetch_file, places
+from pipeline.stages.fetch.sources import fetch_file
 from tests.conftest import configured
 
 CONTENT = gzip.compress(random.Random(0).randbytes(300_000), 1, mtime=0)
