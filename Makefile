@@ -1,12 +1,20 @@
-# `make help` lists the targets. GPU=1 also installs TensorFlow's CUDA libraries.
+# `make help` lists the targets. BACKEND=jax or BACKEND=torch uses another Keras backend than TensorFlow; GPU=1 also
+# installs CUDA libraries, which PyTorch's package for Linux always contains.
 PYTHON ?= python3
 BIN := .venv/bin
-LOCK := requirements$(if $(GPU),-gpu).txt
+BACKENDS := tensorflow jax torch
+ifdef BACKEND
+$(if $(filter $(BACKENDS),$(BACKEND)),,$(error BACKEND=$(BACKEND): must be one of $(BACKENDS)))
+export KERAS_BACKEND := $(BACKEND)
+endif
+CUDA := $(if $(filter-out torch,$(or $(BACKEND),tensorflow)),$(if $(GPU),-gpu))
+LOCK := requirements$(patsubst %,-%,$(filter-out tensorflow,$(BACKEND)))$(CUDA).txt
 PIP := $(BIN)/python -m pip install --quiet --require-hashes
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # PATH is for child processes of the commands below: make 3.81, the version on macOS, does not use it itself. Commands
 # use `python -m` because installed scripts contain the original path of the environment, and a project may be moved.
 
+COMPILE := uv pip compile -q --universal --python-version 3.11 --generate-hashes
 N ?= 5
 
 .PHONY: help repro seeds gate gate-power promote test test-jax test-slow test-browser check docs pictures ui serve send joined doctor bench lock clean
@@ -76,10 +84,10 @@ gate-power: .venv/requirements-dev.txt ## simulate how often the gate detects wo
 	$(BIN)/python -m benchmarks.gate_power
 
 lock: ## recompile the pinned requirements from pyproject.toml (needs uv)
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade pyproject.toml -o requirements.txt
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes -c requirements.txt --extra dev pyproject.toml -o requirements-dev.txt
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes -c requirements.txt --extra gpu pyproject.toml -o requirements-gpu.txt
-	echo "uv>=0.9" | uv pip compile -q --universal --python-version 3.11 --generate-hashes - -o requirements-uv.txt
+	$(COMPILE) --upgrade --extra tensorflow pyproject.toml -o requirements.txt
+	for extra in dev gpu jax jax-gpu torch; do \
+	$(COMPILE) -c requirements.txt --extra $$extra pyproject.toml -o requirements-$$extra.txt || exit; done
+	echo "uv>=0.9" | $(COMPILE) - -o requirements-uv.txt
 
 clean: ## remove the environment and the tools' caches, but not data, models or runs
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -17,6 +17,10 @@ class Split(NamedTuple):
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
 
+    def first(self, count: int) -> "Split":
+        """The first `count` images and their labels."""
+        return Split(self.images[:count], self.labels[:count])
+
 
 def save_split(path: Path, split: Split) -> None:
     """Write a split as an uncompressed .npz file, which loads and hashes at disk speed.

@@ -9,6 +9,10 @@ PASSWORD = re.compile(r"(?<=://)(?:[^\s/?#'\"@:]*:[^\s'\"]*|[^\s/?#'\"]*)(?=@)")
 NAMES = "password|passwd|pass|pwd|token|key|keyid|secret|sig|signature|credential|auth|odbc_connect"
 PARAMETER = re.compile(rf"(?i)([?&][\w-]*(?:{NAMES})=)[^&\s'\"]+")
 ADDRESSES = ("MLFLOW_TRACKING_URI", "DATASET_MIRROR")  # environment variables that may hold a password
+# Messages of TensorFlow, JAX, PyTorch, cuDNN, cuBLAS and NumPy about exhausted memory, which share no class of errors.
+EXHAUSTED = re.compile(
+    r"(?i)out of memory|OOM when|RESOURCE_EXHAUSTED|can't allocate memory|ALLOC_FAILED|unable to allocate"
+)
 SHORT = 3  # characters; masking a password this short would mask parts of ordinary words
 
 
@@ -34,6 +38,11 @@ def known_secrets() -> list[str]:
 def first_line(error: BaseException) -> str:
     """First non-blank line of an error's message, or the name of its class if there is no such line."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an error says that memory does not suffice, a GPU's or the processor's."""
+    return isinstance(error, MemoryError) or bool(EXHAUSTED.search(str(error)))
 
 
 class PipelineError(Exception):

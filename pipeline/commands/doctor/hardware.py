@@ -12,16 +12,15 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from pipeline.commands.doctor.finding import Finding, Level
+from pipeline.core.containers import available_memory, processor_quota, usable_cores
 from pipeline.core.machine import describe_machine, find_version
 from pipeline.core.process.stage import BACKENDS, chosen_backend
 
 MATRIX, REPEATS = 1536, 5  # of the measured product: 7 billion operations each
 GIB = 1 << 30
 NEEDED = 1.5 * GIB  # memory of the recipe `baseline`
-CGROUP, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 DEVICES = Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/dxg")  # the last in WSL
 DRIVER, SUCCESS, NO_DEVICE = "libcuda.so.1", 0, 100  # CUDA's driver library, and results of cuInit
 QUERY = "--query-gpu=name,driver_version,memory.total,memory.used"
@@ -30,7 +29,7 @@ FULL = 0.5  # share of a GPU's memory that others may use before a warning
 
 def check_processor() -> Iterator[Finding]:
     """The processor, the cores that this process may use, and the speed of a matrix product on them."""
-    cores, quota = usable_cores(), cgroup_quota()
+    cores, quota = usable_cores(), processor_quota()
     yield Finding("CPU", "ok", f"{describe_machine()}; {matrix_speed():.0f} GFLOP/s in float32")
     if cores < (os.cpu_count() or cores):
         yield Finding("CPU", "warning", f"this process may use {cores} of {os.cpu_count()} cores", "taskset -p -c …")
@@ -38,43 +37,10 @@ def check_processor() -> Iterator[Finding]:
         threads = max(1, math.floor(quota))
         remedy = f"export TF_NUM_INTRAOP_THREADS={threads} OMP_NUM_THREADS={threads}"
         yield Finding("CPU", "warning", f"the container may use the time of {quota:g} of {cores} cores", remedy)
-    free = psutil.virtual_memory().available
+    free = available_memory()
     level: Level = "ok" if free >= NEEDED else "warning"
     remedy = "" if level == "ok" else "end other processes, or reduce training.batch_size"
     yield Finding("memory", level, f"{free / GIB:.1f} GiB available", remedy)
-
-
-def usable_cores() -> int:
-    """The number of cores to which this process is restricted."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cgroup_quota(root: Path = CGROUP, membership: Path = MEMBERSHIP) -> float | None:
-    """The processor time that this process's cgroup and those above it allow, in cores; None without a limit."""
-    try:
-        lines = [line.split(":", 2) for line in membership.read_text(encoding="utf-8").splitlines()]
-    except OSError:  # not Linux
-        return None
-    limits = []
-    for _, controllers, path in lines:
-        if not controllers or "cpu" in controllers.split(","):  # version 2 or 1 of cgroups
-            base = root if not controllers else root / "cpu"
-            folder = base / path.lstrip("/")
-            limits += [quota_of(each) for each in (folder, *folder.parents) if each.is_relative_to(base)]
-    return min(filter(None, limits), default=None)
-
-
-def quota_of(folder: Path) -> float | None:
-    """The limit of one cgroup, in cores; None without a limit."""
-    try:
-        if (folder / "cpu.max").exists():
-            quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
-        else:
-            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-            quota, period = ((folder / name).read_text(encoding="utf-8").strip() for name in names)
-        return int(quota) / int(period) if int(quota) > 0 else None
-    except (OSError, ValueError):  # no such file, or "max"
-        return None
 
 
 def matrix_speed() -> float:

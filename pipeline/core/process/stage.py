@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import IO, NoReturn
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.process.surroundings import settle, use_own_keras_settings
+from pipeline.core.process.surroundings import limit_threads, settle, use_own_keras_settings
 from pipeline.core.process.worker import RARELY, exit_at_once
 
 BACKENDS = {"tensorflow", "jax", "torch"}
@@ -30,9 +30,11 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
     disk or a missing permission. Any other exception is a bug and keeps its traceback.
     """
     settle()
+    limit_threads()
     gc.set_threshold(RARELY)
     # TensorFlow disables oneDNN by default without AVX-512, although oneDNN makes convolutions on AVX2 a fifth faster.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only: exhausted memory causes a hundred warnings
     argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}", description=description).parse_args()
     rescue = " (`dvc checkout` restores the earlier results.)" if cleared and "DVC_STAGE" in os.environ else ""
     try:
@@ -79,7 +81,14 @@ def check_backend() -> None:
     if name not in BACKENDS:
         raise PipelineError(f"KERAS_BACKEND={name}: must be one of {', '.join(sorted(BACKENDS))}")
     if importlib.util.find_spec(name) is None:
-        raise PipelineError(f"KERAS_BACKEND={name}: {name} is not installed: pip install {name}")
+        raise PipelineError(missing_backend(name))
+
+
+def missing_backend(name: str) -> str:
+    """Error text for a backend that is not installed: how to install it, or to use an installed one."""
+    others = [each for each in sorted(BACKENDS) if importlib.util.find_spec(each) is not None]
+    use = "".join(f", and KERAS_BACKEND={each} uses {each}, which is installed" for each in others)
+    return f"KERAS_BACKEND={name}: {name} is not installed; make repro BACKEND={name} installs it{use}"
 
 
 @contextmanager

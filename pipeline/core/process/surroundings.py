@@ -1,14 +1,19 @@
 """Make commands independent of their environment; docs/surroundings.md lists the settings that they respect."""
 
+import math
 import os
 import shlex
 import sys
 
+from pipeline.core.containers import processor_quota, usable_cores
+
 COMPUTING = (  # library settings that may change the bits of a result, the run time, or the device
     *("DEVICE", "KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS"),
     *("JAX_PLATFORMS", "XLA_FLAGS", "TF_XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS"),
-    *("TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS"),
+    *("TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS", "NPROC"),
 )
+# Threads of TensorFlow's operations, of NumPy's and PyTorch's, and of JAX's.
+THREADS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "NPROC")
 LOOPBACK = ("127.0.0.1", "localhost")  # hosts of this pipeline's servers, which are reached without a proxy
 
 
@@ -29,6 +34,18 @@ def settle() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # None if it was closed; characters that it cannot encode become "?"
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def limit_threads() -> None:
+    """Make libraries start only as many threads as a container's limit on processor time allows.
+
+    Libraries respect the cores to which a process is restricted (its affinity), but not the limit of its cgroup. With
+    more threads, the kernel stops all of them for the rest of each tenth of a second. A variable that is set is kept.
+    """
+    quota = processor_quota()
+    if quota is not None and quota < usable_cores():
+        for name in THREADS:
+            os.environ.setdefault(name, str(math.ceil(quota)))
 
 
 def computing_settings() -> str:

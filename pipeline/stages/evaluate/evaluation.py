@@ -17,7 +17,7 @@ from pipeline.core import paths
 from pipeline.core.config import Config, SeedNoise, configuration_digest
 from pipeline.core.dataset import Split
 from pipeline.core.device import use_device
-from pipeline.core.errors import PipelineError, first_line, without_secrets
+from pipeline.core.errors import PipelineError, first_line, is_exhausted, without_secrets
 from pipeline.core.files import md5, write_text
 from pipeline.core.pictures import save_picture
 from pipeline.core.process.stage import stderr_held
@@ -39,6 +39,7 @@ from pipeline.tracking.runs import continue_run, describe_run, epoch_metrics, li
 from pipeline.tracking.store import Store, page
 
 BATCH = 1000
+NO_MEMORY = f"a batch of {BATCH} images does not fit in memory: end other processes, or use DEVICE=cpu"
 CURVES = ("epoch", "loss", "accuracy")
 TEST_METRICS = ("accuracy", "accuracy_low", "accuracy_high", "loss", "errors", "images", "calibration_error")
 
@@ -108,7 +109,12 @@ def predict(network: keras.Model, test: Split) -> tuple[NDArray[np.float32], NDA
         both = keras.Model(network.inputs, [network.get_layer("logits").output, network.output])
     except ValueError:
         raise PipelineError(f"{paths.MODEL} is not a network that train wrote: run `dvc repro`") from None
-    logits, probabilities = both.predict(test.images, batch_size=BATCH, verbose=0)
+    try:
+        logits, probabilities = both.predict(test.images, batch_size=BATCH, verbose=0)
+    except Exception as error:
+        if is_exhausted(error):
+            raise PipelineError(NO_MEMORY) from None
+        raise
     if count := int((~np.isfinite(logits)).any(axis=1).sum()):
         raise PipelineError(
             f"{paths.MODEL} predicts NaN or infinity for {count} of {len(logits)} test images: lower "

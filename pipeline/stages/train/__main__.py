@@ -4,32 +4,48 @@ If a training run was killed, the next run of the stage resumes it after its las
 Environment variables: DEVICE (auto, cpu or gpu), MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, KERAS_BACKEND.
 """
 
+import os
+import sys
+
 import psutil
 
 from pipeline.core import paths
 from pipeline.core.dataset import load_split
+from pipeline.core.errors import PipelineError, is_exhausted
 from pipeline.core.process.stage import check_backend, importing_keras, run_stage
 from pipeline.core.process.stopwatch import Stopwatch
 from pipeline.core.process.worker import Worker
 from pipeline.core.validation import load_config
+from pipeline.stages.train.batch_size import PROGRAM
 from pipeline.tracking.store import open_store
 
 
 def run() -> None:
-    """Train with the configuration in composed.yaml."""
+    """Train with the configuration in composed.yaml. If memory is exhausted, suggest a smaller batch size."""
+    try:
+        train()
+    except Exception as error:
+        if isinstance(error, PipelineError) or not is_exhausted(error):
+            raise
+        sys.stdout.flush()
+        os.execv(sys.executable, PROGRAM)  # noqa: S606 (a process frees all its memory, the GPU's too, only by ending)
+
+
+def train() -> None:
+    """Train, with the parts that take long side by side."""
     watch = Stopwatch(psutil.Process().create_time())
     check_backend()
     config = load_config(stage="train")
     with Worker() as worker:  # imports MLflow while this process imports Keras
         opening = worker.submit(open_store, paths.project_root())
         watch.lap("import")
-        train, validation = load_split(paths.TRAIN), load_split(paths.VALIDATION)
+        images, validation = load_split(paths.TRAIN), load_split(paths.VALIDATION)
         watch.lap("load")
         with importing_keras():
             from pipeline.stages.train.recording import train_and_record
 
         watch.lap("import")
-        train_and_record(config, train, validation, opening, worker, watch)
+        train_and_record(config, images, validation, opening, worker, watch)
 
 
 if __name__ == "__main__":

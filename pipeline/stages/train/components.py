@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from pipeline.core.backends import load_backend
-from pipeline.core.errors import PipelineError, first_line, without_secrets
+from pipeline.core.errors import PipelineError, first_line, is_exhausted, without_secrets
 from pipeline.core.targets import TARGET_KEY, targets
 from pipeline.stages.train.archive import is_keras
 
@@ -99,12 +99,14 @@ def check_nodes(node: Any, place: str, found: dict[str, Any], name: str = "") ->
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn errors of Keras or its backend into a PipelineError that starts with `what`."""
+    """Turn errors of Keras or its backend into a PipelineError that starts with `what`, but not exhausted memory."""
     builtin = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, ImportError, re.error)
     errors: tuple[type[Exception], ...] = (*builtin, *load_backend().errors)
     try:
         yield
     except errors as error:
+        if is_exhausted(error):
+            raise
         raise PipelineError(f"{what}: {cause(error)}") from None
 
 

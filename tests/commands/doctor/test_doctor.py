@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.commands.doctor.environment import check_disk
-from pipeline.commands.doctor.hardware import cgroup_quota
+from pipeline.core.containers import processor_quota
 from tests.conftest import PATH, Project, environment
 
 DOCTOR = ("python", "-m", "pipeline.commands.doctor")
@@ -192,13 +192,13 @@ def test_limits_of_cgroups_of_version_2(tmp_path: Path) -> None:
     inner.mkdir(parents=True)
     membership = tmp_path / "cgroup"
     membership.write_text("0::/a/b\n", encoding="utf-8")
-    assert cgroup_quota(tmp_path, membership) is None
+    assert processor_quota(tmp_path, membership) is None
     (inner / "cpu.max").write_text("max 100000\n", encoding="utf-8")
-    assert cgroup_quota(tmp_path, membership) is None
+    assert processor_quota(tmp_path, membership) is None
     (tmp_path / "a" / "cpu.max").write_text("150000 100000\n", encoding="utf-8")
-    assert cgroup_quota(tmp_path, membership) == 1.5
+    assert processor_quota(tmp_path, membership) == 1.5
     (inner / "cpu.max").write_text("200000 100000\n", encoding="utf-8")
-    assert cgroup_quota(tmp_path, membership) == 1.5
+    assert processor_quota(tmp_path, membership) == 1.5
 
 
 def test_a_shadowed_driver_library(trained_once: Project, tmp_path: Path) -> None:
