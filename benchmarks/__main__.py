@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.backends import measure_backends
 from benchmarks.command import ROOT, clone, epoch_seconds, repro, run
 from benchmarks.comparison import draw
 from benchmarks.figures import Figures, add, report
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20, help="epochs of each run (default: 20, as in the notebook)")
     parser.add_argument("--only", choices=PARTS, help="measure one part and keep the figures of the others")
     parser.add_argument("--quick", action="store_true", help=f"measure {' and '.join(QUICK)} once, within ten minutes")
-    parser.add_argument("--torch", metavar="PYTHON", help="a Python interpreter with PyTorch, to run PyTorch's example")
+    parser.add_argument("--torch", metavar="PYTHON", help="a Python interpreter with PyTorch")
     arguments = parser.parse_args()
     if arguments.pairs < 1 or arguments.epochs < MIN_EPOCHS:
         parser.error(f"--pairs must be at least 1, and --epochs at least {MIN_EPOCHS}")
@@ -83,6 +84,11 @@ def measure_serving(folder: Path, data: Path, arguments: argparse.Namespace) -> 
 def measure_accuracy(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
     """Measure the accuracy and training time of every recipe and script."""
     return measure_recipes(folder, data, sys.executable, arguments.torch)
+
+
+def measure_each_backend(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
+    """Measure the recipes on every Keras backend."""
+    return measure_backends(folder, data, arguments.pairs, arguments.torch)
 
 
 def measure_champion(project: Path, data: Path, rounds: int) -> Figures:
@@ -198,6 +204,7 @@ PARTS = {
     "serving": measure_serving,
     "tests": measure_suite,
     "recipes": measure_accuracy,
+    "backends": measure_each_backend,
 }
 QUICK = ("idea", "pipeline")
 

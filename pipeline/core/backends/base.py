@@ -64,6 +64,14 @@ class Backend(ABC):
     def compile(self, learner: keras.Model, data: Pass) -> None:  # noqa: B027 (Keras's `fit` needs nothing)
         """Compile for epochs of this size in advance. By default, the first epoch compiles."""
 
+    def resample(self, images: Any, maps: Any) -> Any:
+        """Transform images (N, height, width) by affine maps (N, 8), as `keras.ops.image.affine_transform` does.
+
+        Interpolates linearly; pixels from beyond the edge are 0.
+        """
+        channels = keras.ops.expand_dims(images, -1)
+        return keras.ops.squeeze(keras.ops.image.affine_transform(channels, maps, data_format="channels_last"), -1)
+
     def learning_rate(self, optimizer: keras.optimizers.Optimizer) -> float:
         """Learning rate of the next update."""
         return float(keras.ops.convert_to_numpy(optimizer.learning_rate))

@@ -1,4 +1,7 @@
-"""JAX: an epoch is one call of one compiled function, with all data on the device."""
+"""JAX: an epoch is one call of one compiled function, with all data on the device.
+
+On a CPU, an update with convolutions is one call.
+"""
 
 import functools
 import math
@@ -109,10 +112,34 @@ def compile_passes(learner: keras.Model) -> tuple[Callable[..., State], Callable
         logs, (trainable, others, metrics) = learner.test_step((trainable, others, metrics), batch)
         return logs, (trainable, others, optimizer, metrics)
 
-    return over_batches(learner.train_step), over_batches(test_step)
+    compiled = one_by_one if jax.default_backend() == "cpu" and has_convolutions(learner) else in_loop
+    return compiled(learner.train_step), compiled(test_step)
 
 
-def over_batches(step: Step) -> Callable[..., State]:
+def has_convolutions(learner: keras.Model) -> bool:
+    """Whether a layer is one of Keras's convolutions, which XLA runs on one core of a CPU when they are in a loop."""
+    kinds = [kind for layer in learner._flatten_layers() for kind in type(layer).__mro__]
+    return any(kind.__module__.startswith("keras.src.layers.convolutional.") for kind in kinds)
+
+
+def one_by_one(step: Step) -> Callable[..., State]:
+    """Call a compiled step once per batch. Without batches, compile it, by a step from a copy of the state."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def compiled(state: State, numbers: Any, labels: Any) -> State:
+        return step(state, (numbers, labels[numbers]))[1]
+
+    def run(state: State, batches: Any, start: int, stop: int, labels: Any) -> State:
+        if start == stop:
+            compiled(jax.tree.map(jnp.copy, state), batches[0], labels)
+        for numbers in batches[start:stop]:
+            state = compiled(state, numbers, labels)
+        return state
+
+    return run
+
+
+def in_loop(step: Step) -> Callable[..., State]:
     """Compiled loop of one step per batch. The number of batches is an argument, so that epochs share the code."""
 
     @functools.partial(jax.jit, donate_argnums=0)

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from pipeline.core.backends import load_backend
 from pipeline.core.errors import PipelineError
 from pipeline.stages.train.archive import is_keras
 from pipeline.stages.train.components import explained
@@ -140,12 +141,9 @@ class RandomAffine(keras.layers.Layer):
         draws = keras.random.uniform((count, len(self._amounts)), -1, 1, dtype="float32", seed=self._seeds)
         angle, *others = keras.ops.unstack(draws * keras.ops.array(self._amounts, "float32"), axis=1)
         scale_x, scale_y, shear, shift_x, shift_y = others
-        moved = keras.ops.image.affine_transform(
-            keras.ops.expand_dims(keras.ops.cast(images, "float32"), -1),
-            inverse_maps(angle, 1 + scale_x, 1 + scale_y, shear, shift_x, shift_y, height, width),
-            data_format="channels_last",
-        )
-        return keras.ops.cast(keras.ops.round(keras.ops.squeeze(moved, -1)), "uint8")
+        maps = inverse_maps(angle, 1 + scale_x, 1 + scale_y, shear, shift_x, shift_y, height, width)
+        moved = load_backend().resample(keras.ops.cast(images, "float32"), maps)
+        return keras.ops.cast(keras.ops.round(moved), "uint8")
 
 
 def inverse_maps(

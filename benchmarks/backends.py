@@ -1,0 +1,50 @@
+"""Accuracy, time and memory of the recipes on each Keras backend, on the CPU."""
+
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from benchmarks.command import run
+from benchmarks.figures import Figures, add
+from benchmarks.gpu import facts_of, prepare
+
+RECIPES = ("notebook", "fast", "quick", "champion")
+
+
+def measure_backends(folder: Path, data: Path, rounds: int, torch: str | None) -> Figures:
+    """Train every recipe on every backend, alternately; `torch` is a Python interpreter with PyTorch.
+
+    Seeds 1 to `rounds`. Nothing is compiled yet in the first round, and JAX finds its compiled code in later rounds.
+    """
+    interpreters = {"tensorflow": sys.executable, "jax": sys.executable} | ({"torch": torch} if torch else {})
+    figures: Figures = {}
+    projects = {recipe: prepare(folder / recipe, {"recipe": recipe}, data) for recipe in RECIPES}
+    for seed in range(1, rounds + 1):
+        for recipe, project in projects.items():
+            for backend, python in interpreters.items():
+                for name, (value, unit) in train(project, seed, backend, python).items():
+                    add(figures, f"{recipe}_{backend}_{name}", value, unit)
+    return figures
+
+
+def train(project: Path, seed: int, backend: str, python: str) -> dict[str, tuple[float, str]]:
+    """Run train and evaluate with a seed, which affects everything except the split, and return their figures."""
+    params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+    (project / "params.yaml").write_text(yaml.safe_dump(params | {"seed": seed}), encoding="utf-8")
+    settings = {"KERAS_BACKEND": backend, "DEVICE": "cpu"}
+    run([sys.executable, "-m", "pipeline.stages.compose"], project)
+    whole = run([python, "-m", "pipeline.stages.train"], project, **settings)
+    run([python, "-m", "pipeline.stages.evaluate"], project, **settings)
+    facts = facts_of(project)
+    test = json.loads((project / "reports" / "evaluation.json").read_text(encoding="utf-8"))["test"]
+    until_fit = sum(seconds for part, seconds in facts["seconds"].items() if part not in ("fit", "save"))
+    print(f"{project.name} on {backend}, seed {seed}: {test['accuracy']:.2%}, {whole.seconds:.1f} s", flush=True)
+    return {
+        "accuracy": (test["accuracy"], "share"),
+        "fit_seconds": (facts["fit_seconds"], "s"),
+        "start_seconds": (until_fit, "s"),
+        "whole_seconds": (whole.seconds, "s"),
+        "peak_mib": (facts["peak_memory_mib"], "MiB"),
+    }
