@@ -15,9 +15,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # use `python -m` because installed scripts contain the original path of the environment, and a project may be moved.
 
 COMPILE := uv pip compile -q --universal --python-version 3.11 --generate-hashes
+TORCH = $(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements-torch.txt)
 N ?= 5
 
-.PHONY: help repro seeds gate gate-power promote test test-jax test-slow test-browser check docs pictures ui serve send joined doctor bench lock clean
+.PHONY: help repro seeds gate gate-power promote test test-jax test-torch test-slow test-browser check docs pictures ui serve send joined doctor bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -42,6 +43,10 @@ test: .venv/requirements-dev.txt ## set up the test environment and run the test
 
 test-jax: .venv/requirements-dev.txt ## run the tests of the JAX backend; ALL=1 also runs the training tests on JAX
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "jax$(if $(ALL), or not (slow or browser or tensorflow))" tests/core/backends/test_jax.py $(if $(ALL),tests/stages/train)
+
+test-torch: .venv/requirements-dev.txt ## run the tests of the PyTorch backend; installs PyTorch
+	$(BIN)/python -m pip install --quiet "torch==$(TORCH)"
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -m torch tests/core/backends/test_torch.py
 
 test-slow: .venv/requirements-dev.txt ## run the tests that take minutes, such as training on the real MNIST
 	$(BIN)/python -m pytest -m slow

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.backends import measure_backends
+from benchmarks.backends import measure_backends, measure_epochs
 from benchmarks.command import ROOT, clone, epoch_seconds, repro, run
 from benchmarks.comparison import draw
 from benchmarks.figures import Figures, add, report
@@ -89,6 +89,11 @@ def measure_accuracy(folder: Path, data: Path, arguments: argparse.Namespace) ->
 def measure_each_backend(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
     """Measure the recipes on every Keras backend."""
     return measure_backends(folder, data, arguments.pairs, arguments.torch)
+
+
+def measure_backend_epochs(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
+    """Measure the epochs of the notebook's network on every Keras backend, as ratios to the script's."""
+    return measure_epochs(folder, data, arguments.pairs, arguments.torch)
 
 
 def measure_champion(project: Path, data: Path, rounds: int) -> Figures:
@@ -205,6 +210,7 @@ PARTS = {
     "tests": measure_suite,
     "recipes": measure_accuracy,
     "backends": measure_each_backend,
+    "epochs": measure_backend_epochs,
 }
 QUICK = ("idea", "pipeline")
 

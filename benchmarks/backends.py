@@ -1,16 +1,19 @@
 """Accuracy, time and memory of the recipes on each Keras backend, on the CPU."""
 
 import json
+import statistics
 import sys
 from pathlib import Path
 
 import yaml
 
-from benchmarks.command import run
+from benchmarks.command import ROOT, epoch_seconds, run
 from benchmarks.figures import Figures, add
 from benchmarks.gpu import facts_of, prepare
 
 RECIPES = ("notebook", "fast", "quick", "champion")
+SAME_EPOCHS = ("notebook", "baseline")  # recipes whose epochs do the same as the plain script's
+EPOCHS = 6
 
 
 def measure_backends(folder: Path, data: Path, rounds: int, torch: str | None) -> Figures:
@@ -18,15 +21,40 @@ def measure_backends(folder: Path, data: Path, rounds: int, torch: str | None) -
 
     Seeds 1 to `rounds`. Nothing is compiled yet in the first round, and JAX finds its compiled code in later rounds.
     """
-    interpreters = {"tensorflow": sys.executable, "jax": sys.executable} | ({"torch": torch} if torch else {})
     figures: Figures = {}
     projects = {recipe: prepare(folder / recipe, {"recipe": recipe}, data) for recipe in RECIPES}
     for seed in range(1, rounds + 1):
         for recipe, project in projects.items():
-            for backend, python in interpreters.items():
+            for backend, python in interpreters(torch).items():
                 for name, (value, unit) in train(project, seed, backend, python).items():
                     add(figures, f"{recipe}_{backend}_{name}", value, unit)
     return figures
+
+
+def measure_epochs(folder: Path, data: Path, rounds: int, torch: str | None) -> Figures:
+    """Measure epochs of the script on TensorFlow and of the same training on every backend, alternately."""
+    figures: Figures = {}
+    projects = {
+        name: prepare(folder / f"{name}-epochs", {"recipe": name, "training": {"epochs": EPOCHS}}, data)
+        for name in SAME_EPOCHS
+    }
+    script = [sys.executable, "-m", "benchmarks.peers.notebook", str(data), str(EPOCHS)]
+    for seed in range(1, rounds + 1):
+        plain = json.loads(run(script, ROOT, KERAS_BACKEND="tensorflow").output.splitlines()[-1])
+        theirs = statistics.median(plain["epoch_seconds"][1:])  # the first epoch includes compilation
+        add(figures, "script_epoch_seconds", theirs, "s")
+        for recipe, project in projects.items():
+            for backend, python in interpreters(torch).items():
+                train(project, seed, backend, python)
+                ours = statistics.median(epoch_seconds(project))
+                add(figures, f"{recipe}_{backend}_epoch_seconds", ours, "s")
+                add(figures, f"{recipe}_{backend}_epoch_ratio", ours / theirs, "ratio")
+    return figures
+
+
+def interpreters(torch: str | None) -> dict[str, str]:
+    """The Python interpreter that has each backend; `torch` is one with PyTorch."""
+    return {"tensorflow": sys.executable, "jax": sys.executable} | ({"torch": torch} if torch else {})
 
 
 def train(project: Path, seed: int, backend: str, python: str) -> dict[str, tuple[float, str]]:

@@ -1,6 +1,7 @@
 """The Makefile with real virtual environments, into which it installs a package that the tests create."""
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -92,3 +93,66 @@ def test_no_command_relies_on_the_exported_path(folder: Path) -> None:
     commands = [next(word for word in words if "=" not in word or word.startswith("$(")) for words in recipes if words]
     assert "$(BIN)/python" in commands
     assert not TOOLS & set(commands)
+
+
+@pytest.mark.parametrize(
+    ("options", "file"),
+    [
+        ([], "requirements.txt"),
+        (["GPU=1"], "requirements-gpu.txt"),
+        (["BACKEND="], "requirements.txt"),
+        (["BACKEND=tensorflow"], "requirements.txt"),
+        (["BACKEND=tensorflow", "GPU=1"], "requirements-gpu.txt"),
+        (["BACKEND=jax"], "requirements-jax.txt"),
+        (["BACKEND=jax", "GPU=1"], "requirements-jax-gpu.txt"),
+        (["BACKEND=torch"], "requirements-torch.txt"),
+        (["BACKEND=torch", "GPU=1"], "requirements-torch.txt"),
+    ],
+)
+def test_each_backend_has_its_requirements(folder: Path, options: list[str], file: str) -> None:
+    (folder / "requirements.txt").rename(folder / file)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)  # which `repro` needs
+    (folder / "dvc.py").write_text("import os, sys; print(sys.argv[1:], os.environ.get('KERAS_BACKEND'))", "utf-8")
+    output = make(folder, "repro", *options)
+    assert (folder / ".venv" / file).exists()
+    assert f"['repro'] {dict(each.split('=') for each in options).get('BACKEND') or 'None'}" in output
+
+
+@pytest.mark.parametrize("name", ["jaxx", "jax torch", "TensorFlow"])
+def test_an_unknown_backend_is_one_line(folder: Path, name: str) -> None:
+    result = subprocess.run(
+        ["make", "repro", f"BACKEND={name}"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert f"BACKEND={name}: must be one of tensorflow jax torch" in line
+
+
+PIN = re.compile(r"^([a-z0-9_.-]+)==(\S+)", re.MULTILINE)
+
+
+def pins(file: str) -> dict[str, set[str]]:
+    """Pinned versions of each package in a requirements file; several if they depend on the platform."""
+    found: dict[str, set[str]] = {}
+    for name, version in PIN.findall((ROOT / file).read_text(encoding="utf-8")):
+        found.setdefault(name, set()).add(version)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("file", "extra"),
+    [
+        ("requirements-jax.txt", {"jax", "jaxlib"}),
+        ("requirements-jax-gpu.txt", {"jax", "jaxlib", "jax-cuda13-plugin", "nvidia-ml-py"}),
+        ("requirements-torch.txt", {"torch", "nvidia-ml-py"}),
+    ],
+)
+def test_requirements_of_other_backends_are_those_of_the_default_without_tensorflow(file: str, extra: set[str]) -> None:
+    default, other = pins("requirements.txt"), pins(file)
+    assert other.keys() >= extra
+    assert not {"tensorflow", "tf2onnx"} & other.keys()
+    direct = set(re.findall(r'^    "([a-z0-9-]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {name: other[name] for name in default.keys() & other.keys()} == {
+        name: default[name] for name in default.keys() & other.keys()
+    }
+    assert len(default.keys() & other.keys() & direct) > 15

@@ -1,5 +1,6 @@
 """Convert a Keras network to ONNX, its serving format. This module does not import MLflow."""
 
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -44,7 +45,11 @@ def convert(network_file: Path, parent: Path, images: NDArray[np.uint8]) -> Conv
 
 
 def export(folder: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Export the network in a folder to ONNX, and return Keras's probabilities (N, classes) for the images."""
+    """Export the network in a folder to ONNX, and return Keras's probabilities (N, classes) for the images.
+
+    This takes TensorFlow, whichever backend trained the network.
+    """
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # JAX cannot export to ONNX without it, and PyTorch in another way
     with importing_keras():
         import keras
 

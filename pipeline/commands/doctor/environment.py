@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.commands.doctor.finding import Finding, Level
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
+from pipeline.core.process.stage import BACKENDS, DEFAULT_BACKEND, chosen_backend
 from pipeline.repository.git import check_repository, git, is_shallow, output
 
 SUPPORTED = ((3, 11), (3, 14))  # Python, from the first version to below the second, as in pyproject.toml
@@ -31,8 +32,10 @@ def check_python() -> Iterator[Finding]:
         yield Finding("Python", "problem", f"{version} is not one of {known}", remedy)
 
 
-def check_packages(requirements: Path = paths.REQUIREMENTS) -> Iterator[Finding]:
-    """Whether the installed packages are those that requirements.txt pins."""
+def check_packages() -> Iterator[Finding]:
+    """Whether the installed packages are those that the requirements file of the Keras backend pins."""
+    backend = chosen_backend() if chosen_backend() in BACKENDS else DEFAULT_BACKEND
+    requirements = paths.REQUIREMENTS if backend == DEFAULT_BACKEND else Path(f"requirements-{backend}.txt")
     installed = {normalize(each.name): each.version for each in distributions()}
     if not requirements.is_file():
         yield Finding("packages", "problem", f"{requirements} is missing", f"git checkout {requirements}")
@@ -50,7 +53,7 @@ def check_packages(requirements: Path = paths.REQUIREMENTS) -> Iterator[Finding]
         for name, versions in pinned.items()
         if installed.get(name) not in (None, *versions)
     ]
-    remedy = f"touch {requirements} && make repro"
+    remedy = f"touch {requirements} && make repro" + f" BACKEND={backend}" * (backend != DEFAULT_BACKEND)
     if missing:
         yield Finding("packages", "problem", f"not installed: {shorten(missing)}", remedy)
     if different:

@@ -34,9 +34,8 @@ def check_processor() -> Iterator[Finding]:
     if cores < (os.cpu_count() or cores):
         yield Finding("CPU", "warning", f"this process may use {cores} of {os.cpu_count()} cores", "taskset -p -c …")
     if quota is not None and quota < cores:
-        threads = max(1, math.floor(quota))
-        remedy = f"export TF_NUM_INTRAOP_THREADS={threads} OMP_NUM_THREADS={threads}"
-        yield Finding("CPU", "warning", f"the container may use the time of {quota:g} of {cores} cores", remedy)
+        fact = f"the container may use the time of {quota:g} of {cores} cores, so training uses {math.ceil(quota)}"
+        yield Finding("CPU", "ok", f"{fact} thread{'s' * (quota > 1)}")
     free = available_memory()
     level: Level = "ok" if free >= NEEDED else "warning"
     remedy = "" if level == "ok" else "end other processes, or reduce training.batch_size"
@@ -61,7 +60,7 @@ def check_backends() -> Iterator[Finding]:
     if chosen not in BACKENDS:
         yield Finding("backend", "problem", f"KERAS_BACKEND={chosen} is not supported", "unset KERAS_BACKEND")
     elif chosen not in installed:
-        yield Finding("backend", "problem", f"{chosen} is not installed", f"pip install {chosen}")
+        yield Finding("backend", "problem", f"{chosen} is not installed", f"make repro BACKEND={chosen}")
     for name in installed:
         used = ", in use" if name == chosen else f": KERAS_BACKEND={name} uses it"
         yield Finding("backend", "ok", f"{name} {find_version(name) or ''}{used}")
@@ -120,8 +119,8 @@ def check_libraries() -> Iterator[Finding]:
     found = {each.name.lower(): each.version for each in distributions() if each.name.lower().startswith("nvidia-cuda")}
     runtime = next((version for name, version in sorted(found.items()) if "runtime" in name), None)
     if runtime is None and backend != "torch":  # PyTorch's wheels may contain the libraries
-        remedy = "make repro GPU=1" if backend == "tensorflow" else 'pip install "jax[cuda13]"'
-        yield Finding("GPU", "warning", f"{backend} has no CUDA libraries: it computes on the CPU", remedy)
+        fact = f"{backend} has no CUDA libraries: it computes on the CPU"
+        yield Finding("GPU", "warning", fact, f"make repro BACKEND={backend} GPU=1")
         return
     version = ctypes.c_int()
     ctypes.CDLL(DRIVER).cuDriverGetVersion(ctypes.byref(version))

@@ -32,7 +32,7 @@ Step = Callable[[State, tuple[Any, Any]], tuple[dict[str, Any], State]]
 class Jax(Backend):
     """XLA compiles everything; the compiled code is cached on disk between processes."""
 
-    missing_gpu = "JAX's CUDA libraries are not installed. Install them with `pip install jax[cuda13]`"
+    missing_gpu = "JAX's CUDA libraries are not installed. Install them with `make repro BACKEND=jax GPU=1`"
 
     def use_device(self, choice: str) -> bool:
         """Select JAX's platform and its compilation cache."""
@@ -48,7 +48,10 @@ class Jax(Backend):
             return bool(jax.default_backend() == "gpu")
         except (RuntimeError, AssertionError) as error:  # the platform is not available
             chosen = os.environ.get("JAX_PLATFORMS", "")
-            raise PipelineError(f"JAX finds no device (JAX_PLATFORMS={chosen}): {first_line(error)}") from None
+            raise PipelineError(
+                f"JAX finds no device (JAX_PLATFORMS={chosen}): {first_line(error)}; `make doctor` shows the GPUs and "
+                "their free memory; or use DEVICE=cpu"
+            ) from None
 
     def make_deterministic(self) -> None:
         """Set XLA's option for GPUs; results on a CPU are always reproducible."""

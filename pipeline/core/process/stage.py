@@ -16,7 +16,8 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.process.surroundings import limit_threads, settle, use_own_keras_settings
 from pipeline.core.process.worker import RARELY, exit_at_once
 
-BACKENDS = {"tensorflow", "jax", "torch"}
+DEFAULT_BACKEND = "tensorflow"
+BACKENDS = {DEFAULT_BACKEND, "jax", "torch"}
 CRASH = "Fatal Python error"  # the start of faulthandler's output
 # `read` fails when the process, which holds the other end of the pipe, ends. The process handles signals.
 WATCH = f'trap "" HUP INT TERM; read -r ended || {{ grep -qs "{CRASH}" "$1" && cat "$1" >&2; rm -f "$1"; }}'
@@ -68,8 +69,8 @@ def other_backends_absent() -> AbstractContextManager[None]:
 
 
 def chosen_backend() -> str:
-    """Name of the Keras backend in the environment variable KERAS_BACKEND; the default is tensorflow."""
-    return os.environ.get("KERAS_BACKEND") or "tensorflow"
+    """Name of the Keras backend in the environment variable KERAS_BACKEND, or the default."""
+    return os.environ.get("KERAS_BACKEND") or DEFAULT_BACKEND
 
 
 def check_backend() -> None:

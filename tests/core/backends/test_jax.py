@@ -27,6 +27,11 @@ SHIFT = {"_target_": "pipeline.stages.train.augmentation.RandomShift", "pixels":
 ROW: dict[str, dict[str, Any]]
 ROW = {"Flatten": {}, "Dense": {"units": 16}, "BatchNormalization": {}, "Dropout": {"rate": 0.3}}
 LAYERS = [{"_target_": f"keras.layers.{name}", **arguments} for name, arguments in ROW.items()]
+CONVOLUTION: list[dict[str, Any]]
+CONVOLUTION = [
+    {"_target_": "keras.layers.Reshape", "target_shape": [8, 8, 1]},
+    {"_target_": "keras.layers.Conv2D", "filters": 2, "kernel_size": 3},
+]
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 10, 500).astype(np.uint8)
 IMAGES = (RANDOM.integers(0, 100, (500, 8, 8)) + 15 * LABELS[:, None, None]).astype(np.uint8)
@@ -45,15 +50,22 @@ def state_of(learner: keras.Model) -> list[Any]:
 
 
 @pytest.mark.jax
-def test_an_epoch_matches_keras(tmp_path: Path) -> None:
-    """Start from the same weights, with a smaller last batch, dropout, augmentation and validation images."""
+@pytest.mark.parametrize("convolution", [[], CONVOLUTION])
+def test_an_epoch_matches_keras(tmp_path: Path, convolution: list[dict[str, Any]]) -> None:
+    """Start from the same weights, with a smaller last batch, dropout, augmentation and validation images.
+
+    The network without a convolution is trained in a loop on the device.
+    """
+    from pipeline.core.backends.jax import has_convolutions
+
     training = {"epochs": 4, "augmentation": [SHIFT], "label_smoothing": 0.1}
-    model = {"name": "mlp", "layers": LAYERS}
+    model = {"name": "mlp", "layers": [*convolution, *LAYERS]}
     config = configured(tmp_path, model=model, optimizer={"name": "adamw"}, training=training)
     backend, outcomes = load_backend(), []
     assert type(backend).fit_epoch is not Backend.fit_epoch
     for fit_epoch in (backend.fit_epoch, lambda *arguments: Backend.fit_epoch(backend, *arguments)):
         _, learner = set_up(config, TRAIN, VALIDATION, "cpu")
+        assert has_convolutions(learner) is bool(convolution)
         metrics = [fit_epoch(learner, data_of(*sizes), []) for sizes in ((64, 400, 100), (64, 144, 0))]
         outcomes.append((metrics, state_of(learner)))
     (mine, ours), (keras_metrics, theirs) = outcomes
@@ -65,11 +77,14 @@ def test_an_epoch_matches_keras(tmp_path: Path) -> None:
 
 
 @pytest.mark.jax
-def test_compilation_in_advance_changes_nothing_and_covers_every_epoch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("convolution", [[], CONVOLUTION])
+def test_compilation_in_advance_changes_nothing_and_covers_every_epoch(
+    tmp_path: Path, convolution: list[dict[str, Any]]
+) -> None:
     import jax
 
     training = {"epochs": 4, "augmentation": [SHIFT], "warm_up": 0.25, "decay": "cosine"}
-    config = configured(tmp_path, model={"name": "mlp", "layers": LAYERS}, training=training)
+    config = configured(tmp_path, model={"name": "mlp", "layers": [*convolution, *LAYERS]}, training=training)
     _, learner = set_up(config, TRAIN, VALIDATION, "cpu")
     backend, before = load_backend(), state_of(learner)
     for count in (400, 144):
@@ -105,8 +120,39 @@ def test_the_stages_run_on_jax_and_never_import_tensorflow(trained: Project) -> 
     facts, metrics = trained.report("evaluation.json")["training"], trained.report("evaluation.json")["test"]
     assert (facts["backend"], facts["device"]) == ("jax", "cpu")
     assert metrics["accuracy"] > 0.8
-    trained.succeed("python", "-m", "pipeline.stages.evaluate")  # the same network on TensorFlow
+    tensorflow = {"KERAS_BACKEND": "tensorflow", "DEVICE": "cpu"}
+    trained.succeed("python", "-m", "pipeline.stages.evaluate", **tensorflow)  # the same network
     assert trained.report("evaluation.json")["test"]["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
+    losses = []
+    trained.succeed("python", "-m", "pipeline.stages.train", **tensorflow)
+    for settings in (tensorflow, jax):
+        trained.succeed("python", "-m", "pipeline.stages.evaluate", **settings)
+        losses.append(trained.report("evaluation.json")["test"]["loss"])
+    assert trained.report("evaluation.json")["training"]["backend"] == "tensorflow"
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+MISSING = """
+import runpy, sys
+sys.modules.update(dict.fromkeys({missing}))
+runpy.run_module("pipeline.stages.train", run_name="__main__")
+"""
+JAX_INSTALLED = ", and KERAS_BACKEND=jax uses jax, which is installed"
+
+
+@pytest.mark.parametrize(
+    ("missing", "chosen", "rest"),
+    [
+        (["torch", "tensorflow"], "torch", JAX_INSTALLED),
+        (["torch", "tensorflow"], "", JAX_INSTALLED),
+        (["torch", "tensorflow", "jax"], "jax", ""),
+    ],
+)
+def test_a_backend_that_is_not_installed(trained: Project, missing: list[str], chosen: str, rest: str) -> None:
+    result = trained.run(sys.executable, "-c", MISSING.format(missing=missing), KERAS_BACKEND=chosen)
+    name = chosen or "tensorflow"
+    message = f"train: KERAS_BACKEND={name}: {name} is not installed; make repro BACKEND={name} installs it{rest}"
+    assert (result.returncode, result.stdout.strip().splitlines()[-1]) == (1, message)
 
 
 NO_GPU = r"train: DEVICE=gpu, but jax sees no GPU: .*; or use DEVICE=cpu"
@@ -120,7 +166,6 @@ NO_PLATFORM = r"train: JAX finds no device \(JAX_PLATFORMS=cuda\): .*"
         pytest.param({"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cuda"}, NO_PLATFORM, marks=pytest.mark.jax),
         ({"KERAS_BACKEND": "openvino"}, r"train: KERAS_BACKEND=openvino: must be one of jax, tensorflow, torch"),
         ({"KERAS_BACKEND": "torhc"}, r"train: KERAS_BACKEND=torhc: must be one of jax, tensorflow, torch"),
-        ({"KERAS_BACKEND": "torch"}, r"train: KERAS_BACKEND=torch: torch is not installed: pip install torch"),
     ],
 )
 def test_a_missing_backend_or_device_is_one_line(trained: Project, settings: dict[str, str], message: str) -> None:
@@ -128,3 +173,11 @@ def test_a_missing_backend_or_device_is_one_line(trained: Project, settings: dic
     assert result.returncode == 1
     assert re.fullmatch(message, result.stdout.strip().splitlines()[-1])
     assert "Traceback" not in result.stdout
+
+
+@pytest.mark.jax
+def test_a_network_of_jax_is_promoted(trained: Project) -> None:
+    trained.succeed("dvc", "repro", KERAS_BACKEND="jax", DEVICE="cpu")
+    trained.commit()
+    output = trained.succeed("python", "-m", "pipeline.commands.promote", "--base", "HEAD", KERAS_BACKEND="jax")
+    assert "digits version 1" in output
