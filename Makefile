@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BACKENDS := tensorflow jax torch
-ifdef BACKEND
-$(if $(filter $(BACKENDS),$(BACKEND)),,$(error BACKEND=$(BACKEND): must be one of $(BACKENDS)))
+override BACKEND := $(strip $(BACKEND))
+ifneq ($(BACKEND),)
+$(if $(and $(filter 1,$(words $(BACKEND))),$(filter $(BACKENDS),$(BACKEND))),,$(error BACKEND=$(BACKEND): must be one of $(BACKENDS)))
 export KERAS_BACKEND := $(BACKEND)
 endif
 CUDA := $(if $(filter-out torch,$(or $(BACKEND),tensorflow)),$(if $(GPU),-gpu))
@@ -35,7 +36,7 @@ seeds: .venv/$(LOCK) ## train the current configuration with seeds 1 to N (defau
 gate: .venv/$(LOCK) ## check that this model is not worse than that of the merge base; BASE=REV sets another baseline
 	$(BIN)/python -m pipeline.commands.gate $(if $(BASE),--base $(BASE)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
 
-promote: .venv/$(LOCK) ## make this model the champion if it passes the gate (BASE=REV); ROLLBACK=1 restores the previous champion, WITHOUT_CHAMPION=1 compares only with BASE
+promote: .venv/requirements$(if $(GPU),-gpu).txt ## make this model the champion if it passes the gate (BASE=REV); ROLLBACK=1 restores the previous champion, WITHOUT_CHAMPION=1 compares only with BASE
 	$(BIN)/python -m pipeline.commands.promote $(if $(BASE),--base $(BASE)) $(if $(ROLLBACK),--rollback) $(if $(WITHOUT_CHAMPION),--without-champion)
 
 test: .venv/requirements-dev.txt ## set up the test environment and run the tests

@@ -32,9 +32,10 @@ def available_memory(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int
 def limited_memory() -> Iterator[None]:
     """Make allocations beyond the available memory fail in this block, where the kernel would kill the process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = psutil.Process().memory_info().vms + available_memory()
+    limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    limit = min([psutil.Process().memory_info().vms + available_memory(), *limits])
     with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
-        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     try:
         yield
     finally:
@@ -70,9 +71,9 @@ def quota_of(folder: Path) -> float | None:
 def memory_left(folder: Path) -> int | None:
     """Bytes that a cgroup may still allocate, with file cache that the kernel would drop; None without a limit."""
     names = ("memory.max", "memory.current", "inactive_file")
-    if not (folder / names[0]).exists():
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     try:
+        if not (folder / names[0]).exists():
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         limit, used = int(read(folder / names[0])), int(read(folder / names[1]))
         statistics = dict(line.split() for line in read(folder / "memory.stat").splitlines())
     except (OSError, ValueError):  # no such file, or "max"

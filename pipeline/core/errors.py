@@ -9,9 +9,10 @@ PASSWORD = re.compile(r"(?<=://)(?:[^\s/?#'\"@:]*:[^\s'\"]*|[^\s/?#'\"]*)(?=@)")
 NAMES = "password|passwd|pass|pwd|token|key|keyid|secret|sig|signature|credential|auth|odbc_connect"
 PARAMETER = re.compile(rf"(?i)([?&][\w-]*(?:{NAMES})=)[^&\s'\"]+")
 ADDRESSES = ("MLFLOW_TRACKING_URI", "DATASET_MIRROR")  # environment variables that may hold a password
-# Messages of TensorFlow, JAX, PyTorch, cuDNN, cuBLAS and NumPy about exhausted memory, which share no class of errors.
+# Messages about exhausted memory: of TensorFlow, JAX, PyTorch, CUDA's libraries and NumPy, which share no class.
 EXHAUSTED = re.compile(
-    r"(?i)out of memory|OOM when|RESOURCE_EXHAUSTED|can't allocate memory|ALLOC_FAILED|unable to allocate"
+    r"(?i)out.of.memory|OOM when|RESOURCE_EXHAUSTED|allocate memory|ALLOC(ATION)?_FAILED|(unable|failed) to allocate|"
+    "Dst tensor is not initialized"
 )
 SHORT = 3  # characters; masking a password this short would mask parts of ordinary words
 

@@ -1,5 +1,6 @@
 """Convert a Keras network to ONNX, its serving format. This module does not import MLflow."""
 
+import importlib.util
 import os
 import shutil
 import warnings
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.errors import PipelineError, first_line
-from pipeline.core.process.stage import importing_keras, stderr_held
+from pipeline.core.process.stage import DEFAULT_BACKEND, importing_keras, stderr_held
 
 FOLDER = "network"  # in the served model's data/
 KERAS, ONNX = "model.keras", "model.onnx"  # in that folder
@@ -49,7 +50,9 @@ def export(folder: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
     This takes TensorFlow, whichever backend trained the network.
     """
-    os.environ["KERAS_BACKEND"] = "tensorflow"  # JAX cannot export to ONNX without it, and PyTorch in another way
+    if importlib.util.find_spec(DEFAULT_BACKEND) is None:
+        raise PipelineError("it needs TensorFlow, which `make promote` installs")
+    os.environ["KERAS_BACKEND"] = DEFAULT_BACKEND  # JAX exports to ONNX through it, and PyTorch in a way of its own
     with importing_keras():
         import keras
 

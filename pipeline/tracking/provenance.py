@@ -21,7 +21,10 @@ EXPERIMENT_TAG = "dvc.experiment"  # tag of a run: the experiment's name, empty 
 REUSED_FROM = "reused.from"  # tag of a run: the run whose model it reuses
 BASELINE = "DVC_EXP_BASELINE_REV"
 
-SOURCES = ("pipeline", "conf", "params.yaml", "dvc.yaml", "requirements.txt")  # everything else derives from these
+SOURCES = (  # everything else derives from these
+    *("pipeline", "conf", "params.yaml", "dvc.yaml"),
+    *("requirements.txt", "requirements-jax.txt", "requirements-torch.txt"),
+)
 SECRET = re.compile(r"(?i)secret|passw|credential|token|\.env|\.pem$|\.key$|\.p12$|(^|/)id_[a-z0-9]+$")  # in file names
 PATCH = "code/uncommitted.patch"  # the artifact with the uncommitted changes
 

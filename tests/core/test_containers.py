@@ -1,14 +1,15 @@
 """Limits of containers: real cgroups where they can be created, and files like theirs."""
 
+import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from pipeline.core.containers import available_memory, limited_memory, processor_quota
+from pipeline.core.containers import available_memory, processor_quota
 from pipeline.core.process.surroundings import THREADS
 from tests.conftest import PATH, Project
 
@@ -18,7 +19,7 @@ SHOW = "from pipeline.core.containers import available_memory; print(available_m
 
 def group(controller: str, name: str, limits: dict[str, str]) -> Iterator[Path]:
     """Create a cgroup of version 1 with these limits, and remove it afterwards."""
-    folder = Path("/sys/fs/cgroup") / controller / name
+    folder = Path("/sys/fs/cgroup") / controller / f"{name}-{os.getpid()}"
     try:
         folder.mkdir()
     except OSError:
@@ -93,13 +94,26 @@ def test_a_machine_without_cgroups(tmp_path: Path) -> None:
     assert available_memory(tmp_path, tmp_path / "none") > MIB
 
 
-def test_allocations_fail_within_a_limit() -> None:
-    """In a process of its own, as pytest's may hold memory that it can use again."""
-    code = "import sys; sys.path.insert(0, '.')\nfrom pipeline.core.containers import limited_memory\n"
-    code += f"with limited_memory():\n    try: bytearray({2 * psutil.virtual_memory().total})\n"
-    code += "    except MemoryError: print('refused')"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "refused\n"
-    )
-    with limited_memory():
-        assert len(bytearray(MIB)) == MIB
+@pytest.mark.skipif(sys.platform != "linux", reason="no limit on memory elsewhere")
+@pytest.mark.parametrize("soft", [resource.RLIM_INFINITY, 500 * MIB])
+def test_allocations_fail_within_a_limit(soft: int) -> None:
+    """A lower limit that the process already has is kept, and restored."""
+    code = f"""
+import mmap, resource
+from pipeline.core.containers import available_memory, limited_memory
+hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+resource.setrlimit(resource.RLIMIT_AS, ({soft}, hard))
+size = 2 * available_memory()
+with limited_memory():
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    try:
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
+    except OSError as error:
+        print("refused")
+assert limit == {soft} or {soft} == resource.RLIM_INFINITY and 0 < limit < size, limit
+assert resource.getrlimit(resource.RLIMIT_AS) == ({soft}, hard)
+if {soft} == resource.RLIM_INFINITY:  # without the limit, the same allocation is granted
+    mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "refused\n"), result.stderr

@@ -17,6 +17,7 @@ from pipeline.commands.doctor.finding import Finding, Level
 from pipeline.core.containers import available_memory, processor_quota, usable_cores
 from pipeline.core.machine import describe_machine, find_version
 from pipeline.core.process.stage import BACKENDS, chosen_backend
+from pipeline.core.process.surroundings import THREADS
 
 MATRIX, REPEATS = 1536, 5  # of the measured product: 7 billion operations each
 GIB = 1 << 30
@@ -34,12 +35,19 @@ def check_processor() -> Iterator[Finding]:
     if cores < (os.cpu_count() or cores):
         yield Finding("CPU", "warning", f"this process may use {cores} of {os.cpu_count()} cores", "taskset -p -c …")
     if quota is not None and quota < cores:
-        fact = f"the container may use the time of {quota:g} of {cores} cores, so training uses {math.ceil(quota)}"
-        yield Finding("CPU", "ok", f"{fact} thread{'s' * (quota > 1)}")
+        yield check_threads(f"the container may use the time of {quota:g} of {cores} cores", math.ceil(quota))
     free = available_memory()
     level: Level = "ok" if free >= NEEDED else "warning"
     remedy = "" if level == "ok" else "end other processes, or reduce training.batch_size"
     yield Finding("memory", level, f"{free / GIB:.1f} GiB available", remedy)
+
+
+def check_threads(limit: str, threads: int) -> Finding:
+    """Whether training follows the limit of its container, which environment variables override."""
+    chosen = [name for name in THREADS if os.environ.get(name, str(threads)) != str(threads)]
+    if chosen:
+        return Finding("CPU", "warning", f"{limit}, but {' and '.join(chosen)} is set", f"unset {' '.join(chosen)}")
+    return Finding("CPU", "ok", f"{limit}, so training uses {threads} thread{'s' * (threads > 1)}")
 
 
 def matrix_speed() -> float:
@@ -117,7 +125,9 @@ def check_libraries() -> Iterator[Finding]:
     """Whether the backend in use has CUDA, and whether the driver is new enough for it."""
     backend = chosen_backend()
     found = {each.name.lower(): each.version for each in distributions() if each.name.lower().startswith("nvidia-cuda")}
-    runtime = next((version for name, version in sorted(found.items()) if "runtime" in name), None)
+    of_tensorflow = backend == "tensorflow"  # whose libraries are of CUDA 12, and those of the others of CUDA 13
+    runtimes = (name for name in sorted(found) if "runtime" in name and name.endswith("-cu12") is of_tensorflow)
+    runtime = next((found[name] for name in runtimes), None)
     if runtime is None and backend != "torch":  # PyTorch's wheels may contain the libraries
         fact = f"{backend} has no CUDA libraries: it computes on the CPU"
         yield Finding("GPU", "warning", fact, f"make repro BACKEND={backend} GPU=1")

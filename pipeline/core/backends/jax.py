@@ -64,7 +64,7 @@ class Jax(Backend):
         return True
 
     def compile(self, learner: keras.Model, data: Pass) -> None:
-        """Compile by running an epoch of zero batches, which changes nothing."""
+        """Compile by running an epoch of zero batches, or a step from a copy of the state: neither changes anything."""
         run_epoch(learner, data, idle=True)
         self.learning_rate(learner.optimizer)
 
@@ -74,7 +74,7 @@ class Jax(Backend):
             return super().learning_rate(optimizer)
 
     def fit_epoch(self, learner: keras.Model, data: Pass, bars: list[keras.callbacks.Callback]) -> dict[str, float]:
-        """Run all updates in one call, and a smaller last batch in a second call.
+        """Run all updates in one call, and a smaller last batch in a second call; or each update in a call of its own.
 
         Progress bars advance between calls, so an epoch with bars takes more calls.
         """
@@ -90,7 +90,7 @@ class Jax(Backend):
 def run_epoch(
     learner: keras.Model, data: Pass, bars: Sequence[keras.callbacks.Callback] = (), idle: bool = False
 ) -> dict[str, float]:
-    """Train on all batches and evaluate the validation images; `idle` makes the same calls for zero batches."""
+    """Train on all batches and evaluate the validation images; `idle` only compiles the calls for this."""
     train, test = compile_passes(learner)
     labels, images = jnp.asarray(data.labels), len(data.labels) - len(data.validation)
     batches = list(stacked(data.order, data.batch_size, images))

@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import io
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -39,7 +41,6 @@ from pipeline.tracking.runs import continue_run, describe_run, epoch_metrics, li
 from pipeline.tracking.store import Store, page
 
 BATCH = 1000
-NO_MEMORY = f"a batch of {BATCH} images does not fit in memory: end other processes, or use DEVICE=cpu"
 CURVES = ("epoch", "loss", "accuracy")
 TEST_METRICS = ("accuracy", "accuracy_low", "accuracy_high", "loss", "errors", "images", "calibration_error")
 
@@ -51,16 +52,18 @@ def evaluate_and_record(config: Config, test: Split, opening: Future[Store], exe
     Raises PipelineError if models/ does not hold what train wrote.
     """
     with stderr_held():
-        use_device()
+        device = use_device()
     run, data = TrainingRun.read(paths.RUN), DataStatistics.read(paths.STATISTICS)
     history = read_history(paths.HISTORY)
-    network = load_network(paths.MODEL, run.model_md5)
+    with enough_memory(device):
+        network = load_network(paths.MODEL, run.model_md5)
     if network.input_shape[1:] != test.images.shape[1:]:
         raise PipelineError(
             f"{paths.MODEL} expects images of shape {network.input_shape[1:]}, but the test images have shape "
             f"{test.images.shape[1:]}: it was trained on another dataset. Run `dvc repro`"
         )
-    logits, probabilities = predict(network, test)
+    with enough_memory(device):
+        logits, probabilities = predict(network, test)
     figures = score(logits, probabilities, test.labels)
     wrong = mistakes(probabilities, test.labels)
     store = opening.result()
@@ -77,6 +80,20 @@ def evaluate_and_record(config: Config, test: Split, opening: Future[Store], exe
     recorder.flush()
     Console(markup=False).print(closing_table(findings, recorder))
     print(f"The run is at {address(store, recorder)}")
+
+
+@contextmanager
+def enough_memory(device: str) -> Iterator[None]:
+    """Turn an error of exhausted memory in this block into a PipelineError."""
+    try:
+        yield
+    except Exception as error:
+        if not is_exhausted(error):
+            raise
+        remedy = "" if device == "cpu" else ", or use DEVICE=cpu"
+        raise PipelineError(
+            f"the network and a batch of {BATCH} images do not fit in memory: end other processes{remedy}"
+        ) from None
 
 
 def known_noise(config: Config, test_md5: str) -> SeedNoise | None:
@@ -109,12 +126,7 @@ def predict(network: keras.Model, test: Split) -> tuple[NDArray[np.float32], NDA
         both = keras.Model(network.inputs, [network.get_layer("logits").output, network.output])
     except ValueError:
         raise PipelineError(f"{paths.MODEL} is not a network that train wrote: run `dvc repro`") from None
-    try:
-        logits, probabilities = both.predict(test.images, batch_size=BATCH, verbose=0)
-    except Exception as error:
-        if is_exhausted(error):
-            raise PipelineError(NO_MEMORY) from None
-        raise
+    logits, probabilities = both.predict(test.images, batch_size=BATCH, verbose=0)
     if count := int((~np.isfinite(logits)).any(axis=1).sum()):
         raise PipelineError(
             f"{paths.MODEL} predicts NaN or infinity for {count} of {len(logits)} test images: lower "

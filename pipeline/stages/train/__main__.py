@@ -4,6 +4,8 @@ If a training run was killed, the next run of the stage resumes it after its las
 Environment variables: DEVICE (auto, cpu or gpu), MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, KERAS_BACKEND.
 """
 
+import atexit
+import contextlib
 import os
 import sys
 
@@ -27,7 +29,13 @@ def run() -> None:
     except Exception as error:
         if isinstance(error, PipelineError) or not is_exhausted(error):
             raise
-        sys.stdout.flush()
+        with contextlib.suppress(Exception):
+            from pipeline.core.device import use_device
+
+            os.environ["DEVICE"] = use_device()
+        with contextlib.suppress(OSError, AttributeError):  # a closed standard output
+            sys.stdout.flush()
+        atexit._run_exitfuncs()  # TensorFlow's removal of temporary files
         os.execv(sys.executable, PROGRAM)  # noqa: S606 (a process frees all its memory, the GPU's too, only by ending)
 
 

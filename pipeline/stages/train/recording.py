@@ -55,7 +55,7 @@ def train_and_record(
         device = select_device(config)
         network, learner = set_up(config, images, validation, device)
         watch.lap("build")
-    except PipelineError:
+    except Exception:
         opening.result()  # wait, or this process could end before all tables exist
         raise
     store = opening.result()
