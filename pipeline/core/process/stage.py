@@ -35,7 +35,6 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
     gc.set_threshold(RARELY)
     # TensorFlow disables oneDNN by default without AVX-512, although oneDNN makes convolutions on AVX2 a fifth faster.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only: exhausted memory causes a hundred warnings
     argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}", description=description).parse_args()
     rescue = " (`dvc checkout` restores the earlier results.)" if cleared and "DVC_STAGE" in os.environ else ""
     try:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.config import Config
 from pipeline.core.dataset import Split
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, is_exhausted
 from pipeline.stages.train.checkpoint import Checkpoint, Epoch
 from pipeline.stages.train.fitting import fit
 from pipeline.stages.train.network import build_network, members_of
@@ -172,7 +172,6 @@ def test_a_resumed_training_with_averages_matches_an_uninterrupted_one(tmp_path:
         ([FLATTEN, DENSE], ADAM | {"learning_rate": {"_target_": "keras.initializers.Zeros"}}, {}),
         ([FLATTEN, DENSE], ADAM, {"augmentation": [layer("Rescaling", scale="x")]}),
         ([FLATTEN, DENSE], ADAM, {"augmentation": [layer("Resizing", height=8, width=8, interpolation="x")]}),
-        ([FLATTEN, layer("Dense", units=10**12)], ADAM, {}),
         ([FLATTEN, layer("Dense", units=3, dtype="nope")], ADAM, {}),
         ([layer("Layer"), FLATTEN], ADAM, {}),
         ([layer("Reshape", target_shape="x")], ADAM, {}),
@@ -186,6 +185,14 @@ def test_an_untrainable_configuration_is_one_line(
         ours(config_of(tmp_path, layers, optimizer, **training), tmp_path / "c")
     assert len(str(error.value).splitlines()) == 1
     assert len(str(error.value)) > 40, "it says something"
+
+
+def test_exhausted_memory_is_no_error_of_the_configuration(tmp_path: Path) -> None:
+    """It passes unchanged, for the stage to look for a batch size that fits."""
+    with pytest.raises(Exception, match=r"OOM when|allocat") as error:
+        ours(config_of(tmp_path, [FLATTEN, layer("Dense", units=10**12)], ADAM), tmp_path / "c")
+    assert is_exhausted(error.value)
+    assert not isinstance(error.value, PipelineError)
 
 
 @pytest.mark.tensorflow
