@@ -1,13 +1,15 @@
 """Descriptions of the hardware and the package versions, which are reported with every result."""
 
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
-from pipeline.core.process.stage import chosen_backend
+from pipeline.core.paths import REQUIREMENTS
+from pipeline.core.process.stage import DEFAULT_BACKEND, chosen_backend
 
 VECTORS = {"avx512_bf16": "AVX-512 with bfloat16", "avx512f": "AVX-512", "avx2": "AVX2"}  # widest first
 CPUINFO = Path("/proc/cpuinfo")  # Linux only
@@ -37,6 +39,20 @@ def find_version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def requirements_of(backend: str) -> Path:
+    """The file that pins the packages for a Keras backend."""
+    return REQUIREMENTS if backend == DEFAULT_BACKEND else Path(f"requirements-{backend}.txt")
+
+
+def pinned_versions(requirements: Path, packages: tuple[str, ...]) -> dict[str, list[str]]:
+    """Versions of packages that a file pins, several if they depend on Python's; empty if the file does not exist."""
+    text = requirements.read_text(encoding="utf-8") if requirements.exists() else ""
+    found: dict[str, list[str]] = {}
+    for package, number in re.findall(rf"^({'|'.join(packages)})==(\S+)", text, re.MULTILINE):
+        found.setdefault(package, []).append(number)
+    return found
 
 
 def computes_bfloat16() -> bool:

@@ -13,6 +13,7 @@ import yaml
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import parse_yaml
+from pipeline.core.process.stage import DEFAULT_BACKEND
 from pipeline.core.records import Provenance
 from pipeline.repository.git import git, output
 
@@ -114,15 +115,16 @@ def _can_be_said(value: Any) -> bool:
     return value.isidentifier() if isinstance(value, str) else value is None or isinstance(value, bool | int | float)
 
 
-def commands(provenance: Provenance, run_id: str) -> list[str]:
-    """The commands that reproduce a run in a clone of the repository."""
+def commands(provenance: Provenance, run_id: str, backend: str = DEFAULT_BACKEND) -> list[str]:
+    """The commands that reproduce a run in a clone of the repository, on the same Keras backend."""
+    dvc = "dvc" if backend == DEFAULT_BACKEND else f"KERAS_BACKEND={backend} dvc"
     if not provenance.commit:
-        return ["dvc repro"]
+        return [f"{dvc} repro"]
     checkout = f"git checkout {provenance.commit}"
     if not provenance.patch:
-        return [checkout, "dvc repro"]
+        return [checkout, f"{dvc} repro"]
     if provenance.overrides:
         options = " ".join(f"-S {shlex.quote(override)}" for override in provenance.overrides)
-        return [checkout, f"dvc exp run {options}"]
+        return [checkout, f"{dvc} exp run {options}"]
     download = f"mlflow artifacts download --run-id {run_id} --artifact-path {Path(PATCH).parent} --dst-path ."
-    return [download, checkout, f"git apply --whitespace=nowarn {PATCH}", "dvc repro"]
+    return [download, checkout, f"git apply --whitespace=nowarn {PATCH}", f"{dvc} repro"]

@@ -12,6 +12,7 @@ from pipeline.core import paths
 from pipeline.core.config import Config, flatten
 from pipeline.core.errors import PipelineError
 from pipeline.core.machine import describe_machine, describe_versions
+from pipeline.core.process.stage import chosen_backend
 from pipeline.core.process.surroundings import computing_settings
 from pipeline.core.records import Provenance
 from pipeline.tracking.provenance import EXPERIMENT, EXPERIMENT_TAG, PATCH, REUSED_FROM, commands
@@ -53,7 +54,7 @@ def start_run(
         recorder.artifact(path, "config")
     if provenance.patch:
         recorder.text(PATCH, provenance.patch)
-    describe_run(recorder, "Not evaluated yet.", commands(provenance, recorder.run_id))
+    describe_run(recorder, "Not evaluated yet.", commands(provenance, recorder.run_id, chosen_backend()))
     return opened
 
 

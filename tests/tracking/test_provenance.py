@@ -223,6 +223,7 @@ def test_an_unchanged_list_needs_no_override() -> None:
 
 def test_the_commands_depend_on_the_changes() -> None:
     assert commands(Provenance(commit="abc", patch="", overrides=None), "1") == ["git checkout abc", "dvc repro"]
+    assert commands(Provenance(commit="abc", patch="", overrides=None), "1", "jax")[-1] == "KERAS_BACKEND=jax dvc repro"
     assert commands(Provenance(commit="abc", patch="diff", overrides=["seed=2"]), "1") == [
         "git checkout abc",
         "dvc exp run -S seed=2",

@@ -9,8 +9,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from pipeline.commands.doctor.finding import Finding, Level
-from pipeline.core import paths
 from pipeline.core.errors import PipelineError
+from pipeline.core.machine import requirements_of
 from pipeline.core.process.stage import BACKENDS, DEFAULT_BACKEND, chosen_backend
 from pipeline.repository.git import check_repository, git, is_shallow, output
 
@@ -35,7 +35,7 @@ def check_python() -> Iterator[Finding]:
 def check_packages() -> Iterator[Finding]:
     """Whether the installed packages are those that the requirements file of the Keras backend pins."""
     backend = chosen_backend() if chosen_backend() in BACKENDS else DEFAULT_BACKEND
-    requirements = paths.REQUIREMENTS if backend == DEFAULT_BACKEND else Path(f"requirements-{backend}.txt")
+    requirements = requirements_of(backend)
     installed = {normalize(each.name): each.version for each in distributions()}
     if not requirements.is_file():
         yield Finding("packages", "problem", f"{requirements} is missing", f"git checkout {requirements}")

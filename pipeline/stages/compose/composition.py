@@ -18,10 +18,10 @@ from omegaconf.resolvers import oc
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import parse_yaml
+from pipeline.core.machine import pinned_versions
 from pipeline.core.validation import parse_config
 
 HYDRA = re.compile(r"^\s*#\s*@package\s+.*hydra", re.MULTILINE)
-PIN = re.compile(r"^(keras|tensorflow)==(\S+)", re.MULTILINE)
 HEADER = "# Written by the compose stage from conf/ and params.yaml: edit those, not this.\n"
 
 
@@ -70,14 +70,10 @@ def compose_config(conf: Path, params: Path, requirements: Path = paths.REQUIREM
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise PipelineError(f"cannot compose {conf}/ and {params}: {' '.join(str(error).split())}") from None
     assert isinstance(plain, dict)
-    found = {str(key): value for key, value in plain.items()} | {"versions": pinned_versions(requirements)}
+    pinned = pinned_versions(requirements, ("keras", "tensorflow"))
+    versions = {package: numbers[-1] for package, numbers in pinned.items()}
+    found = {str(key): value for key, value in plain.items()} | {"versions": versions}
     return parse_config(found, origin, f"{conf}/").model_dump(by_alias=True)
-
-
-def pinned_versions(requirements: Path) -> dict[str, str]:
-    """Versions of Keras and TensorFlow that requirements.txt pins; empty if the file does not exist."""
-    text = requirements.read_text(encoding="utf-8") if requirements.exists() else ""
-    return dict(PIN.findall(text))
 
 
 def check_for_hydra(path: Path) -> None:

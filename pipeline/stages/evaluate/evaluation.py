@@ -71,7 +71,7 @@ def evaluate_and_record(config: Config, test: Split, opening: Future[Store], exe
     run = run.model_copy(update={"run_id": recorder.run_id})  # the training run may be in another store
     digest = md5(paths.TEST)
     findings = Findings(config, run, history, data, figures, wrong, test.images, known_noise(config, digest))
-    reproduce = commands(run.provenance, recorder.run_id)
+    reproduce = commands(run.provenance, recorder.run_id, run.backend)
     write_reports(findings, reliability(probabilities, test.labels), reproduce)
     evaluation = summarize(findings, recorder, digest)
     evaluation.write(paths.EVALUATION)

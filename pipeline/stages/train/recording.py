@@ -48,7 +48,7 @@ def train_and_record(
     is compiled or trained that cannot be recorded.
     """
     root = paths.project_root()
-    tell_other_versions(config.versions)
+    tell_other_versions()
     provenance = find_provenance()
     watch.lap("log")
     try:

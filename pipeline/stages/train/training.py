@@ -15,7 +15,7 @@ from pipeline.core import paths
 from pipeline.core.config import Config
 from pipeline.core.dataset import Split
 from pipeline.core.device import choose_precision
-from pipeline.core.machine import find_version
+from pipeline.core.machine import find_version, pinned_versions, requirements_of
 from pipeline.core.process.stage import other_backends_absent
 from pipeline.stages.train.checkpoint import Checkpoint, Epoch, fingerprint
 from pipeline.stages.train.components import explained
@@ -78,14 +78,15 @@ def train(
     return Trained(network, epochs)
 
 
-def tell_other_versions(pinned: dict[str, str]) -> None:
-    """Warn about installed versions that differ from the pinned ones: DVC does not detect the difference."""
-    for package, version in pinned.items():
+def tell_other_versions() -> None:
+    """Warn about versions of Keras and its backend that differ from the pinned ones: DVC does not detect them."""
+    backend = keras.backend.backend()
+    requirements = requirements_of(backend)
+    for package, versions in pinned_versions(requirements, ("keras", backend)).items():
         installed = find_version(package)
-        if installed not in (None, version):
-            print(
-                f"train: {package} {installed} is installed but {paths.REQUIREMENTS} pins {version}: results may differ"
-            )
+        if installed not in (None, *versions):
+            pinned = " or ".join(versions)
+            print(f"train: {package} {installed} is installed but {requirements} pins {pinned}: results may differ")
 
 
 def training_name(config: Config, device: str) -> str:

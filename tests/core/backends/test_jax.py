@@ -114,9 +114,16 @@ def test_xla_cannot_be_disabled(tmp_path: Path) -> None:
 @pytest.mark.jax
 def test_the_stages_run_on_jax_and_never_import_tensorflow(trained: Project) -> None:
     jax = {"KERAS_BACKEND": "jax", "DEVICE": "cpu"}
+    requirements = trained.root / "requirements-jax.txt"
+    text = requirements.read_text(encoding="utf-8")
+    requirements.write_text(re.sub(r"^jax==\S+", "jax==9", text, flags=re.MULTILINE), encoding="utf-8")
     for stage in ("train", "evaluate"):
         output = trained.succeed(sys.executable, "-c", IMPORTED % stage, **jax)
         assert "imported: ['jax', 'keras']" in output
+        warning = "is installed but requirements-jax.txt pins 9 or 9: results may differ"
+        assert (warning in output) is (stage == "train")
+    page = (trained.root / "reports" / "report.html").read_text(encoding="utf-8")
+    assert "KERAS_BACKEND=jax dvc" in page
     facts, metrics = trained.report("evaluation.json")["training"], trained.report("evaluation.json")["test"]
     assert (facts["backend"], facts["device"]) == ("jax", "cpu")
     assert metrics["accuracy"] > 0.8
