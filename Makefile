@@ -8,7 +8,7 @@ ifneq ($(BACKEND),)
 $(if $(and $(filter 1,$(words $(BACKEND))),$(filter $(BACKENDS),$(BACKEND))),,$(error BACKEND=$(BACKEND): must be one of $(BACKENDS)))
 export KERAS_BACKEND := $(BACKEND)
 endif
-CUDA := $(if $(filter-out torch,$(or $(BACKEND),tensorflow)),$(if $(GPU),-gpu))
+CUDA := $(if $(filter torch,$(BACKEND)),,$(if $(GPU),-gpu))
 LOCK := requirements$(patsubst %,-%,$(filter-out tensorflow,$(BACKEND)))$(CUDA).txt
 PIP := $(BIN)/python -m pip install --quiet --require-hashes
 export PATH := $(CURDIR)/$(BIN):$(PATH)

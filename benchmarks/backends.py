@@ -5,11 +5,9 @@ import statistics
 import sys
 from pathlib import Path
 
-import yaml
-
 from benchmarks.command import ROOT, epoch_seconds, run
 from benchmarks.figures import Figures, add
-from benchmarks.gpu import facts_of, prepare
+from benchmarks.gpu import facts_of, prepare, set_seed, until_fit
 
 RECIPES = ("notebook", "fast", "quick", "champion")
 SAME_EPOCHS = ("notebook", "baseline")  # recipes whose epochs do the same as the plain script's
@@ -59,20 +57,17 @@ def interpreters(torch: str | None) -> dict[str, str]:
 
 def train(project: Path, seed: int, backend: str, python: str) -> dict[str, tuple[float, str]]:
     """Run train and evaluate with a seed, which affects everything except the split, and return their figures."""
-    params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
-    (project / "params.yaml").write_text(yaml.safe_dump(params | {"seed": seed}), encoding="utf-8")
+    set_seed(project, seed)
     settings = {"KERAS_BACKEND": backend, "DEVICE": "cpu"}
-    run([sys.executable, "-m", "pipeline.stages.compose"], project)
     whole = run([python, "-m", "pipeline.stages.train"], project, **settings)
     run([python, "-m", "pipeline.stages.evaluate"], project, **settings)
     facts = facts_of(project)
     test = json.loads((project / "reports" / "evaluation.json").read_text(encoding="utf-8"))["test"]
-    until_fit = sum(seconds for part, seconds in facts["seconds"].items() if part not in ("fit", "save"))
     print(f"{project.name} on {backend}, seed {seed}: {test['accuracy']:.2%}, {whole.seconds:.1f} s", flush=True)
     return {
         "accuracy": (test["accuracy"], "share"),
         "fit_seconds": (facts["fit_seconds"], "s"),
-        "start_seconds": (until_fit, "s"),
+        "start_seconds": (until_fit(facts), "s"),
         "whole_seconds": (whole.seconds, "s"),
         "peak_mib": (facts["peak_memory_mib"], "MiB"),
     }

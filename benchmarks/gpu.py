@@ -130,10 +130,8 @@ def copy(project: Path, seed: int) -> Path:
 
 
 def train(project: Path, seed: int) -> Trained:
-    """Run the train stage with a seed that affects everything except the split."""
-    params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
-    (project / "params.yaml").write_text(yaml.safe_dump(params | {"seed": seed}), encoding="utf-8")
-    run([sys.executable, "-m", "pipeline.stages.compose"], project)
+    """Run the train stage with a seed."""
+    set_seed(project, seed)
     whole = run([sys.executable, "-m", "pipeline.stages.train"], project, **SETTINGS).seconds
     facts = facts_of(project)
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
@@ -142,6 +140,18 @@ def train(project: Path, seed: int) -> Trained:
     recorded = [name for name in LOAD if f"system/gpu_0_{name}" in metrics]
     load = {name: largest(client, facts["run_id"], f"system/gpu_0_{name}") for name in recorded}
     return Trained(whole, [point.value for point in sorted(history, key=lambda point: point.step)], facts, load)
+
+
+def set_seed(project: Path, seed: int) -> None:
+    """Compose the configuration with a seed that affects everything except the split."""
+    params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+    (project / "params.yaml").write_text(yaml.safe_dump(params | {"seed": seed}), encoding="utf-8")
+    run([sys.executable, "-m", "pipeline.stages.compose"], project)
+
+
+def until_fit(facts: dict[str, Any]) -> float:
+    """Seconds from the start of the process to the first epoch."""
+    return sum(seconds for name, seconds in facts["seconds"].items() if name not in ("fit", "save"))
 
 
 def largest(client: MlflowClient, run_id: str, name: str) -> float:
@@ -158,9 +168,8 @@ def facts_of(project: Path) -> dict[str, Any]:
 def describe(one: Trained) -> dict[str, tuple[float, str]]:
     """Figures of a training, with their units."""
     parts = one.facts["seconds"]
-    until_fit = sum(seconds for name, seconds in parts.items() if name not in ("fit", "save"))
     measured = {f"{name}_seconds": (value, "s") for name, value in parts.items()}
-    measured |= {"whole_seconds": (one.whole, "s"), "to_trained_seconds": (until_fit + parts["fit"], "s")}
+    measured |= {"whole_seconds": (one.whole, "s"), "to_trained_seconds": (until_fit(one.facts) + parts["fit"], "s")}
     measured |= {"first_epoch_seconds": (one.epochs[0], "s"), "epoch_seconds": (statistics.median(one.epochs[1:]), "s")}
     return measured | {f"gpu_{name}": (value, LOAD[name]) for name, value in one.load.items()}
 

@@ -42,8 +42,9 @@ def first_line(error: BaseException) -> str:
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether an error says that memory does not suffice, a GPU's or the processor's."""
-    return isinstance(error, MemoryError) or bool(EXHAUSTED.search(str(error)))
+    """Whether an error of a library says that memory does not suffice, a GPU's or the processor's."""
+    explained = isinstance(error, PipelineError)
+    return not explained and (isinstance(error, MemoryError) or bool(EXHAUSTED.search(str(error))))
 
 
 class PipelineError(Exception):

@@ -15,6 +15,7 @@ VECTORS = {"avx512_bf16": "AVX-512 with bfloat16", "avx512f": "AVX-512", "avx2":
 CPUINFO = Path("/proc/cpuinfo")  # Linux only
 BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+PINNED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)(?: ; (.+?))?(?: \\)?$", re.MULTILINE)  # a line of a requirements file
 PACKAGES = {"keras": "Keras", "mlflow": "MLflow", "dvc": "DVC"}
 
 
@@ -46,12 +47,15 @@ def requirements_of(backend: str) -> Path:
     return REQUIREMENTS if backend == DEFAULT_BACKEND else Path(f"requirements-{backend}.txt")
 
 
-def pinned_versions(requirements: Path, packages: tuple[str, ...]) -> dict[str, list[str]]:
-    """Versions of packages that a file pins, several if they depend on Python's; empty if the file does not exist."""
+def pinned_versions(requirements: Path) -> dict[str, dict[str, str]]:
+    """Versions of each package that a file pins, with the environment marker of each, empty if there is none.
+
+    A package has several versions if they depend on that of Python. The result is empty if the file does not exist.
+    """
     text = requirements.read_text(encoding="utf-8") if requirements.exists() else ""
-    found: dict[str, list[str]] = {}
-    for package, number in re.findall(rf"^({'|'.join(packages)})==(\S+)", text, re.MULTILINE):
-        found.setdefault(package, []).append(number)
+    found: dict[str, dict[str, str]] = {}
+    for package, number, marker in PINNED.findall(text):
+        found.setdefault(package, {})[number] = marker
     return found
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from pipeline.commands.doctor.finding import Finding, Level
 from pipeline.core.errors import PipelineError
-from pipeline.core.machine import requirements_of
+from pipeline.core.machine import pinned_versions, requirements_of
 from pipeline.core.process.stage import BACKENDS, DEFAULT_BACKEND, chosen_backend
 from pipeline.repository.git import check_repository, git, is_shallow, output
 
 SUPPORTED = ((3, 11), (3, 14))  # Python, from the first version to below the second, as in pyproject.toml
-PINNED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)( ; .*)? \\$", re.MULTILINE)  # a line of a requirements file
 GIB = 1 << 30
 NEEDED, ENOUGH = 0.3 * GIB, 2 * GIB  # free disk space: for one run on MNIST, and for comfort
 SHOWN = 5  # packages to name
@@ -40,13 +39,8 @@ def check_packages() -> Iterator[Finding]:
     if not requirements.is_file():
         yield Finding("packages", "problem", f"{requirements} is missing", f"git checkout {requirements}")
         return
-    pinned: dict[str, set[str]] = {}  # several versions if they depend on the version of Python
-    needed = set()  # on every platform
-    for written, version, marker in PINNED.findall(requirements.read_text(encoding="utf-8")):
-        name = normalize(written)
-        pinned.setdefault(name, set()).add(version)
-        if not marker:
-            needed.add(name)
+    pinned = {normalize(name): versions for name, versions in pinned_versions(requirements).items()}
+    needed = {name for name, versions in pinned.items() if not all(versions.values())}  # on every platform
     missing = sorted(needed - installed.keys())
     different = [
         f"{name} {installed[name]} instead of {' or '.join(sorted(versions))}"

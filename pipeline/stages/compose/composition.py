@@ -70,8 +70,8 @@ def compose_config(conf: Path, params: Path, requirements: Path = paths.REQUIREM
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise PipelineError(f"cannot compose {conf}/ and {params}: {' '.join(str(error).split())}") from None
     assert isinstance(plain, dict)
-    pinned = pinned_versions(requirements, ("keras", "tensorflow"))
-    versions = {package: numbers[-1] for package, numbers in pinned.items()}
+    pinned = pinned_versions(requirements)
+    versions = {package: [*pinned[package]][-1] for package in ("keras", "tensorflow") if package in pinned}
     found = {str(key): value for key, value in plain.items()} | {"versions": versions}
     return parse_config(found, origin, f"{conf}/").model_dump(by_alias=True)
 

@@ -13,7 +13,7 @@ import psutil
 
 from pipeline.core import paths
 from pipeline.core.dataset import load_split
-from pipeline.core.errors import PipelineError, is_exhausted
+from pipeline.core.errors import is_exhausted
 from pipeline.core.process.stage import check_backend, importing_keras, run_stage
 from pipeline.core.process.stopwatch import Stopwatch
 from pipeline.core.process.worker import Worker
@@ -27,7 +27,7 @@ def run() -> None:
     try:
         train()
     except Exception as error:
-        if isinstance(error, PipelineError) or not is_exhausted(error):
+        if not is_exhausted(error):
             raise
         with contextlib.suppress(Exception):
             from pipeline.core.device import use_device

@@ -66,7 +66,8 @@ def fits(size: int, validation: bool) -> bool:
         output = process.stdout.read().decode(errors="replace")
     status = process.returncode
     if status > 0 and status != EXHAUSTED:
-        raise PipelineError(f"memory was exhausted, and a batch of {size} images fails: {output.splitlines()[-1:]}")
+        reason = output.strip().rpartition("\n")[2] or f"exit status {status}"
+        raise PipelineError(f"memory was exhausted, and a smaller batch failed for another reason: {reason}")
     return status == 0  # negative if the process crashed or was killed
 
 

@@ -82,11 +82,13 @@ def tell_other_versions() -> None:
     """Warn about versions of Keras and its backend that differ from the pinned ones: DVC does not detect them."""
     backend = keras.backend.backend()
     requirements = requirements_of(backend)
-    for package, versions in pinned_versions(requirements, ("keras", backend)).items():
+    pinned = pinned_versions(requirements)
+    for package in ("keras", backend):
+        versions = pinned.get(package, {})
         installed = find_version(package)
-        if installed not in (None, *versions):
-            pinned = " or ".join(versions)
-            print(f"train: {package} {installed} is installed but {requirements} pins {pinned}: results may differ")
+        if versions and installed not in (None, *versions):
+            wanted = " or ".join(versions)
+            print(f"train: {package} {installed} is installed but {requirements} pins {wanted}: results may differ")
 
 
 def training_name(config: Config, device: str) -> str:
