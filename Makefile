@@ -24,10 +24,10 @@ N ?= 5
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-repro: .venv/$(LOCK) ## set up the environment and run the pipeline
+repro: .venv/$(LOCK) ## set up the environment and run the pipeline; DEVICES=N or all trains on several devices
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "$(CURDIR) is not a git repository, which DVC needs: \
 	get the project with git clone, or run git init here" >&2; exit 1; }
-	$(BIN)/python -m dvc repro
+	@case "$${JAX_PROCESS_ID:-0}" in 0) set -x; $(BIN)/python -m dvc repro;; *) $(BIN)/python -m pipeline.stages.train;; esac
 
 seeds: .venv/$(LOCK) ## train the current configuration with seeds 1 to N (default 5), as DVC experiments, for the gate
 	$(BIN)/python -m dvc exp run --queue -S '++seed=range(1,$(shell expr $(N) + 1))'
@@ -43,7 +43,7 @@ test: .venv/requirements-dev.txt ## set up the test environment and run the test
 	$(BIN)/python -m pytest
 
 test-jax: .venv/requirements-dev.txt ## run the tests of the JAX backend; ALL=1 also runs the training tests on JAX
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "jax$(if $(ALL), or not (slow or browser or tensorflow))" tests/core/backends/test_jax.py $(if $(ALL),tests/stages/train)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow and (jax$(if $(ALL), or not (browser or tensorflow)))" tests/core/backends tests/stages/train$(if $(ALL),,/test_processes.py)
 
 test-torch: .venv/requirements-dev.txt ## run the tests of the PyTorch backend; installs PyTorch
 	$(BIN)/python -m pip install --quiet "torch==$(TORCH)"

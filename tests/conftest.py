@@ -38,7 +38,10 @@ ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
 BESIDE = ROOT.parent / "shared" / "mnist"
 MIRROR = {"DATASET_MIRROR": str(BESIDE)} if BESIDE.is_dir() else {}  # otherwise the public mirrors
-SETTINGS = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "DEVICE", "DATASET_MIRROR")
+SETTINGS = (
+    *("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "DEVICE", "DEVICES"),
+    *("DATASET_MIRROR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS"),
+)
 BACKEND = "KERAS_BACKEND"
 CHOSEN = {BACKEND: os.environ[BACKEND]} if BACKEND in os.environ else {}  # before the first test imports Keras
 

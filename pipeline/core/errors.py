@@ -14,6 +14,8 @@ EXHAUSTED = re.compile(
     r"(?i)out.of.memory|OOM when|RESOURCE_EXHAUSTED|allocate memory|ALLOC(ATION)?_FAILED|(unable|failed) to allocate|"
     "Dst tensor is not initialized"
 )
+# Messages about a lost connection: of JAX's coordinator, Gloo, which connects CPUs, and NCCL, which connects GPUs.
+DISCONNECTED = re.compile(r"(?i)gloo|nccl|coordination|connection (closed|reset|refused)|UNAVAILABLE|DEADLINE_EXCEEDED")
 SHORT = 3  # characters; masking a password this short would mask parts of ordinary words
 
 
@@ -45,6 +47,11 @@ def is_exhausted(error: BaseException) -> bool:
     """Whether an error of a library says that memory does not suffice, a GPU's or the processor's."""
     explained = isinstance(error, PipelineError)
     return not explained and (isinstance(error, MemoryError) or bool(EXHAUSTED.search(str(error))))
+
+
+def is_disconnected(error: BaseException) -> bool:
+    """Whether an error of a library says that the connection to another process of the training was lost."""
+    return not isinstance(error, PipelineError) and bool(DISCONNECTED.search(str(error)))
 
 
 class PipelineError(Exception):

@@ -86,6 +86,7 @@ class TrainingRun(Record):
     run_id: str  # of MLflow
     model_md5: str
     device: str
+    devices: PositiveInt = 1  # that shared each batch, on all machines together
     backend: str
     precision: str
     parameters: NonNegativeInt
@@ -97,6 +98,11 @@ class TrainingRun(Record):
     environment: str
     provenance: Provenance
     seconds: dict[str, float] = {}  # by part of the stage
+
+    @property
+    def hardware(self) -> str:
+        """The devices, such as 'cpu' or '4 × gpu'."""
+        return self.device if self.devices == 1 else f"{self.devices} × {self.device}"
 
 
 class ClassRecall(Record):

@@ -79,7 +79,7 @@ def link_run(store: Store, run_id: str, config: Config, root: Path, provenance: 
         return None
     if found:
         return RunAddress(store.uri, found[0].info.run_id, found[0].info.experiment_id, root)
-    same = ("machine", "versions", "environment", "device", "precision", "keras.backend", DVC_HASH)
+    same = ("machine", "versions", "environment", "device", "devices", "precision", "keras.backend", DVC_HASH)
     kept = {name: run.data.tags.get(name, "") for name in same}
     return start_run(store, config, root, provenance, kept | {PARENT: run_id, "reused": "true", REUSED_FROM: run_id})
 

@@ -3,14 +3,16 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.core.cluster import Cluster
 from pipeline.core.config import Xla
+from pipeline.core.errors import PipelineError
 
 VALIDATION_BATCH = 1000
 
@@ -29,14 +31,45 @@ class Backend(ABC):
 
     errors: ClassVar[tuple[type[Exception], ...]] = ()  # raised for operations that the backend cannot run
     missing_gpu: ClassVar[str]  # error text: the missing GPU libraries, and the remedy
+    divides_batches: ClassVar[bool] = False  # whether several devices can share a batch
     joins_updates: ClassVar[bool] = True  # whether `fit` can run several updates per call, with the same result
 
+    devices: int = 1  # that share each batch
+
     @abstractmethod
-    def use_device(self, choice: str) -> bool:
+    def use_device(self, choice: str, virtual: int = 1) -> bool:
         """Use the CPU if `choice` is "cpu", otherwise a GPU if one is available. Return whether it is a GPU.
 
-        GPU memory is allocated on demand, not all at once.
+        GPU memory is allocated on demand, not all at once. The CPU is divided into `virtual` devices.
         """
+
+    def check_cluster(self, cluster: Cluster) -> None:
+        """Raise PipelineError if this backend cannot train in so many processes."""
+        name = keras.backend.backend()
+        raise PipelineError(f"JAX_NUM_PROCESSES={cluster.processes}: {name} trains in one process; use BACKEND=jax")
+
+    def connect(self, cluster: Cluster, port: int, own_address: str) -> None:
+        """Connect to the other processes, before any device is used.
+
+        Process 0 listens on this port. Each process can be reached at its own IP address.
+        """
+        raise NotImplementedError
+
+    def disconnect(self) -> None:
+        """End the connection to the other processes."""
+        raise NotImplementedError
+
+    def available_devices(self) -> int:
+        """Number of devices of the kind in use that this backend can train on together."""
+        return 1
+
+    def use_devices(self, count: int) -> None:
+        """Train on the first `count` devices of each process, each with its share of every batch."""
+        self.devices = count
+
+    def on_all_devices(self) -> AbstractContextManager[Any]:
+        """Create variables on all devices inside the block. They stay equal."""
+        return nullcontext()
 
     @abstractmethod
     def make_deterministic(self) -> None:
@@ -79,6 +112,18 @@ class Backend(ABC):
     def batches(self, numbers: NDArray[np.int32], labels: NDArray[np.float32], size: int) -> Any:
         """Batches of `size` image indices and labels, in this order, for `model.fit`."""
         return ArrayBatches(numbers, labels, size)
+
+    def loss_of_share(self, total: Any, mean: Any, count: Any) -> Any:
+        """Loss of one device's share of a batch, `count` images: its value is `mean`, its gradient that of `total`."""
+        return total - keras.ops.stop_gradient(total - mean)
+
+    def gather_shares(self, values: Any) -> Any:
+        """Concatenate what the devices computed for their shares of a batch."""
+        return values
+
+    def seed(self, state: keras.Variable, seeds: np.random.SeedSequence) -> None:
+        """Set the state of a random number generator."""
+        state.assign(seeds.generate_state(state.shape[0]).astype(state.dtype))
 
     def fit_epoch(self, learner: keras.Model, data: Pass, bars: list[keras.callbacks.Callback]) -> dict[str, float]:
         """Update the learner once per batch, evaluate the validation images, and return the metrics by name."""

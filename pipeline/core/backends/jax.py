@@ -7,22 +7,28 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import keras
 import numpy as np
 from jax import numpy as jnp
+from jax._src import distributed, xla_bridge
+from jax._src.lib import _jax
 from numpy.typing import NDArray
 
 from pipeline.core import paths
 from pipeline.core.backends.base import VALIDATION_BATCH, Backend, Pass
+from pipeline.core.cluster import Cluster
 from pipeline.core.config import Xla
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.core.files import text_digest
 from pipeline.core.machine import describe_machine
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+HEARTBEAT = 30  # seconds without a message from process 0 after which JAX aborts a peer
+EVERYWHERE = jax.sharding.PartitionSpec()  # of an array that every device holds
 MOVES = 20  # steps of a progress bar per epoch
 
 State = Any  # lists of arrays, as taken and returned by `train_step` and `test_step` of a Keras model on JAX
@@ -32,13 +38,18 @@ Step = Callable[[State, tuple[Any, Any]], tuple[dict[str, Any], State]]
 class Jax(Backend):
     """XLA compiles everything; the compiled code is cached on disk between processes."""
 
+    divides_batches = True
     missing_gpu = "JAX's CUDA libraries are not installed. Install them with `make repro BACKEND=jax GPU=1`"
 
-    def use_device(self, choice: str) -> bool:
+    _all: keras.distribution.DataParallel | None = None
+
+    def use_device(self, choice: str, virtual: int = 1) -> bool:
         """Select JAX's platform and its compilation cache."""
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         if choice == "cpu":
             jax.config.update("jax_platforms", "cpu")
+            if virtual > 1:
+                jax.config.update("jax_num_cpu_devices", virtual)
         if CACHE_VARIABLE not in os.environ:  # one cache per machine: code for another processor may crash
             folder = paths.project_root() / paths.COMPILED / text_digest(describe_machine())
             jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -52,6 +63,53 @@ class Jax(Backend):
                 f"JAX finds no device (JAX_PLATFORMS={chosen}): {first_line(error)}; `make doctor` shows the GPUs and "
                 "their free memory; or use DEVICE=cpu"
             ) from None
+
+    def check_cluster(self, cluster: Cluster) -> None:
+        """Accept any number of processes."""
+
+    def connect(self, cluster: Cluster, port: int, own_address: str) -> None:
+        """Connect to JAX's coordinator, which runs in process 0."""
+        jax.config.update("jax_enable_recoverability", True)  # or JAX aborts process 0 when a peer is lost
+        jax.config.update("jax_check_proxy_envs", False)  # this pipeline excludes its own addresses
+        jax.distributed.initialize(
+            cluster.at(port),
+            cluster.processes,
+            cluster.process,
+            cluster_detection_method="deactivate",
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )
+        connect_processors(own_address)
+
+    def disconnect(self) -> None:
+        """Disconnect from JAX's coordinator. Process 0 must be the last."""
+        jax.distributed.shutdown()
+
+    def available_devices(self) -> int:
+        """Number of devices that each process has."""
+        return min(len(jax.local_devices(process)) for process in range(jax.process_count()))
+
+    def use_devices(self, count: int) -> None:
+        """Copy all variables to the first `count` devices of each process."""
+        used = [device for device in jax.devices() if device in jax.local_devices(device.process_index)[:count]]
+        self.devices = len(used)
+        if self.devices > 1:
+            names = [f"{device.platform}:{device.id}" for device in used]
+            self._all = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
+
+    def on_all_devices(self) -> AbstractContextManager[Any]:
+        """Create variables on all devices inside the block."""
+        return self._all.scope() if self._all else super().on_all_devices()
+
+    def divide(self, numbers: Any) -> Any:
+        """Divide a batch of image indices among the devices, unless its size is not a multiple of their number."""
+        if self._all is None or len(numbers) % self.devices:
+            return numbers
+        return jax.lax.with_sharding_constraint(numbers, self._all.get_data_layout(numbers.shape).backend_layout)
+
+    def copy(self, values: Any) -> Any:
+        """Copy an array to all devices."""
+        everywhere = self._all and jax.sharding.NamedSharding(self._all.device_mesh.backend_mesh, EVERYWHERE)
+        return jax.device_put(values, everywhere)
 
     def make_deterministic(self) -> None:
         """Set XLA's option for GPUs; results on a CPU are always reproducible."""
@@ -87,12 +145,23 @@ class Jax(Backend):
         return figures
 
 
+def connect_processors(address: str) -> None:
+    """Make the processors of several machines communicate, this one at an IP address.
+
+    JAX would use the address that belongs to the machine's name, which on Debian is 127.0.1.1.
+    """
+    client = distributed.global_state.client
+    collectives = _jax.make_gloo_tcp_collectives(distributed_client=client, hostname=address)
+    make = functools.partial(xla_bridge.make_cpu_client, collectives=collectives)
+    xla_bridge.register_backend_factory("cpu", make, fail_quietly=False)
+
+
 def run_epoch(
     learner: keras.Model, data: Pass, bars: Sequence[keras.callbacks.Callback] = (), idle: bool = False
 ) -> dict[str, float]:
     """Train on all batches and evaluate the validation images; `idle` only compiles the calls for this."""
     train, test = compile_passes(learner)
-    labels, images = jnp.asarray(data.labels), len(data.labels) - len(data.validation)
+    labels, images = BACKEND.copy(data.labels), len(data.labels) - len(data.validation)
     batches = list(stacked(data.order, data.batch_size, images))
     figures = run_pass(learner, train, batches, labels, bars, idle)
     if len(data.validation):
@@ -130,6 +199,7 @@ def one_by_one(step: Step) -> Callable[..., State]:
 
     @functools.partial(jax.jit, donate_argnums=0)
     def compiled(state: State, numbers: Any, labels: Any) -> State:
+        numbers = BACKEND.divide(numbers)
         return step(state, (numbers, labels[numbers]))[1]
 
     def run(state: State, batches: Any, start: int, stop: int, labels: Any) -> State:
@@ -147,7 +217,11 @@ def in_loop(step: Step) -> Callable[..., State]:
 
     @functools.partial(jax.jit, donate_argnums=0)
     def run(state: State, batches: Any, start: Any, stop: Any, labels: Any) -> State:
-        return jax.lax.fori_loop(start, stop, lambda i, state: step(state, (batches[i], labels[batches[i]]))[1], state)
+        def update(index: Any, state: State) -> State:
+            numbers = BACKEND.divide(batches[index])
+            return step(state, (numbers, labels[numbers]))[1]
+
+        return jax.lax.fori_loop(start, stop, update, state)
 
     return run
 

@@ -16,7 +16,7 @@ class Torch(Backend):
     missing_gpu = "this PyTorch was built without CUDA. Install a build for your CUDA version (see pytorch.org)"
     joins_updates = False
 
-    def use_device(self, choice: str) -> bool:
+    def use_device(self, choice: str, virtual: int = 1) -> bool:
         """Set the device of all tensors that Keras creates from now on."""
         if choice == "cpu":
             self._scope = keras.device("cpu")  # until the process ends

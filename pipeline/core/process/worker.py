@@ -176,6 +176,12 @@ def exit_at_once() -> NoReturn:
     os._exit(status)
 
 
+def end_with_parent() -> None:
+    """Wait until standard input ends, which the parent holds open, and end this process."""
+    sys.stdin.read()
+    os._exit(1)
+
+
 def _portable(error: Exception) -> Exception:
     """Return the error if another process can unpickle it, else a RuntimeError with its text."""
     try:

@@ -68,7 +68,7 @@ def report_page(findings: Findings, reliability: Figure, reproduce: list[str]) -
             "code": run.provenance.commit + (" with uncommitted changes" * bool(run.provenance.patch)),
             "machine": run.machine,
             "versions": run.versions,
-            "device": f"{run.device} ({run.backend}, {run.precision})",
+            "device": f"{run.hardware} ({run.backend}, {run.precision})",
             "peak memory": f"{run.peak_memory_mib:,} MiB",
             "MLflow run": run.run_id,
         },

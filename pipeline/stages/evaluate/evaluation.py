@@ -228,7 +228,7 @@ def find_run(
 def restored_tags(run: TrainingRun) -> dict[str, str]:
     """Tags of the run of a model that came from DVC's cache or a remote, and whose own run is not in this store."""
     tags = {"restored": "true", "restored.from": run.run_id, "dvc.model": run.model_md5}
-    made = {"device": run.device, "keras.backend": run.backend}
+    made = {"device": run.device, "devices": str(run.devices), "keras.backend": run.backend}
     return tags | made | run.model_dump(include={"precision", "machine", "versions", "environment"})
 
 
@@ -247,7 +247,7 @@ def closing_table(findings: Findings, recorder: Recorder) -> Table:
     table.add_row("test loss", f"{figures.loss:.4f}")
     table.add_row("test accuracy", f"{figures.accuracy:.2%}  (95 % interval {low:.2%} … {high:.2%})")
     table.add_row("errors", f"{figures.errors} of {figures.images:,} images, listed in {paths.ERRORS}")
-    where = f"{run.device}, {run.precision}"
+    where = f"{run.hardware}, {run.precision}"
     table.add_row("training", f"{run.fit_seconds:.1f} s, {run.epochs} epochs, {where}")
     table.add_row("reports", f"{paths.REPORT} (open it in a browser), {paths.MODEL_CARD}, `dvc plots show`")
     if recorder.is_incomplete():

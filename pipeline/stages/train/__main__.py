@@ -8,35 +8,54 @@ import atexit
 import contextlib
 import os
 import sys
+from typing import NoReturn
 
 import psutil
 
 from pipeline.core import paths
+from pipeline.core.cluster import AGAIN, find_cluster
 from pipeline.core.dataset import load_split
-from pipeline.core.errors import is_exhausted
+from pipeline.core.errors import PipelineError, first_line, is_disconnected, is_exhausted
 from pipeline.core.process.stage import check_backend, importing_keras, run_stage
 from pipeline.core.process.stopwatch import Stopwatch
 from pipeline.core.process.worker import Worker
 from pipeline.core.validation import load_config
 from pipeline.stages.train.batch_size import PROGRAM
+from pipeline.stages.train.peer import run_peer
 from pipeline.tracking.store import open_store
 
 
 def run() -> None:
-    """Train with the configuration in composed.yaml. If memory is exhausted, suggest a smaller batch size."""
-    try:
-        train()
-    except Exception as error:
-        if not is_exhausted(error):
-            raise
-        with contextlib.suppress(Exception):
-            from pipeline.core.device import use_device
+    """Train with the configuration in composed.yaml, or along with the process that does.
 
-            os.environ["DEVICE"] = use_device()
-        with contextlib.suppress(OSError, AttributeError):  # a closed standard output
-            sys.stdout.flush()
-        atexit._run_exitfuncs()  # TensorFlow's removal of temporary files
-        os.execv(sys.executable, PROGRAM)  # noqa: S606 (a process frees all its memory, the GPU's too, only by ending)
+    If memory is exhausted, suggest a smaller batch size.
+    """
+    cluster = find_cluster()
+    try:
+        if cluster and cluster.process:
+            run_peer(cluster)
+        else:
+            train()
+    except Exception as error:
+        if cluster and is_disconnected(error):
+            raise PipelineError(f"another process was lost ({first_line(error)}). {AGAIN}") from None
+        if cluster or not is_exhausted(error):
+            raise
+        suggest_batch_size()
+
+
+def suggest_batch_size() -> NoReturn:
+    """Replace this process by one that looks for a batch size that fits in memory."""
+    with contextlib.suppress(Exception):
+        from pipeline.core.backends import load_backend
+        from pipeline.core.device import use_device
+
+        os.environ["DEVICES"] = str(load_backend().devices)
+        os.environ["DEVICE"] = use_device()
+    with contextlib.suppress(OSError, AttributeError):  # a closed standard output
+        sys.stdout.flush()
+    atexit._run_exitfuncs()  # TensorFlow's removal of temporary files
+    os.execv(sys.executable, PROGRAM)  # noqa: S606 (a process frees all its memory, the GPU's too, only by ending)
 
 
 def train() -> None:

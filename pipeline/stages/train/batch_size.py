@@ -16,6 +16,7 @@ from pipeline.core.containers import limited_memory
 from pipeline.core.dataset import Split, load_split
 from pipeline.core.errors import PipelineError, first_line, is_exhausted
 from pipeline.core.process.stage import importing_keras, run_stage
+from pipeline.core.process.worker import end_with_parent
 from pipeline.core.validation import load_config
 
 PROGRAM = (sys.executable, "-m", "pipeline.stages.train.batch_size")
@@ -26,16 +27,18 @@ EXHAUSTED = 3  # exit status of a process that could not train the batch for wan
 def explain_exhaustion() -> None:
     """Raise PipelineError with a message that names the configured batch size and one that fits."""
     size, images = load_config(stage="train").training.batch_size, len(load_split(paths.TRAIN).images)
+    devices = int(os.environ.get("DEVICES") or 1)  # the train stage has set the number of those in use
     print("train: memory was exhausted; looking for a batch size that fits …", flush=True)
     elsewhere = ", or use DEVICE=cpu" if os.environ.get("DEVICE") == "gpu" else ""
     free = f"end other processes that use it (`make doctor` shows the memory in use), reduce the model{elsewhere}"
-    if not fits(1, validation=False):
+    if not fits(devices, validation=False):
         raise PipelineError(f"memory does not suffice, even for a batch of one image: {free}")
-    if not fits(1, validation=True):
+    if not fits(devices, validation=True):
         raise PipelineError(
             f"memory does not suffice for a batch of validation images: {free}, or set training.validate_on=none"
         )
-    fitting = next(each for each in sizes_to_try(size, images) if each == 1 or fits(each, validation=True))
+    sizes = sizes_to_try(size, images, devices)
+    fitting = next(each for each in sizes if each == devices or fits(each, validation=True))
     if fitting == size:
         raise PipelineError(
             f"memory was exhausted, although an update with training.batch_size={size} fits now: another process may "
@@ -46,11 +49,14 @@ def explain_exhaustion() -> None:
     )
 
 
-def sizes_to_try(size: int, images: int) -> list[int]:
-    """The configured batch size, then the half, a quarter … of it, or of the number of images, down to 1."""
+def sizes_to_try(size: int, images: int, devices: int) -> list[int]:
+    """The configured batch size, then the half, a quarter … of it, or of the number of images, down to one per device.
+
+    All are multiples of the number of devices.
+    """
     sizes = [size]
-    while sizes[-1] > 1:
-        sizes.append(min(sizes[-1], images + 1) // 2)
+    while sizes[-1] > devices:
+        sizes.append(max(min(sizes[-1], images + 1) // 2 // devices, 1) * devices)
     return sizes
 
 
@@ -89,21 +95,15 @@ def train_one_batch(config: Config, train: Split, validation: Split, size: int) 
     """Train with all of `train` as one batch, and evaluate a batch of the validation images."""
     with importing_keras():
         from pipeline.core.backends.base import VALIDATION_BATCH
-        from pipeline.core.device import use_device
+        from pipeline.core.device import use_devices
         from pipeline.stages.train.fitting import fit_epoch, one_hot
         from pipeline.stages.train.training import set_up
 
     config = config.model_copy(update={"training": config.training.model_copy(update={"batch_size": size})})
-    validation, device = validation.first(VALIDATION_BATCH), use_device(config.training.deterministic)
+    validation, device = validation.first(VALIDATION_BATCH), use_devices(size, config.training.deterministic)
     with limited_memory() if device == "cpu" else contextlib.nullcontext():
         _, learner = set_up(config, train, validation, device)
         fit_epoch(learner, one_hot(train, validation, config), len(train.images), config, 1)
-
-
-def end_with_parent() -> None:
-    """Wait until standard input ends, which the parent holds open, and end this process."""
-    sys.stdin.read()
-    os._exit(1)
 
 
 if __name__ == "__main__":

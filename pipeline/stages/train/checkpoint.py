@@ -92,6 +92,10 @@ class Checkpoint:
             if old != path:
                 old.unlink(missing_ok=True)
 
+    def files(self) -> list[Path]:
+        """Files that hold the state of the training."""
+        return [*self.folder.glob("epoch-*.npz"), *self.folder.glob(BEST)]
+
     def restore(self, learner: keras.Model) -> list[Epoch]:
         """Load the last finished epoch into `learner` and return the metrics of all so far; empty for a new start."""
         for path in sorted(self.folder.glob("epoch-*.npz"), reverse=True):

@@ -9,7 +9,8 @@ from typing import Any
 import keras
 
 from pipeline.core.backends import load_backend
-from pipeline.core.errors import PipelineError, first_line, is_exhausted, without_secrets
+from pipeline.core.cluster import find_cluster
+from pipeline.core.errors import PipelineError, first_line, is_disconnected, is_exhausted, without_secrets
 from pipeline.core.targets import TARGET_KEY, targets
 from pipeline.stages.train.archive import is_keras
 
@@ -105,7 +106,7 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        if is_exhausted(error):
+        if is_exhausted(error) or (find_cluster() and is_disconnected(error)):
             raise
         raise PipelineError(f"{what}: {cause(error)}") from None
 

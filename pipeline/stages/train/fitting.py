@@ -55,7 +55,13 @@ class Learner(keras.Model):
         self.networks = networks
         self._image_losses = keras.losses.CategoricalCrossentropy(True, label_smoothing, reduction=None)
         self.accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
-        self.last_losses = self.add_weight(shape=(images,), initializer="zeros", trainable=False, name="last_losses")
+        self.last_losses = self.add_weight(
+            shape=(images,),
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",  # all devices compute the same
+            name="last_losses",
+        )
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -66,15 +72,17 @@ class Learner(keras.Model):
         members' layers add count, too, as in Keras.
         """
         added = keras.ops.sum([keras.ops.cast(loss, "float32") for loss in self.losses]) if self.losses else 0.0
+        backend, count = load_backend(), keras.ops.shape(x)[0]
         if not training:
-            return keras.ops.mean(self._image_losses(y, mix(y_pred))) + added / len(self.networks)
+            mean = keras.ops.mean(self._image_losses(y, mix(y_pred))) + added / len(self.networks)
+            return backend.loss_of_share(mean, mean, count)
         labels = keras.ops.broadcast_to(keras.ops.expand_dims(y, 1), keras.ops.shape(y_pred))
         losses = self._image_losses(labels, y_pred)
-        seen = keras.ops.scatter_update(self.last_losses, keras.ops.expand_dims(x, -1), keras.ops.mean(losses, axis=1))
-        self.last_losses.assign(seen)
+        numbers, means = backend.gather_shares(x), backend.gather_shares(keras.ops.mean(losses, axis=1))
+        self.last_losses.assign(keras.ops.scatter_update(self.last_losses, keras.ops.expand_dims(numbers, -1), means))
         mean = keras.ops.mean(losses) + added / len(self.networks)
         total = keras.ops.sum(keras.ops.mean(losses, axis=0)) + added
-        return total - keras.ops.stop_gradient(total - mean)
+        return backend.loss_of_share(total, mean, count)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Loss and accuracy of the ensemble."""
@@ -258,7 +266,7 @@ def reseed(learner: keras.Model, seeds: np.random.SeedSequence) -> None:
     """Set the state of every random layer from `seeds` alone."""
     states = [v for v in learner.non_trainable_variables if v.path.endswith("seed_generator_state")]
     for state, child in zip(states, seeds.spawn(len(states)), strict=True):
-        state.assign(child.generate_state(state.shape[0]).astype(state.dtype))
+        load_backend().seed(state, child)
 
 
 def best_epoch(epochs: list[Epoch]) -> int:

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import keras
 
 from pipeline.core import paths
+from pipeline.core.backends import load_backend
 from pipeline.core.config import Config
 from pipeline.core.dataset import Split
-from pipeline.core.device import use_device
+from pipeline.core.device import use_devices
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import md5, write_text
 from pipeline.core.machine import describe_machine, describe_versions
@@ -21,6 +22,7 @@ from pipeline.core.records import Provenance, TrainingRun
 from pipeline.stages.train.archive import save_network
 from pipeline.stages.train.checkpoint import Checkpoint, Epoch, open_checkpoint
 from pipeline.stages.train.fitting import compile_epochs
+from pipeline.stages.train.sharing import gather_peers, release_peers, send_checkpoint
 from pipeline.stages.train.training import (
     Trained,
     history_csv,
@@ -52,7 +54,8 @@ def train_and_record(
     provenance = find_provenance()
     watch.lap("log")
     try:
-        device = select_device(config)
+        leader = gather_peers(config)
+        device = select_devices(config)
         network, learner = set_up(config, images, validation, device)
         watch.lap("build")
     except Exception:
@@ -70,9 +73,11 @@ def train_and_record(
             executor.submit(look_up_packages).add_done_callback(tell_failure)  # while this process fits
             recorder.text("model_summary.txt", summary(network))
             watch.lap("log")
+            send_checkpoint(leader, checkpoint)
             with system_metrics(recorder):
                 report = reporter(recorder, config)
                 trained = train(network, learner, images, validation, config, checkpoint, report)
+            release_peers(leader)
             watch.lap("fit")
             save_network(paths.MODEL, trained.network)
             write_text(paths.HISTORY, history_csv(trained.epochs))
@@ -83,10 +88,10 @@ def train_and_record(
         checkpoint.discard()
 
 
-def select_device(config: Config) -> str:
-    """Select the device, without the messages that backends print."""
+def select_devices(config: Config) -> str:
+    """Select the devices, without the messages that backends print."""
     with stderr_held():
-        return use_device(deterministic=config.training.deterministic)
+        return use_devices(config.training.batch_size, config.training.deterministic)
 
 
 def reporter(recorder: Recorder, config: Config) -> Callable[[Epoch], None]:
@@ -130,7 +135,7 @@ def open_run(
     root = paths.project_root()
     run = executor.submit(continue_run, store, checkpoint.run_id, root).result()
     if run is None:
-        tags = {"device": device, "keras.backend": keras.backend.backend()}
+        tags = {"device": device, "devices": str(load_backend().devices), "keras.backend": keras.backend.backend()}
         tags["precision"] = keras.config.dtype_policy().name
         run = executor.submit(start_run, store, config, root, provenance, tags).result()
         checkpoint.run_id = run.run_id
@@ -167,6 +172,7 @@ def describe(
         run_id=recorder.run_id,
         model_md5=digest,
         device=device,
+        devices=load_backend().devices,
         backend=keras.backend.backend(),
         precision=keras.config.dtype_policy().name,
         parameters=trained.network.count_params(),

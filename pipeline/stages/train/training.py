@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from pipeline.core import paths
+from pipeline.core.backends import load_backend
 from pipeline.core.config import Config
 from pipeline.core.dataset import Split
 from pipeline.core.device import choose_precision
@@ -45,16 +46,17 @@ def set_up(config: Config, train: Split, validation: Split, device: str) -> tupl
     keras.config.set_dtype_policy(FLOAT32)
     with explained("model"):
         network = trained = build_network(config.model, shape, classes)
-    augmentation = build_augmentation(training, shape)
-    precision = choose_precision(training.precision, device)
-    if precision != FLOAT32:
+    precision, backend = choose_precision(training.precision, device), load_backend()
+    with backend.on_all_devices():
+        augmentation = build_augmentation(training, shape)  # in float32
         keras.config.set_dtype_policy(precision)
-        trained = build_network(config.model, shape, classes)
-        trained.set_weights(network.get_weights())
-    optimizer = build_optimizer(config.optimizer, training, count_updates(len(train.images), training))
-    images = np.concatenate([train.images, validation.images])
-    with explained(UNTRAINABLE):
-        return network, prepare(trained, optimizer, augmentation, training, images)
+        if precision != FLOAT32 or backend.devices > 1:
+            trained = build_network(config.model, shape, classes)
+            trained.set_weights(network.get_weights())
+        optimizer = build_optimizer(config.optimizer, training, count_updates(len(train.images), training))
+        images = np.concatenate([train.images, validation.images])
+        with explained(UNTRAINABLE):
+            return network, prepare(trained, optimizer, augmentation, training, images)
 
 
 def train(
@@ -97,8 +99,12 @@ def training_name(config: Config, device: str) -> str:
     backend = keras.backend.backend()
     relevant["computed_by"] = [keras.__version__, backend, find_version(backend), device]
     relevant["precision"] = keras.config.dtype_policy().name
-    code = sorted(Path(__file__).parents[2].rglob("*.py"))
-    return fingerprint(relevant, [paths.TRAIN, paths.VALIDATION, *code])
+    return fingerprint(relevant, [paths.TRAIN, paths.VALIDATION, *code_files()])
+
+
+def code_files() -> list[Path]:
+    """All modules of this project."""
+    return sorted(Path(__file__).parents[2].rglob("*.py"))
 
 
 def summary(network: keras.Model) -> str:

@@ -56,11 +56,16 @@ def test_other_errors_are_not_about_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "images", "sizes"),
-    [(8, 100, [8, 4, 2, 1]), (100, 10, [100, 5, 2, 1]), (1, 10, [1]), (3, 3, [3, 1]), (50, 1, [50, 1])],
+    ("size", "images", "devices", "sizes"),
+    [
+        *((8, 100, 1, [8, 4, 2, 1]), (100, 10, 1, [100, 5, 2, 1]), (1, 10, 1, [1]), (3, 3, 1, [3, 1])),
+        *((50, 1, 1, [50, 1]), (96, 1000, 8, [96, 48, 24, 8]), (64, 5, 4, [64, 4]), (4, 100, 4, [4])),
+    ],
 )
-def test_sizes_are_halved_down_to_one_image(size: int, images: int, sizes: list[int]) -> None:
-    assert sizes_to_try(size, images) == sizes
+def test_sizes_are_halved_down_to_one_image_for_each_device(
+    size: int, images: int, devices: int, sizes: list[int]
+) -> None:
+    assert sizes_to_try(size, images, devices) == sizes
 
 
 def configure(project: Project, size: int, scale: int) -> None:

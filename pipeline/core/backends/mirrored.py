@@ -1,0 +1,138 @@
+"""TensorFlow on several devices: each holds a copy of all variables, and trains on its share of every batch."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from pipeline.core.backends.base import VALIDATION_BATCH, Pass
+from pipeline.core.errors import PipelineError
+
+# Options that Keras applies to each device's gradient, or that fail inside the loop over devices.
+LOCAL = ("clipnorm", "clipvalue", "global_clipnorm", "gradient_accumulation_steps", "ema_overwrite_frequency")
+Step = Callable[[Any, Any], None]
+
+
+class Mirrored:
+    """Training with `tf.distribute.MirroredStrategy`, whose results do not depend on the number of devices.
+
+    Keras's `fit` does not support several steps per execution with it (keras-team/keras#19246), and gives a device no
+    images if the last batch is small, which breaks the collective operations. So batches are divided here.
+    """
+
+    def __init__(self, devices: list[str]) -> None:
+        self.strategy = tf.distribute.MirroredStrategy(devices)
+        self.devices = len(devices)
+
+    def synchronize(self, network: keras.Model) -> keras.Model:
+        """Make every batch normalization of a network use the statistics of all devices."""
+        for layer in network._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.synchronized = True
+        return network
+
+    def check(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+        """Return the optimizer. Raises PipelineError if one of its options needs the gradient of the whole batch."""
+        for name in LOCAL:
+            if getattr(optimizer, name, None) is not None:
+                raise PipelineError(
+                    f"optimizer.{name}: Keras does not support it on several devices with TensorFlow: remove it, use "
+                    "BACKEND=jax, or DEVICES=1"
+                )
+        return optimizer
+
+    def loss_of_share(self, total: Any, mean: Any, count: Any) -> Any:
+        """Weigh the gradient by the share's part of the batch: the optimizer sums over devices.
+
+        Keras multiplies the value by the number of devices before it averages over images.
+        """
+        context = tf.distribute.get_replica_context()
+        count = tf.cast(count, total.dtype)
+        weighted = total * count / context.all_reduce(tf.distribute.ReduceOp.SUM, count)
+        return weighted - tf.stop_gradient(weighted - mean / self.devices)
+
+    def gather_shares(self, values: Any) -> Any:
+        """Concatenate the values of all devices."""
+        return tf.distribute.get_replica_context().all_gather(values, axis=0)
+
+    def seed(self, state: keras.Variable, seeds: np.random.SeedSequence) -> None:
+        """Give every device its own random numbers."""
+        parts = self.strategy.experimental_local_results(state.value)
+        for part, child in zip(parts, [seeds, *seeds.spawn(len(parts) - 1)], strict=True):
+            part.assign(child.generate_state(state.shape[0]).astype(state.dtype))
+
+    def check_batches(self, data: Pass) -> None:
+        """Raise PipelineError if a batch has fewer images than there are devices."""
+        for indices, size in ((data.order, data.batch_size), (data.validation, self.validation_batch)):
+            rest = len(indices) % size
+            if 0 < rest < self.devices:
+                raise PipelineError(
+                    f"the last batch of {len(indices):,} images has {rest}, fewer than the {self.devices} devices, "
+                    "which TensorFlow does not support: change training.batch_size or training.validation_fraction, "
+                    "use BACKEND=jax, or DEVICES=1"
+                )
+
+    @property
+    def validation_batch(self) -> int:
+        """Number of validation images in a batch, a multiple of the number of devices."""
+        return max(VALIDATION_BATCH // self.devices, 1) * self.devices
+
+    def fit_epoch(self, learner: keras.Model, data: Pass, bars: list[keras.callbacks.Callback]) -> dict[str, float]:
+        """Update the learner once per batch, evaluate the validation images, and return the metrics by name."""
+        self.check_batches(data)
+        train, test = compile_steps(learner)
+        labels = tf.constant(data.labels)
+        for bar in bars:
+            bar.set_params({"steps": math.ceil(len(data.order) / data.batch_size)})
+            bar.on_epoch_begin(0)
+        figures = self.run(learner, train, data.order, labels, data.batch_size, bars)
+        if len(data.validation):
+            validation = self.run(learner, test, data.validation, labels, self.validation_batch, [])
+            figures |= {f"val_{name}": value for name, value in validation.items()}
+        for bar in bars:
+            bar.on_epoch_end(0, figures)
+        return figures
+
+    def run(
+        self,
+        learner: keras.Model,
+        step: Step,
+        indices: NDArray[np.int32],
+        labels: Any,
+        size: int,
+        bars: list[keras.callbacks.Callback],
+    ) -> dict[str, float]:
+        """Call a step with every batch of `size` images, and return the metrics."""
+        learner.reset_metrics()
+        for number, start in enumerate(range(0, len(indices), size)):
+            step(self.divide(indices[start : start + size]), labels)
+            for bar in bars:
+                bar.on_train_batch_end(number)
+        return {name: float(value) for name, value in learner.get_metrics_result().items()}
+
+    def divide(self, batch: NDArray[np.int32]) -> Any:
+        """Divide a batch into shares, one per device, whose sizes differ by one at most."""
+        shares = np.array_split(batch, self.devices)
+        return self.strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(shares[context.replica_id_in_sync_group])
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def compile_steps(learner: keras.Model) -> tuple[Step, Step]:
+    """Compiled functions of each device's image indices and the labels of all images: one trains, one evaluates."""
+    strategy = learner.distribute_strategy
+
+    def compiled(step: Callable[[tuple[Any, Any]], Any]) -> Step:
+        def run(shares: Any, labels: Any) -> None:
+            strategy.run(lambda numbers: step((numbers, tf.gather(labels, numbers))), args=(shares,))
+
+        function: Step = tf.function(run, reduce_retracing=True)
+        return function
+
+    return compiled(learner.train_step), compiled(learner.test_step)
