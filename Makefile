@@ -16,6 +16,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # use `python -m` because installed scripts contain the original path of the environment, and a project may be moved.
 
 COMPILE := uv pip compile -q --universal --python-version 3.11 --generate-hashes
+# Of several machines that train together, only the first one runs the pipeline.
+PIPELINE = $(if $(filter-out 0,$(JAX_PROCESS_ID)),pipeline.stages.train,dvc repro)
 TORCH = $(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements-torch.txt)
 N ?= 5
 
@@ -27,7 +29,7 @@ help: ## list the targets
 repro: .venv/$(LOCK) ## set up the environment and run the pipeline; DEVICES=N or all trains on several devices
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "$(CURDIR) is not a git repository, which DVC needs: \
 	get the project with git clone, or run git init here" >&2; exit 1; }
-	@case "$${JAX_PROCESS_ID:-0}" in 0) set -x; $(BIN)/python -m dvc repro;; *) $(BIN)/python -m pipeline.stages.train;; esac
+	$(BIN)/python -m $(PIPELINE)
 
 seeds: .venv/$(LOCK) ## train the current configuration with seeds 1 to N (default 5), as DVC experiments, for the gate
 	$(BIN)/python -m dvc exp run --queue -S '++seed=range(1,$(shell expr $(N) + 1))'

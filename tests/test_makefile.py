@@ -123,6 +123,11 @@ def test_a_backend_is_installed_and_used(folder: Path) -> None:
     assert says_hello(folder)
 
 
+@pytest.mark.parametrize(("number", "program"), [("", "dvc repro"), ("0", "dvc repro"), ("1", "pipeline.stages.train")])
+def test_only_the_first_of_several_machines_runs_the_pipeline(folder: Path, number: str, program: str) -> None:
+    assert f"/python -m {program}\n" in make(folder, "--dry-run", "repro", f"JAX_PROCESS_ID={number}")
+
+
 def test_promotion_needs_tensorflow_with_every_backend(folder: Path) -> None:
     for name in ("jax", "torch"):
         assert "rm .venv/requirements.txt.unfinished" in make(folder, "--dry-run", "promote", f"BACKEND={name}")

@@ -64,5 +64,9 @@ class PipelineError(Exception):
         super().__init__(without_secrets(message))
 
 
+class LostProcessError(PipelineError):
+    """Another process of the training was lost. The training can continue from its checkpoint."""
+
+
 class UsedElsewhereError(PipelineError):
     """Another process uses the project at its earlier location, to which new records would go."""

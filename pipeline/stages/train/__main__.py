@@ -1,7 +1,8 @@
 """Train the network, record the run in MLflow, and write models/.
 
 If a training run was killed, the next run of the stage resumes it after its last finished epoch.
-Environment variables: DEVICE (auto, cpu or gpu), MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, KERAS_BACKEND.
+Environment variables: DEVICE (auto, cpu or gpu), DEVICES (a number or all), KERAS_BACKEND, MLFLOW_TRACKING_URI,
+MLFLOW_EXPERIMENT_NAME; JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS for several machines.
 """
 
 import atexit
@@ -39,8 +40,10 @@ def run() -> None:
     except Exception as error:
         if cluster and is_disconnected(error):
             raise PipelineError(f"another process was lost ({first_line(error)}). {AGAIN}") from None
-        if cluster or not is_exhausted(error):
+        if not is_exhausted(error):
             raise
+        if cluster:
+            raise PipelineError("memory was exhausted: set a smaller training.batch_size") from None
         suggest_batch_size()
 
 

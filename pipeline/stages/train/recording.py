@@ -12,7 +12,7 @@ from pipeline.core.backends import load_backend
 from pipeline.core.config import Config
 from pipeline.core.dataset import Split
 from pipeline.core.device import use_devices
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import LostProcessError, PipelineError
 from pipeline.core.files import md5, write_text
 from pipeline.core.machine import describe_machine, describe_versions
 from pipeline.core.process.stage import stderr_held
@@ -54,7 +54,7 @@ def train_and_record(
     provenance = find_provenance()
     watch.lap("log")
     try:
-        leader = gather_peers(config)
+        leader = gather_peers(config, opening)
         device = select_devices(config)
         network, learner = set_up(config, images, validation, device)
         watch.lap("build")
@@ -118,8 +118,8 @@ def ended_early(recorder: Recorder, checkpoint: Checkpoint) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, PipelineError):  # it would diverge again; after other errors, training resumes
-            checkpoint.discard()
+        if isinstance(error, PipelineError) and not isinstance(error, LostProcessError):
+            checkpoint.discard()  # it would diverge again; after other errors, training resumes
         try:
             recorder.status("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             recorder.flush(PATIENCE)

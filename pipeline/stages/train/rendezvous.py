@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.core.cluster import ADDRESS, AGAIN, COUNT, INDEX, Cluster
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import LostProcessError, PipelineError
 
 PATIENCE = 300.0  # seconds to wait for the other processes
 TICK = 0.1  # seconds
@@ -53,13 +53,10 @@ class Leader:
                 send(peer, content)
 
     def finish(self) -> None:
-        """Wait until all peers have finished. Raises PipelineError if one of them was lost."""
+        """Wait until all peers have finished. A peer that is lost now is no longer needed."""
         with self._change:
             self._change.wait_for(lambda: self._lost or len(self._done) == len(self._peers), PATIENCE)
-            missing = sorted(self._peers.keys() - self._done)
         self.close()
-        if missing:
-            raise PipelineError(f"process {missing[0]} was lost. {AGAIN}")
 
     def close(self) -> None:
         """End all connections."""
@@ -280,8 +277,8 @@ def finished(peer: socket.socket) -> bool:
 
 @contextmanager
 def losing(process: int) -> Iterator[None]:
-    """Turn errors of the connection to this process into PipelineError."""
+    """Turn errors of the connection to this process into LostProcessError."""
     try:
         yield
     except (OSError, EOFError, ValueError) as error:
-        raise PipelineError(f"process {process} was lost ({error or 'it has ended'}). {AGAIN}") from None
+        raise LostProcessError(f"process {process} was lost ({error or 'it has ended'}). {AGAIN}") from None

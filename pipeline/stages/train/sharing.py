@@ -5,6 +5,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
 
 import keras
@@ -19,19 +20,21 @@ from pipeline.core.process.stage import stderr_held
 from pipeline.stages.train.checkpoint import Checkpoint
 from pipeline.stages.train.rendezvous import Facts, Leader, free_port, own_address
 from pipeline.stages.train.training import code_files
+from pipeline.tracking.store import Store
 
 SETTINGS = "settings.json"
 
 
-def gather_peers(config: Config) -> Leader | None:
+def gather_peers(config: Config, opening: Future[Store]) -> Leader | None:
     """Wait for the peers, send them the configuration and the images, and connect the backend with theirs.
 
-    None if this process trains alone.
+    None if this process trains alone. Otherwise, errors from opening the store come first.
     """
     cluster = find_cluster()
     if cluster is None:
         return None
     load_backend().check_cluster(cluster)
+    opening.result()
     announce(cluster)
     leader = Leader(cluster, same_everywhere())
     port = free_port()

@@ -39,7 +39,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for seconds, not for minutes."""
-    monkeypatch.setattr(rendezvous, "PATIENCE", 3.0)
+    monkeypatch.setattr(rendezvous, "PATIENCE", 2.0)
     monkeypatch.setattr(rendezvous, "ANSWER", 0.2)
 
 
@@ -114,7 +114,7 @@ def test_a_peer_that_does_not_fit_is_refused(
     with pytest.raises(PipelineError) as raised:
         Peer(cluster_of(port, peer, 2 if peer == 1 else 4), facts)
     assert str(raised.value).startswith(message)
-    with pytest.raises(PipelineError, match=f"^process 1 did not connect to 127.0.0.1:{port} within 3 s: run the same"):
+    with pytest.raises(PipelineError, match=f"^process 1 did not connect to 127.0.0.1:{port} within 2 s: run the same"):
         leader.result()
     assert capsys.readouterr().out.startswith(f"train: refused a process: {message}")
 
@@ -166,8 +166,7 @@ def test_a_lost_peer_is_named_and_ends_process_0(
     output = capsys.readouterr().out
     assert "train: lost the connection to process 1\n" in output
     assert "train: process 1 was lost. Run the same command on every machine again: training continues" in output
-    with pytest.raises(PipelineError, match=r"^process 1 was lost\. Run the same command on every machine again"):
-        leader.finish()
+    leader.finish()  # which no longer needs process 1
     with pytest.raises(PipelineError, match=r"^process 1 was lost \(.*\)\. Run the same command on every"):
         leader.send(b"x" * 10_000_000)
 
