@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.backends import measure_backends, measure_epochs
 from benchmarks.command import ROOT, clone, epoch_seconds, repro, run
 from benchmarks.comparison import draw
+from benchmarks.devices import measure_devices
 from benchmarks.figures import Figures, add, report
 from benchmarks.idea import measure_idea, measure_tests
 from benchmarks.recipes import measure_recipes
@@ -94,6 +95,11 @@ def measure_each_backend(folder: Path, data: Path, arguments: argparse.Namespace
 def measure_backend_epochs(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
     """Measure the epochs of the notebook's network on every Keras backend, as ratios to the script's."""
     return measure_epochs(folder, data, arguments.pairs, arguments.torch)
+
+
+def measure_scaling(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
+    """Measure the epochs on several devices and in several processes."""
+    return measure_devices(folder, data, arguments.pairs)
 
 
 def measure_champion(project: Path, data: Path, rounds: int) -> Figures:
@@ -211,6 +217,7 @@ PARTS = {
     "recipes": measure_accuracy,
     "backends": measure_each_backend,
     "epochs": measure_backend_epochs,
+    "devices": measure_scaling,
 }
 QUICK = ("idea", "pipeline")
 

@@ -10,6 +10,7 @@ from benchmarks.figures import Figures, add
 from benchmarks.gpu import facts_of, prepare, set_seed, until_fit
 
 RECIPES = ("notebook", "fast", "quick", "champion")
+SCRIPT_EPOCHS = 20
 SAME_EPOCHS = ("notebook", "baseline")  # recipes whose epochs do the same as the plain script's
 EPOCHS = 6
 
@@ -30,12 +31,16 @@ def measure_backends(folder: Path, data: Path, rounds: int, torch: str | None) -
 
 
 def measure_epochs(folder: Path, data: Path, rounds: int, torch: str | None) -> Figures:
-    """Measure epochs of the script on TensorFlow and of the same training on every backend, alternately."""
+    """Measure epochs of the script on TensorFlow and of the same training on every backend, alternately.
+
+    The recipe `fast` is compared as a whole, with all epochs of the script.
+    """
     figures: Figures = {}
     projects = {
         name: prepare(folder / f"{name}-epochs", {"recipe": name, "training": {"epochs": EPOCHS}}, data)
         for name in SAME_EPOCHS
     }
+    fast = prepare(folder / "fast-whole", {"recipe": "fast"}, data)
     script = [sys.executable, "-m", "benchmarks.peers.notebook", str(data), str(EPOCHS)]
     for seed in range(1, rounds + 1):
         plain = json.loads(run(script, ROOT, KERAS_BACKEND="tensorflow").output.splitlines()[-1])
@@ -47,6 +52,11 @@ def measure_epochs(folder: Path, data: Path, rounds: int, torch: str | None) -> 
                 ours = statistics.median(epoch_seconds(project))
                 add(figures, f"{recipe}_{backend}_epoch_seconds", ours, "s")
                 add(figures, f"{recipe}_{backend}_epoch_ratio", ours / theirs, "ratio")
+        for backend, python in interpreters(torch).items():
+            trained = train(fast, seed, backend, python)
+            add(figures, f"fast_{backend}_accuracy", *trained["accuracy"])
+            seconds, _ = trained["fit_seconds"]
+            add(figures, f"fast_{backend}_ratio", seconds / (SCRIPT_EPOCHS * theirs), "ratio")
     return figures
 
 

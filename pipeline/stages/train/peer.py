@@ -6,6 +6,7 @@ checkpoint from process 0, and computes the same epochs, each process with its s
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,10 @@ def run_peer(cluster: Cluster) -> None:
         messages = child.stderr.read().decode(errors="replace")
     if child.returncode < 0 and DISCONNECTED.search(messages):
         raise PipelineError(f"process 0 ended, or the connection to {cluster.address} was lost. {AGAIN}")
+    if child.returncode < 0:
+        print(messages, end="")
+        name = signal.Signals(-child.returncode).name
+        raise PipelineError(f"process {cluster.process} was ended by {name} (is there enough memory?). {AGAIN}")
     if child.returncode:
         sys.exit(messages.strip())
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.conftest import PATH, Project, Start, clone, free_port
@@ -113,6 +114,19 @@ def test_one_of_two_processes_is_killed(leader: Project, peer: Project, start: S
     leader.succeed(*TRAIN, **ALONE)
     assert together == pytest.approx(history(leader), rel=1e-4)
     assert not list((leader.root / ".resume").glob("*"))
+
+
+@pytest.mark.jax
+def test_a_peer_explains_that_its_child_was_killed(leader: Project, peer: Project, start: Start) -> None:
+    port = free_port()
+    training, helping = start(TRAIN, leader.root, **cluster(0, port)), start(TRAIN, peer.root, **cluster(1, port))
+    wait_for(training, f"epoch   2/{EPOCHS}")
+    (child,) = psutil.Process(helping.pid).children()
+    child.kill()
+    status, output = finish(helping)
+    message = "train: process 1 was ended by SIGKILL (is there enough memory?). "
+    assert (status, f"{message}{AGAIN}" in output) == (1, True), output
+    assert finish(training)[0] == 1
 
 
 @pytest.mark.jax
