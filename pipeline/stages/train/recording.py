@@ -54,7 +54,7 @@ def train_and_record(
     provenance = find_provenance()
     watch.lap("log")
     try:
-        leader = gather_peers(config, opening)
+        leader = gather_peers(config, check=opening.result)
         device = select_devices(config)
         network, learner = set_up(config, images, validation, device)
         watch.lap("build")

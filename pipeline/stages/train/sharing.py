@@ -4,8 +4,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import keras
@@ -20,21 +19,20 @@ from pipeline.core.process.stage import stderr_held
 from pipeline.stages.train.checkpoint import Checkpoint
 from pipeline.stages.train.rendezvous import Facts, Leader, free_port, own_address
 from pipeline.stages.train.training import code_files
-from pipeline.tracking.store import Store
 
 SETTINGS = "settings.json"
 
 
-def gather_peers(config: Config, opening: Future[Store]) -> Leader | None:
+def gather_peers(config: Config, check: Callable[[], object]) -> Leader | None:
     """Wait for the peers, send them the configuration and the images, and connect the backend with theirs.
 
-    None if this process trains alone. Otherwise, errors from opening the store come first.
+    None if this process trains alone. `check` is called before waiting, to raise errors at once.
     """
     cluster = find_cluster()
     if cluster is None:
         return None
     load_backend().check_cluster(cluster)
-    opening.result()
+    check()
     announce(cluster)
     leader = Leader(cluster, same_everywhere())
     port = free_port()
