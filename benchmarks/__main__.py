@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.backends import measure_backends, measure_epochs
+from benchmarks.backends import measure_backends, measure_epochs, measure_fast
 from benchmarks.command import ROOT, clone, epoch_seconds, repro, run
 from benchmarks.comparison import draw
 from benchmarks.devices import measure_devices
@@ -95,6 +95,11 @@ def measure_each_backend(folder: Path, data: Path, arguments: argparse.Namespace
 def measure_backend_epochs(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
     """Measure the epochs of the notebook's network on every Keras backend, as ratios to the script's."""
     return measure_epochs(folder, data, arguments.pairs, arguments.torch)
+
+
+def measure_fast_recipe(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
+    """Measure recipe=fast as a ratio to all epochs of the script."""
+    return measure_fast(folder, data, arguments.pairs)
 
 
 def measure_scaling(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
@@ -217,6 +222,7 @@ PARTS = {
     "recipes": measure_accuracy,
     "backends": measure_each_backend,
     "epochs": measure_backend_epochs,
+    "fast": measure_fast_recipe,
     "devices": measure_scaling,
 }
 QUICK = ("idea", "pipeline")

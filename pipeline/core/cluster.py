@@ -2,9 +2,11 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, first_line, is_disconnected, is_exhausted
 
 # The names that JAX's documentation uses, and that Kubeflow and other launchers set.
 COUNT, INDEX, ADDRESS = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS"
@@ -51,6 +53,19 @@ def find_cluster() -> Cluster | None:
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) <= HIGHEST_PORT:
         raise PipelineError(f"{ADDRESS}={address}: must be HOST:PORT of process 0, the same for all processes")
     return Cluster(host.strip("[]"), int(port), processes, process)
+
+
+@contextmanager
+def cluster_errors() -> Iterator[None]:
+    """Explain errors in this block that are due to a lost process or to exhausted memory."""
+    try:
+        yield
+    except Exception as error:
+        if is_disconnected(error):
+            raise PipelineError(f"another process was lost ({first_line(error)}). {AGAIN}") from None
+        if is_exhausted(error):
+            raise PipelineError("memory was exhausted: set a smaller training.batch_size") from None
+        raise
 
 
 def number(name: str) -> int | None:

@@ -70,6 +70,7 @@ class Jax(Backend):
     def connect(self, cluster: Cluster, port: int, own_address: str) -> None:
         """Connect to JAX's coordinator, which runs in process 0."""
         jax.config.update("jax_enable_recoverability", True)  # or JAX aborts process 0 when a peer is lost
+        jax.config.update("jax_enable_preemption_service", False)  # it would ignore SIGTERM
         jax.config.update("jax_check_proxy_envs", False)  # this pipeline excludes its own addresses
         jax.distributed.initialize(
             cluster.at(port),
@@ -105,6 +106,13 @@ class Jax(Backend):
         if self._all is None or len(numbers) % self.devices:
             return numbers
         return jax.lax.with_sharding_constraint(numbers, self._all.get_data_layout(numbers.shape).backend_layout)
+
+    def wait(self, state: State) -> State:
+        """Wait for the computation, if it is on several devices.
+
+        On processors, several unfinished ones can block each other: each occupies threads until all its devices meet.
+        """
+        return jax.block_until_ready(state) if self.devices > 1 else state
 
     def copy(self, values: Any) -> Any:
         """Copy an array to all devices."""
@@ -206,7 +214,7 @@ def one_by_one(step: Step) -> Callable[..., State]:
         if start == stop:
             compiled(jax.tree.map(jnp.copy, state), batches[0], labels)
         for numbers in batches[start:stop]:
-            state = compiled(state, numbers, labels)
+            state = BACKEND.wait(compiled(state, numbers, labels))
         return state
 
     return run
@@ -238,10 +246,10 @@ def run_pass(
     learner.reset_metrics()
     state, done = tuple([variable.value for variable in group] for group in variables(learner)), 0
     for batches, count in parts:
-        stride = math.ceil(count / MOVES) if bars else count
+        stride = math.ceil(count / MOVES) if bars or jax.process_count() > 1 else count  # equal in all processes
         for start in range(0, count, stride):
             stop = start if idle else min(start + stride, count)
-            state = run(state, batches, start, stop, labels)
+            state = BACKEND.wait(run(state, batches, start, stop, labels))
             for bar in bars:
                 jax.block_until_ready(state)
                 bar.on_train_batch_end(done + stop - 1)

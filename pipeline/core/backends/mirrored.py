@@ -11,6 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipeline.core.backends.base import VALIDATION_BATCH, Pass
+from pipeline.core.backends.fused import is_fusible
 from pipeline.core.errors import PipelineError
 
 # Options that Keras applies to each device's gradient, or that fail inside the loop over devices.
@@ -33,6 +34,8 @@ class Mirrored:
         """Make every batch normalization of a network use the statistics of all devices."""
         for layer in network._flatten_layers():
             if isinstance(layer, keras.layers.BatchNormalization):
+                if is_fusible(layer):
+                    layer.__class__ = Unbiased
                 layer.synchronized = True
         return network
 
@@ -110,29 +113,55 @@ class Mirrored:
         """Call a step with every batch of `size` images, and return the metrics."""
         learner.reset_metrics()
         for number, start in enumerate(range(0, len(indices), size)):
-            step(self.divide(indices[start : start + size]), labels)
+            step(tf.constant(indices[start : start + size]), labels)
             for bar in bars:
                 bar.on_train_batch_end(number)
         return {name: float(value) for name, value in learner.get_metrics_result().items()}
 
-    def divide(self, batch: NDArray[np.int32]) -> Any:
-        """Divide a batch into shares, one per device, whose sizes differ by one at most."""
-        shares = np.array_split(batch, self.devices)
-        return self.strategy.experimental_distribute_values_from_function(
-            lambda context: tf.constant(shares[context.replica_id_in_sync_group])
-        )
-
 
 @functools.lru_cache(maxsize=1)
 def compile_steps(learner: keras.Model) -> tuple[Step, Step]:
-    """Compiled functions of each device's image indices and the labels of all images: one trains, one evaluates."""
+    """Compiled functions of the image indices of a batch and the labels of all images: one trains, one evaluates.
+
+    The size of a batch is no constant in them, since devices with different constants would compile different graphs.
+    """
     strategy = learner.distribute_strategy
+    signature = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, None], tf.float32)
 
     def compiled(step: Callable[[tuple[Any, Any]], Any]) -> Step:
-        def run(shares: Any, labels: Any) -> None:
-            strategy.run(lambda numbers: step((numbers, tf.gather(labels, numbers))), args=(shares,))
+        def on_device(batch: Any, labels: Any) -> None:
+            numbers = share_of(batch)
+            step((numbers, tf.gather(labels, numbers)))
 
-        function: Step = tf.function(run, reduce_retracing=True)
+        def run(batch: Any, labels: Any) -> None:
+            strategy.run(on_device, args=(batch, labels))
+
+        function: Step = tf.function(run, input_signature=signature)
         return function
 
     return compiled(learner.train_step), compiled(learner.test_step)
+
+
+def share_of(batch: Any) -> Any:
+    """This device's share of a batch. The sizes of shares differ by one at most."""
+    context = tf.distribute.get_replica_context()
+    device, devices = context.replica_id_in_sync_group, context.num_replicas_in_sync
+    size, larger = tf.size(batch) // devices, tf.size(batch) % devices
+    start = device * size + tf.minimum(device, larger)
+    return batch[start : start + size + tf.cast(device < larger, tf.int32)]
+
+
+class Unbiased(keras.layers.BatchNormalization):
+    """Batch normalization of a convolution's output, which averages unbiased variances, as on one device."""
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Normalize the inputs, and correct the moving variance: its average adds n / (n - 1) times Keras's."""
+        if mask is not None or not (training and self.trainable):
+            return super().call(inputs, training=training, mask=mask)
+        before = tf.identity(self.moving_variance.value)
+        outputs = super().call(inputs, training=training)
+        local = tf.cast(tf.size(inputs) // inputs.shape[-1], before.dtype)
+        count = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, local)
+        added = self.moving_variance.value - self.momentum * before
+        self.moving_variance.assign(self.momentum * before + added * count / (count - 1))
+        return outputs

@@ -87,7 +87,7 @@ class TensorFlow(Backend):
 
     def fuse_optimizer(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
         """Use one operation per variable, where TensorFlow has one."""
-        return self._mirrored.check(optimizer) if self._mirrored else fuse_optimizer(optimizer)
+        return fuse_optimizer(self._mirrored.check(optimizer) if self._mirrored else optimizer)
 
     def loss_of_share(self, total: Any, mean: Any, count: Any) -> Any:
         """Weigh a device's share by its number of images."""

@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import pickle
+import shutil
 import signal
 import sys
 import threading
@@ -176,9 +177,11 @@ def exit_at_once() -> NoReturn:
     os._exit(status)
 
 
-def end_with_parent() -> None:
-    """Wait until standard input ends, which the parent holds open, and end this process."""
+def end_with_parent(folder: str | None = None) -> None:
+    """Wait until standard input ends, which the parent holds open. Then remove the folder, and end this process."""
     sys.stdin.read()
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

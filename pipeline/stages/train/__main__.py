@@ -14,9 +14,9 @@ from typing import NoReturn
 import psutil
 
 from pipeline.core import paths
-from pipeline.core.cluster import AGAIN, find_cluster
+from pipeline.core.cluster import cluster_errors, find_cluster
 from pipeline.core.dataset import load_split
-from pipeline.core.errors import PipelineError, first_line, is_disconnected, is_exhausted
+from pipeline.core.errors import is_exhausted
 from pipeline.core.process.stage import check_backend, importing_keras, run_stage
 from pipeline.core.process.stopwatch import Stopwatch
 from pipeline.core.process.worker import Worker
@@ -32,18 +32,15 @@ def run() -> None:
     If memory is exhausted, suggest a smaller batch size.
     """
     cluster = find_cluster()
+    if cluster:
+        with cluster_errors():
+            run_peer(cluster) if cluster.process else train()
+        return
     try:
-        if cluster and cluster.process:
-            run_peer(cluster)
-        else:
-            train()
+        train()
     except Exception as error:
-        if cluster and is_disconnected(error):
-            raise PipelineError(f"another process was lost ({first_line(error)}). {AGAIN}") from None
         if not is_exhausted(error):
             raise
-        if cluster:
-            raise PipelineError("memory was exhausted: set a smaller training.batch_size") from None
         suggest_batch_size()
 
 

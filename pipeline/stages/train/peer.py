@@ -14,13 +14,15 @@ import threading
 from pathlib import Path
 
 from pipeline.core import paths
-from pipeline.core.cluster import AGAIN, Cluster, find_cluster
+from pipeline.core.cluster import AGAIN, Cluster, cluster_errors, find_cluster
 from pipeline.core.config import Config
 from pipeline.core.dataset import load_split
 from pipeline.core.errors import DISCONNECTED, PipelineError
 from pipeline.core.process.stage import importing_keras, run_stage, stderr_held
 from pipeline.core.process.worker import end_with_parent
 
+FOLDER = "PEER_FOLDER"  # for what process 0 sends; the child removes it if its parent was killed
+TERMINATED = 128 + signal.SIGTERM  # the exit status that shells report for a process that this signal ended
 PROGRAM = (sys.executable, "-m", "pipeline.stages.train.peer")
 
 
@@ -33,9 +35,15 @@ def run_peer(cluster: Cluster) -> None:
         raise PipelineError(
             f"process {cluster.process} trains along without DVC: run `make repro` or `python -m pipeline.stages.train`"
         )
-    with subprocess.Popen(PROGRAM, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        assert child.stderr is not None
-        messages = child.stderr.read().decode(errors="replace")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    with tempfile.TemporaryDirectory() as folder:  # which this process removes, even if the child is aborted
+        environment = os.environ | {"TMPDIR": folder, FOLDER: folder}
+        with subprocess.Popen(PROGRAM, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as child:
+            assert child.stderr is not None
+            try:
+                messages = child.stderr.read().decode(errors="replace")
+            except KeyboardInterrupt:
+                sys.exit(f"\ntrain: process {cluster.process} was interrupted, which ends all others. {AGAIN}")
     if child.returncode < 0 and DISCONNECTED.search(messages):
         raise PipelineError(f"process 0 ended, or the connection to {cluster.address} was lost. {AGAIN}")
     if child.returncode < 0:
@@ -46,12 +54,19 @@ def run_peer(cluster: Cluster) -> None:
         sys.exit(messages.strip())
 
 
-def train_along() -> None:
-    """Train until process 0 has no more epochs.
+def run() -> None:
+    """Train along, and end when the parent process ends."""
+    folder = os.environ[FOLDER]
+    threading.Thread(target=end_with_parent, args=(folder,), daemon=True).start()
+    with cluster_errors():
+        train_along(Path(folder))
+
+
+def train_along(folder: Path) -> None:
+    """Train until process 0 has recorded the results. Files that it sends are kept in a folder.
 
     Raises PipelineError if this process runs other code or other versions than process 0.
     """
-    threading.Thread(target=end_with_parent, daemon=True).start()
     cluster = find_cluster()
     assert cluster is not None
     with importing_keras():
@@ -67,23 +82,21 @@ def train_along() -> None:
     backend.check_cluster(cluster)
     announce(cluster)
     peer = Peer(cluster, same_everywhere())
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        settings = json.loads(unpack(peer.receive(), folder))
-        os.environ.update(settings["environment"])
-        connect(cluster, settings["port"])
-        config = Config.model_validate(settings["config"])
-        images, validation = load_split(folder / paths.TRAIN.name), load_split(folder / paths.VALIDATION.name)
-        with stderr_held():
-            device = use_devices(config.training.batch_size, config.training.deterministic)
-        _, learner = set_up(config, images, validation, device)
-        compile_epochs(learner, images, validation, config)
-        unpack(peer.receive(), folder)
-        fit(learner, images, validation, config, Checkpoint(folder), lambda _: None)
+    settings = json.loads(unpack(peer.receive(), folder))
+    os.environ.update(settings["environment"])
+    connect(cluster, settings["port"])
+    config = Config.model_validate(settings["config"])
+    images, validation = load_split(folder / paths.TRAIN.name), load_split(folder / paths.VALIDATION.name)
+    with stderr_held():
+        device = use_devices(config.training.batch_size, config.training.deterministic)
+    _, learner = set_up(config, images, validation, device)
+    compile_epochs(learner, images, validation, config)
+    unpack(peer.receive(), folder)
+    fit(learner, images, validation, config, Checkpoint(folder), lambda _: None)
     backend.disconnect()
     peer.finish()
-    print(f"train: process {cluster.process} has finished; process 0 records the results")
+    print(f"train: process {cluster.process} has finished, and process 0 has recorded the results")
 
 
 if __name__ == "__main__":
-    run_stage("train", __doc__, train_along)
+    run_stage("train", __doc__, run)

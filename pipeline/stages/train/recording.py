@@ -22,7 +22,7 @@ from pipeline.core.records import Provenance, TrainingRun
 from pipeline.stages.train.archive import save_network
 from pipeline.stages.train.checkpoint import Checkpoint, Epoch, open_checkpoint
 from pipeline.stages.train.fitting import compile_epochs
-from pipeline.stages.train.sharing import gather_peers, release_peers, send_checkpoint
+from pipeline.stages.train.sharing import gather_peers, release_peers, send_checkpoint, wait_for_peers
 from pipeline.stages.train.training import (
     Trained,
     history_csv,
@@ -77,15 +77,21 @@ def train_and_record(
             with system_metrics(recorder):
                 report = reporter(recorder, config)
                 trained = train(network, learner, images, validation, config, checkpoint, report)
-            release_peers(leader)
+            wait_for_peers(leader)
             watch.lap("fit")
-            save_network(paths.MODEL, trained.network)
-            write_text(paths.HISTORY, history_csv(trained.epochs))
+            save(trained)
             watch.lap("save")
             digest = record_model(recorder, config, trained)
             watch.lap("log")
             finish(recorder, describe(recorder, trained, digest, device, provenance, watch))
         checkpoint.discard()
+        release_peers(leader)
+
+
+def save(trained: Trained) -> None:
+    """Write the network and its learning curves."""
+    save_network(paths.MODEL, trained.network)
+    write_text(paths.HISTORY, history_csv(trained.epochs))
 
 
 def select_devices(config: Config) -> str:
@@ -135,12 +141,13 @@ def open_run(
     root = paths.project_root()
     run = executor.submit(continue_run, store, checkpoint.run_id, root).result()
     if run is None:
-        tags = {"device": device, "devices": str(load_backend().devices), "keras.backend": keras.backend.backend()}
+        tags = {"device": device, "keras.backend": keras.backend.backend()}
         tags["precision"] = keras.config.dtype_policy().name
         run = executor.submit(start_run, store, config, root, provenance, tags).result()
         checkpoint.run_id = run.run_id
     recorder = Recorder(run, executor)
-    recorder.tags({"dvc.experiment": os.environ.get(EXPERIMENT, "")})  # another experiment may have started the run
+    # Another experiment may have started the run, on another number of devices.
+    recorder.tags({"dvc.experiment": os.environ.get(EXPERIMENT, ""), "devices": str(load_backend().devices)})
     recorder.status("RUNNING")
     return recorder
 

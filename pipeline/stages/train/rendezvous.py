@@ -3,7 +3,7 @@
 JAX by itself aborts with a C++ stack trace when a process is missing or lost, and does not compare their code.
 """
 
-import json
+import contextlib
 import os
 import select
 import socket
@@ -14,12 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pydantic import PositiveInt
+
 from pipeline.core.cluster import ADDRESS, AGAIN, COUNT, INDEX, Cluster
 from pipeline.core.errors import LostProcessError, PipelineError
+from pipeline.core.records import Record
 
 PATIENCE = 300.0  # seconds to wait for the other processes
 TICK = 0.1  # seconds
-ANSWER = 10.0  # seconds to wait for a message that follows at once
+ANSWER = 5.0  # seconds to wait for a message that follows at once
+ARRIVED = 1.0  # seconds to receive a message whose first byte is here
 LEFT = 20.0  # seconds in which process 0 must end by itself after a peer was lost
 # A machine that disappears counts as lost after half a minute. Not all systems have these options.
 KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
@@ -29,6 +33,14 @@ MOST = 1 << 20  # bytes to receive at once
 DONE = b"done"
 
 Facts = dict[str, str]  # what must be the same for all processes
+
+
+class Greeting(Record):
+    """What a peer says first."""
+
+    process: PositiveInt
+    processes: PositiveInt
+    facts: Facts
 
 
 class Leader:
@@ -52,18 +64,28 @@ class Leader:
             with losing(process):
                 send(peer, content)
 
-    def finish(self) -> None:
-        """Wait until all peers have finished. A peer that is lost now is no longer needed."""
+    def wait(self) -> None:
+        """Wait until all peers have trained all epochs. A peer that is lost now is no longer needed."""
         with self._change:
             self._change.wait_for(lambda: self._lost or len(self._done) == len(self._peers), PATIENCE)
+        self._stop()
+
+    def release(self) -> None:
+        """Tell the peers that the results are recorded."""
+        for peer in self._peers.values():
+            with contextlib.suppress(OSError):
+                send(peer, DONE)
         self.close()
 
     def close(self) -> None:
         """End all connections."""
-        self._closed = True
-        self._watcher.join()
+        self._stop()
         for peer in self._peers.values():
             peer.close()
+
+    def _stop(self) -> None:
+        self._closed = True
+        self._watcher.join()
 
     def _watch(self) -> None:
         """Notice which peers finish or are lost. End this process if it may wait for a lost one forever."""
@@ -91,8 +113,9 @@ class Peer:
         """Connect to process 0. Raises PipelineError if it does not answer, or refuses this process."""
         self._leader = connect(cluster)
         with losing(0):
-            write(self._leader, {"process": cluster.process, "processes": cluster.processes, "facts": facts})
-            refusal = read(self._leader, PATIENCE)
+            greeting = Greeting(process=cluster.process, processes=cluster.processes, facts=facts)
+            send(self._leader, greeting.model_dump_json().encode())
+            refusal = receive(self._leader, LONGEST, PATIENCE).decode()
         if refusal:
             self.close()
             raise PipelineError(refusal)
@@ -103,9 +126,10 @@ class Peer:
             return receive(self._leader)
 
     def finish(self) -> None:
-        """Tell process 0 that this process has finished."""
+        """Tell process 0 that this process has trained all epochs, and wait until the results are recorded."""
         with losing(0):
             send(self._leader, DONE)
+            receive(self._leader)
         self.close()
 
     def close(self) -> None:
@@ -116,46 +140,62 @@ class Peer:
 def gather(cluster: Cluster, facts: Facts) -> dict[int, socket.socket]:
     """Accept a connection from every peer, and return them by process."""
     peers: dict[int, socket.socket] = {}
+    strangers: dict[socket.socket, float] = {}  # connections without a greeting, and when each of them began
     end = time.monotonic() + PATIENCE
     with listen(cluster) as server:
-        while time.monotonic() < end:
-            try:
-                accepted, _ = server.accept()
-            except TimeoutError:
-                continue
-            connection = kept_alive(accepted)
-            try:
-                greeting = read(connection, ANSWER)
-                refusal = refuse(greeting, cluster, facts, set(peers))
-                write(connection, refusal)
-            except (OSError, EOFError, ValueError, KeyError, TypeError):  # something else connected
-                connection.close()
-                continue
-            if refusal:
-                connection.close()
-                print(f"train: refused a process: {refusal}", flush=True)
-                continue
-            peers[greeting["process"]] = connection
-            if len(peers) == cluster.processes - 1:
-                return peers
-    for connection in peers.values():
-        connection.close()
-    missing = ", ".join(str(process) for process in range(1, cluster.processes) if process not in peers)
+        while len(peers) < cluster.processes - 1 and time.monotonic() < end:
+            for ready in select.select([server, *strangers, *peers.values()], [], [], TICK)[0]:
+                if ready is server:
+                    strangers[kept_alive(server.accept()[0])] = time.monotonic()
+                elif ready in strangers:
+                    del strangers[ready]
+                    admit(ready, cluster, facts, peers)
+                else:  # a peer sends nothing now, so its process has ended
+                    ready.close()
+                    peers = {process: peer for process, peer in peers.items() if peer is not ready}
+            for silent in [each for each, since in strangers.items() if time.monotonic() - since > ANSWER]:
+                del strangers[silent]
+                silent.close()
+    for stranger in strangers:
+        stranger.close()
+    missing = [process for process in range(1, cluster.processes) if process not in peers]
+    if not missing:
+        return dict(sorted(peers.items()))
+    for peer in peers.values():
+        peer.close()
     raise PipelineError(
-        f"process {missing} did not connect to {cluster.address} within {PATIENCE:.0f} s: run the same command there, "
-        f"with its {INDEX}, and check that no firewall is in between"
+        f"process {', '.join(map(str, missing))} did not connect to {cluster.address} within {PATIENCE:.0f} s: run the "
+        f"same command there, with its {INDEX}, and check that no firewall is in between"
     )
 
 
-def refuse(greeting: dict[str, Any], cluster: Cluster, facts: Facts, present: set[int]) -> str:
+def admit(connection: socket.socket, cluster: Cluster, facts: Facts, peers: dict[int, socket.socket]) -> None:
+    """Add a connection to the peers if it greets as one that fits, or else close it."""
+    try:
+        greeting = Greeting.parse(receive(connection, LONGEST, ARRIVED), "greeting")
+        refusal = refuse(greeting, cluster, facts, set(peers))
+        send(connection, refusal.encode())
+    except (OSError, EOFError, ValueError, PipelineError):  # something else connected
+        connection.close()
+        return
+    if refusal:
+        connection.close()
+        print(f"train: refused a process: {refusal}", flush=True)
+    else:
+        peers[greeting.process] = connection
+
+
+def refuse(greeting: Greeting, cluster: Cluster, facts: Facts, present: set[int]) -> str:
     """Why a peer cannot take part; empty if it can."""
-    process, processes = int(greeting["process"]), int(greeting["processes"])
+    process, processes = greeting.process, greeting.processes
     if processes != cluster.processes:
         return f"{COUNT} is {processes} for process {process}, but {cluster.processes} for process 0"
+    if process >= processes:
+        return f"{INDEX}={process}: must be 0 to {processes - 1}, another one for each process"
     if process in present:
         return f"two processes have {INDEX}={process}: give each another number"
     for name, value in facts.items():
-        other = greeting["facts"].get(name)
+        other = greeting.facts.get(name)
         if other != value:
             return (
                 f"process {process} has another {name} than process 0 ({other} instead of {value}): check out the "
@@ -174,7 +214,6 @@ def listen(cluster: Cluster) -> socket.socket:
             f"{ADDRESS}={cluster.address}: process 0 cannot listen on port {cluster.port} ({error.strerror}): choose "
             "another port, the same for all processes"
         ) from None
-    server.settimeout(1)
     return server
 
 
@@ -235,42 +274,39 @@ def send(connection: socket.socket, content: bytes) -> None:
     connection.sendall(content)
 
 
-def receive(connection: socket.socket, longest: int | None = None) -> bytes:
-    """Receive a message. Raises EOFError if the connection ends, and ValueError if the message is too long."""
-    (length,) = LENGTH.unpack(receive_exactly(connection, LENGTH.size))
+def receive(connection: socket.socket, longest: int | None = None, seconds: float | None = None) -> bytes:
+    """Receive a message.
+
+    Raises EOFError if the connection ends, ValueError if the message is longer than `longest` bytes, and TimeoutError
+    if it takes more than `seconds`.
+    """
+    end = None if seconds is None else time.monotonic() + seconds
+    (length,) = LENGTH.unpack(receive_exactly(connection, LENGTH.size, end))
     if longest is not None and length > longest:
         raise ValueError(f"a message of {length} bytes")
-    return receive_exactly(connection, length)
+    return receive_exactly(connection, length, end)
 
 
-def receive_exactly(connection: socket.socket, count: int) -> bytes:
-    """Receive this number of bytes."""
+def receive_exactly(connection: socket.socket, count: int, end: float | None) -> bytes:
+    """Receive this number of bytes, until a time of the monotonic clock."""
     content = bytearray()
     while len(content) < count:
+        left = None if end is None else end - time.monotonic()
+        if left is not None and left <= 0:
+            raise TimeoutError("timed out")
+        connection.settimeout(left)
         part = connection.recv(min(count - len(content), MOST))
         if not part:
             raise EOFError
         content += part
+    connection.settimeout(None)
     return bytes(content)
 
 
-def write(connection: socket.socket, value: Any) -> None:
-    """Send a value as JSON."""
-    send(connection, json.dumps(value).encode())
-
-
-def read(connection: socket.socket, seconds: float) -> Any:
-    """Receive a short value as JSON. Raises TimeoutError if it does not come in time."""
-    connection.settimeout(seconds)
-    value = json.loads(receive(connection, LONGEST))
-    connection.settimeout(None)
-    return value
-
-
 def finished(peer: socket.socket) -> bool:
-    """Whether a peer says that it has finished; otherwise it was lost."""
+    """Whether a peer says that it has trained all epochs; otherwise it was lost."""
     try:
-        return receive(peer, LONGEST) == DONE
+        return receive(peer, LONGEST, ANSWER) == DONE
     except (OSError, EOFError, ValueError):
         return False
 
@@ -281,4 +317,4 @@ def losing(process: int) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, ValueError) as error:
-        raise LostProcessError(f"process {process} was lost ({error or 'it has ended'}). {AGAIN}") from None
+        raise LostProcessError(f"process {process} was lost ({str(error) or 'it has ended'}). {AGAIN}") from None

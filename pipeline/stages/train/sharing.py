@@ -48,11 +48,17 @@ def send_checkpoint(leader: Leader | None, checkpoint: Checkpoint) -> None:
         leader.send(packed(checkpoint.files()))
 
 
-def release_peers(leader: Leader | None) -> None:
-    """Wait until the peers have finished, too, if there are any, and disconnect from them."""
+def wait_for_peers(leader: Leader | None) -> None:
+    """Wait until the peers have trained all epochs, too, if there are any, and disconnect the backend."""
     if leader:
-        leader.finish()
+        leader.wait()
         load_backend().disconnect()
+
+
+def release_peers(leader: Leader | None) -> None:
+    """Tell the peers, if there are any, that the results are recorded."""
+    if leader:
+        leader.release()
 
 
 def announce(cluster: Cluster) -> None:

@@ -44,6 +44,7 @@ def dense(units: int = 16, **arguments: Any) -> dict[str, Any]:
 FLATTEN, NORMALIZE = layer("Flatten"), layer("BatchNormalization")
 # No bias: before a normalization, its gradient consists of rounding errors alone.
 CONVOLUTION = [layer("Reshape", target_shape=[8, 8, 1]), layer("Conv2D", filters=4, kernel_size=3, use_bias=False)]
+TINY = [CONVOLUTION[0], layer("Conv2D", filters=8, kernel_size=3, strides=4, use_bias=False)]
 L2 = {"_target_": "keras.regularizers.L2", "l2": 0.01}
 SHORT = {"_target_": "keras.constraints.MaxNorm", "max_value": 0.5}
 EMA = {"use_ema": True, "ema_momentum": 0.9}
@@ -78,9 +79,13 @@ CASES: dict[str, Case] = {
     "clipped norm of all": {"optimizer": {"global_clipnorm": 0.1}},
     "xla": {"training": {"xla": True}},
     "few images in the last batch": {"training": {"batch_size": 404}},
+    "small batches": {"layers": [*TINY, NORMALIZE, layer("ReLU"), FLATTEN], "training": {"batch_size": 8}},
     "one image that overflows": {"layers": [ENORMOUS, ENORMOUS, FLATTEN, dense()], "train": ONE_GRAY},
     **{name: {"optimizer": {"_target_": f"keras.optimizers.{name}"}} for name in OPTIMIZERS.split()},
 }
+
+
+PARTS = "schedule", "RMSprop"  # the latter is a fused optimizer on TensorFlow
 
 
 class KilledError(Exception):
@@ -126,14 +131,15 @@ def train_in_parts(parts: list[int]) -> None:
     def kill(_: Epoch) -> None:
         raise KilledError
 
-    with tempfile.TemporaryDirectory() as folder:
-        for devices in parts:
-            load_backend().use_devices(devices)
-            try:
-                result = train(CASES["schedule"], Path(folder), kill if devices != parts[-1] else lambda _: None)
-            except KilledError:
-                continue
-            print(json.dumps(["parts", parts, result]), flush=True)
+    for name in PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            for devices in parts:
+                load_backend().use_devices(devices)
+                try:
+                    result = train(CASES[name], Path(folder), kill if devices != parts[-1] else lambda _: None)
+                except KilledError:
+                    continue
+                print(json.dumps([f"{name} in parts", parts[-1], result]), flush=True)
 
 
 def main(count: int, names: list[str]) -> None:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from tests.conftest import PATH, Project, Start, clone, free_port
 
@@ -76,7 +79,7 @@ def test_two_processes_train_as_one(leader: Project, peer: Project, start: Start
     assert status == 0, output
     assert f"train: process 0 waits for 1 other process at 127.0.0.1:{port}" in output
     status, output = finish(helping)
-    assert (status, "train: process 1 has finished; process 0 records the results" in output) == (0, True), output
+    assert (status, "process 1 has finished, and process 0 has recorded the results" in output) == (0, True), output
     assert not (peer.root / "models").exists()
     assert not (peer.root / "mlflow.db").exists()
     run = json.loads((leader.root / "models" / "run.json").read_text(encoding="utf-8"))
@@ -105,15 +108,69 @@ def test_one_of_two_processes_is_killed(leader: Project, peer: Project, start: S
     assert output.strip().splitlines()[-1].startswith(lost)
     assert AGAIN in output
     port = free_port()
-    helping = start(TRAIN, peer.root, **cluster(1, port))
-    output = leader.succeed(*TRAIN, **cluster(0, port))
+    if killed:  # the peer is replaced; otherwise process 0 continues alone
+        processes[1] = start(TRAIN, peer.root, **cluster(1, port))
+    output = leader.succeed(*TRAIN, **(cluster(0, port) if killed else ALONE))
     assert "train: resuming after epoch" in output
     assert "epoch   1/" not in output
-    assert finish(helping)[0] == 0
+    if killed:
+        assert finish(processes[1])[0] == 0
+    run = json.loads((leader.root / "models" / "run.json").read_text(encoding="utf-8"))
+    tags = MlflowClient(f"sqlite:///{leader.root}/mlflow.db").get_run(run["run_id"]).data.tags
+    assert (run["devices"], tags["devices"]) == (1 + killed, str(1 + killed))
     together = history(leader)
     leader.succeed(*TRAIN, **ALONE)
     assert together == pytest.approx(history(leader), rel=1e-4)
     assert not list((leader.root / ".resume").glob("*"))
+
+
+@pytest.mark.jax
+def test_a_terminal_of_one_process_makes_no_difference(leader: Project, peer: Project, start: Start) -> None:
+    """Process 0 shows progress bars, for which it computes an epoch in parts."""
+    port = free_port()
+    helping = start(TRAIN, peer.root, **cluster(1, port))
+    training = start(("script", "-qec", shlex.join(TRAIN), "/dev/null"), leader.root, **cluster(0, port))
+    status, output = finish(training)
+    assert (status, f"Epoch {EPOCHS}/{EPOCHS}" in output) == (0, True), output
+    assert finish(helping)[0] == 0
+
+
+@pytest.mark.jax
+@pytest.mark.parametrize(("process", "number"), [(0, signal.SIGTERM), (1, signal.SIGTERM), (1, signal.SIGINT)])
+def test_a_signal_ends_all_processes_and_leaves_no_files(
+    leader: Project, peer: Project, start: Start, tmp_path: Path, process: int, number: signal.Signals
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    port = free_port()
+    projects = leader, peer
+    processes = [
+        start(TRAIN, project.root, TMPDIR=str(temporary), **cluster(index, port))
+        for index, project in enumerate(projects)
+    ]
+    wait_for(processes[0], f"epoch   2/{EPOCHS}")
+    processes[process].send_signal(number)
+    outcomes = [finish(each) for each in processes]
+    assert (
+        outcomes[process][0]
+        == {(0, signal.SIGTERM): -15, (1, signal.SIGTERM): 143, (1, signal.SIGINT): 1}[process, number]
+    )
+    assert outcomes[1 - process][0] == 1
+    assert AGAIN in outcomes[1 - process][1]
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.jax
+def test_exhausted_memory_is_one_line_in_every_process(leader: Project, peer: Project, start: Start) -> None:
+    layers = [{"_target_": "keras.layers.Flatten"}, {"_target_": "keras.layers.Dense", "units": 30_000_000}]
+    leader.params(recipe="smoke", model={"name": "mlp", "layers": layers}, training={"epochs": 1, "batch_size": 72})
+    leader.succeed("python", "-m", "pipeline.stages.compose")
+    port, limited = free_port(), ("prlimit", f"--as={12_000_000_000}", *TRAIN)
+    processes = [start(limited, project.root, **cluster(index, port)) for index, project in enumerate((leader, peer))]
+    for process in processes:
+        status, output = finish(process)
+        assert status == 1
+        assert re.search("^train: (memory was exhausted: set a|another process was lost|process 0)", output, re.M)
 
 
 @pytest.mark.jax

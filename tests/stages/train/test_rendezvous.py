@@ -41,6 +41,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for seconds, not for minutes."""
     monkeypatch.setattr(rendezvous, "PATIENCE", 2.0)
     monkeypatch.setattr(rendezvous, "ANSWER", 0.2)
+    monkeypatch.setattr(rendezvous, "ARRIVED", 0.1)
 
 
 def cluster_of(port: int, process: int, processes: int = 2) -> Cluster:
@@ -60,11 +61,16 @@ def test_all_peers_receive_the_same_and_finish(pool: ThreadPoolExecutor) -> None
     sending = pool.submit(leader.send, large)
     assert list(pool.map(Peer.receive, peers)) == [large, large]
     sending.result()
-    ending = pool.submit(leader.finish)
-    for peer in peers:
-        assert not ending.done()
-        peer.finish()
-    ending.result(2)
+    waiting = pool.submit(leader.wait)
+    ending = [pool.submit(peers[0].finish)]
+    time.sleep(0.3)
+    assert not waiting.done()
+    ending.append(pool.submit(peers[1].finish))
+    waiting.result(2)
+    assert not any(end.done() for end in ending), "the results are not recorded yet"
+    leader.release()
+    for end in ending:
+        end.result(2)
 
 
 def test_a_peer_that_starts_first_waits(pool: ThreadPoolExecutor) -> None:
@@ -81,21 +87,49 @@ def test_something_else_that_connects_is_ignored(pool: ThreadPoolExecutor) -> No
     leader = pool.submit(Leader, cluster_of(port, 0), FACTS)
     time.sleep(0.2)
     length = rendezvous.LENGTH.pack
-    noise = [
-        b"",
-        b"GET / HTTP/1.1\r\n\r\n",
-        length(2) + b"{}",
-        length(1) + b"[",
-        length(1 << 60),
-        length(99) + b"x",
-        b"x",
+    greetings = [
+        *(b"{}", b"[" * 9_990, b'{"process":Infinity,"processes":2,"facts":{}}', b"\xff", b"null", b'"\\ud800"'),
+        *(b'{"process":1,"processes":2,"facts":[]}', b'{"process":0,"processes":2,"facts":{}}'),
+        *(b'{"process":-1,"processes":2,"facts":{}}', b'{"process":true,"processes":2,"facts":{}}'),
     ]
+    noise = [b"", b"GET / HTTP/1.1\r\n\r\n", length(1 << 60), length(1 << 63), length(9) + b"x"]
     with contextlib.ExitStack() as stack:
-        for content in noise:
+        for content in [*noise, *(length(len(each)) + each for each in greetings)] * 3:
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             connection.sendall(content)
         Peer(cluster_of(port, 1), FACTS)
         leader.result()
+
+
+def drip(connection: socket.socket) -> None:
+    """Send a byte now and then."""
+    for _ in range(100):
+        connection.sendall(b" ")
+        time.sleep(0.05)
+
+
+def test_a_slow_client_delays_no_peer(pool: ThreadPoolExecutor) -> None:
+    port = free_port()
+    leader = pool.submit(Leader, cluster_of(port, 0), FACTS)
+    time.sleep(0.2)
+    with socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.sendall(rendezvous.LENGTH.pack(9_000))
+        sending = pool.submit(drip, slow)
+        began = time.monotonic()
+        Peer(cluster_of(port, 1), FACTS)
+        leader.result()
+        assert time.monotonic() - began < 1.5
+    assert isinstance(sending.exception(), OSError), "the connection was closed"
+
+
+def test_a_peer_that_was_started_again_replaces_its_earlier_process(pool: ThreadPoolExecutor) -> None:
+    port = free_port()
+    leader = pool.submit(Leader, cluster_of(port, 0, 3), FACTS)
+    Peer(cluster_of(port, 1, 3), FACTS).close()
+    time.sleep(0.2)
+    again, other = Peer(cluster_of(port, 1, 3), FACTS), Peer(cluster_of(port, 2, 3), FACTS)
+    leader.result().send(b"for all")
+    assert (again.receive(), other.receive()) == (b"for all", b"for all")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +138,7 @@ def test_something_else_that_connects_is_ignored(pool: ThreadPoolExecutor) -> No
         (1, FACTS | {"Keras": "2"}, "process 1 has another Keras than process 0 (2 instead of 3): check out the same"),
         (1, {}, "process 1 has another version of this project than process 0 (None instead of a)"),
         (3, FACTS, "JAX_NUM_PROCESSES is 4 for process 3, but 2 for process 0"),
+        (7, FACTS, "JAX_PROCESS_ID=7: must be 0 to 1, another one for each process"),
     ],
 )
 def test_a_peer_that_does_not_fit_is_refused(
@@ -112,7 +147,7 @@ def test_a_peer_that_does_not_fit_is_refused(
     port = free_port()
     leader = pool.submit(Leader, cluster_of(port, 0), FACTS)
     with pytest.raises(PipelineError) as raised:
-        Peer(cluster_of(port, peer, 2 if peer == 1 else 4), facts)
+        Peer(cluster_of(port, peer, 4 if peer == 3 else 2), facts)
     assert str(raised.value).startswith(message)
     with pytest.raises(PipelineError, match=f"^process 1 did not connect to 127.0.0.1:{port} within 2 s: run the same"):
         leader.result()
@@ -159,16 +194,19 @@ def test_a_lost_peer_is_named_and_ends_process_0(
     monkeypatch.setattr(rendezvous, "LEFT", 0.1)
     monkeypatch.setattr(os, "_exit", statuses.append)
     leader, (one, other) = meet(pool, 3)
-    other.finish()
+    ending = pool.submit(other.finish)
     one.close()
     time.sleep(0.5)
     assert statuses[:1] == [1]
     output = capsys.readouterr().out
     assert "train: lost the connection to process 1\n" in output
     assert "train: process 1 was lost. Run the same command on every machine again: training continues" in output
-    leader.finish()  # which no longer needs process 1
+    leader.wait()  # which no longer needs process 1
     with pytest.raises(PipelineError, match=r"^process 1 was lost \(.*\)\. Run the same command on every"):
         leader.send(b"x" * 10_000_000)
+    leader.close()
+    with pytest.raises(PipelineError, match=r"^process 0 was lost"):
+        ending.result(2)
 
 
 def test_a_lost_process_0_is_named(pool: ThreadPoolExecutor) -> None:
