@@ -17,12 +17,9 @@ class ImagePool(keras.layers.Layer):
     def __init__(self, images: NDArray[np.uint8]) -> None:
         super().__init__(name="image_pool", trainable=False)
         self._images = self.add_weight(
-            shape=images.shape,
-            dtype="uint8",
-            initializer=lambda shape, dtype: keras.ops.convert_to_tensor(images, dtype),
-            trainable=False,
-            name="images",
+            shape=images.shape, dtype="uint8", initializer="zeros", trainable=False, name="images"
         )
+        self._images.assign(images)  # an initializer would become part of JAX's compiled code on several devices
 
     def call(self, numbers: Any) -> Any:
         """Images with these indices, in this order."""

@@ -21,6 +21,7 @@ from pipeline.core.dataset import Split
 from pipeline.core.device import use_device
 from pipeline.core.errors import PipelineError
 from pipeline.stages.train.checkpoint import Checkpoint, Epoch
+from pipeline.stages.train.feeding import ImagePool
 from pipeline.stages.train.fitting import fit
 from pipeline.stages.train.training import set_up
 from tests.conftest import configured
@@ -142,6 +143,15 @@ def train_in_parts(parts: list[int]) -> None:
                 print(json.dumps([f"{name} in parts", parts[-1], result]), flush=True)
 
 
+def hold_many_images() -> None:
+    """Copy as many images as MNIST has to all devices. Keras creates weights of this size in another way."""
+    images = np.full((60_000, 28, 28), 7, np.uint8)
+    with load_backend().on_all_devices():
+        pool = ImagePool(images)
+    sums = keras.ops.convert_to_numpy(pool(np.array([0, 59_999]))).sum(axis=(1, 2)).tolist()
+    print(json.dumps(["many images", load_backend().devices, {"sums": sums}]), flush=True)
+
+
 def main(count: int, names: list[str]) -> None:
     """Train on one device, then on `count`; then in parts on both."""
     os.environ["DEVICE"] = "cpu"
@@ -149,6 +159,7 @@ def main(count: int, names: list[str]) -> None:
     for devices in (1, count):
         train_all(names or list(CASES), devices)
     train_in_parts([1, count])
+    hold_many_images()
 
 
 if __name__ == "__main__":

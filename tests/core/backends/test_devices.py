@@ -46,6 +46,7 @@ def check_results(backend: str, devices: int, *cases: str) -> None:
     """Compare the results on several devices with those on one."""
     results = train_cases(backend, devices, *cases)
     assert set(cases) <= set(results)
+    assert results.pop("many images") == {devices: {"sums": [7 * 28 * 28] * 2}}
     for name in [name for name in results if name.endswith(PARTS)]:
         whole = name.removesuffix(PARTS)
         results[name][1] = results[whole][1]
