@@ -45,7 +45,7 @@ test: .venv/requirements-dev.txt ## set up the test environment and run the test
 	$(BIN)/python -m pytest
 
 test-jax: .venv/requirements-dev.txt ## run the tests of the JAX backend; ALL=1 also runs the training tests on JAX
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow and (jax$(if $(ALL), or not (browser or tensorflow)))" tests/core/backends tests/stages/train$(if $(ALL),,/test_processes.py)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow and (jax$(if $(ALL), or not (browser or tensorflow)))" tests/core/backends/test_jax.py tests/core/backends/test_devices.py tests/stages/train$(if $(ALL),,/test_processes.py)
 
 test-torch: .venv/requirements-dev.txt ## run the tests of the PyTorch backend; installs PyTorch
 	$(BIN)/python -m pip install --quiet "torch==$(TORCH)"
