@@ -37,10 +37,8 @@ def measure_epochs(folder: Path, data: Path, rounds: int, torch: str | None) -> 
         name: prepare(folder / f"{name}-epochs", {"recipe": name, "training": {"epochs": EPOCHS}}, data)
         for name in SAME_EPOCHS
     }
-    script = [sys.executable, "-m", "benchmarks.peers.notebook", str(data), str(EPOCHS)]
     for seed in range(1, rounds + 1):
-        plain = json.loads(run(script, ROOT, KERAS_BACKEND="tensorflow").output.splitlines()[-1])
-        theirs = statistics.median(plain["epoch_seconds"][1:])  # the first epoch includes compilation
+        theirs = script_epoch_seconds(data)
         add(figures, "script_epoch_seconds", theirs, "s")
         for recipe, project in projects.items():
             for backend, python in interpreters(torch).items():
@@ -55,10 +53,8 @@ def measure_fast(folder: Path, data: Path, rounds: int) -> Figures:
     """Compare recipe=fast as a whole with all epochs of the script, alternately, with seeds 1 to `rounds`."""
     figures: Figures = {}
     project = prepare(folder / "fast-whole", {"recipe": "fast"}, data)
-    script = [sys.executable, "-m", "benchmarks.peers.notebook", str(data), str(EPOCHS)]
     for seed in range(1, rounds + 1):
-        plain = json.loads(run(script, ROOT, KERAS_BACKEND="tensorflow").output.splitlines()[-1])
-        whole = SCRIPT_EPOCHS * statistics.median(plain["epoch_seconds"][1:])
+        whole = SCRIPT_EPOCHS * script_epoch_seconds(data)
         add(figures, "script_seconds", whole, "s")
         for backend, python in interpreters(None).items():
             trained = train(project, seed, backend, python)
@@ -67,6 +63,13 @@ def measure_fast(folder: Path, data: Path, rounds: int) -> Figures:
             add(figures, f"{backend}_ratio", seconds / whole, "ratio")
             add(figures, f"{backend}_accuracy", *trained["accuracy"])
     return figures
+
+
+def script_epoch_seconds(data: Path) -> float:
+    """Run the plain script on TensorFlow, and return the seconds of an epoch, without the first, which compiles."""
+    script = [sys.executable, "-m", "benchmarks.peers.notebook", str(data), str(EPOCHS)]
+    plain = json.loads(run(script, ROOT, KERAS_BACKEND="tensorflow").output.splitlines()[-1])
+    return statistics.median(plain["epoch_seconds"][1:])
 
 
 def interpreters(torch: str | None) -> dict[str, str]:

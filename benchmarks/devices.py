@@ -5,7 +5,6 @@ core takes the place of a machine.
 """
 
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -45,13 +44,17 @@ def measure_devices(folder: Path, data: Path, rounds: int) -> Figures:
 
 def device_counts() -> list[int]:
     """1, 2, 4 … up to the number of GPUs; without GPUs, up to 4 virtual devices."""
-    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return [1 << power for power in range((gpus or 4).bit_length())]
+    return [1 << power for power in range((count_gpus() or 4).bit_length())]
+
+
+def count_gpus() -> int:
+    """Number of NVIDIA GPUs."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
 def train_on_devices(project: Path, backend: str, count: int) -> float:
     """Seconds per epoch on this number of devices: GPUs if there are any."""
-    device = "gpu" if shutil.which("nvidia-smi") else "cpu"
+    device = "gpu" if count_gpus() else "cpu"
     run([sys.executable, "-m", STAGE], project, KERAS_BACKEND=backend, DEVICE=device, DEVICES=str(count))
     return report(project, f"{count} devices, {backend}")
 

@@ -112,6 +112,17 @@ def configured(tmp_path: Path, **params: object) -> Config:
     return parse_config(compose_ours(path), {}, "")
 
 
+def with_optimizer(config: Config, optimizer: dict[str, Any]) -> Config:
+    """The configuration with another optimizer, which need not be one of conf/optimizer/."""
+    composed = config.model_dump(by_alias=True)
+    return Config.model_validate(composed | {"optimizer": {"name": "ours"} | optimizer})
+
+
+def layer(name: str, **arguments: Any) -> dict[str, Any]:
+    """Configuration of one of Keras's layers."""
+    return {"_target_": f"keras.layers.{name}", **arguments}
+
+
 def compose_ours(params: Path) -> dict[str, Any]:
     """Compose conf/ and a params.yaml; Hydra reads the files of the same options once per process."""
     with mock.patch.object(composition, "compose", compose_once):

@@ -46,13 +46,18 @@ def find_cluster() -> Cluster | None:
     if processes == 0:
         raise PipelineError(f"{COUNT}=0: must be at least 1")
     if process is None or process >= processes:
-        value = "" if process is None else process
-        raise PipelineError(f"{INDEX}={value}: must be 0 to {processes - 1}, another one for each process")
+        raise PipelineError(out_of_range(process, processes))
     address = os.environ.get(ADDRESS, "").strip()
     host, _, port = address.rpartition(":")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) <= HIGHEST_PORT:
         raise PipelineError(f"{ADDRESS}={address}: must be HOST:PORT of process 0, the same for all processes")
     return Cluster(host.strip("[]"), int(port), processes, process)
+
+
+def out_of_range(process: int | None, processes: int) -> str:
+    """Error text for the number of a process that is missing or too high."""
+    value = "" if process is None else process
+    return f"{INDEX}={value}: must be 0 to {processes - 1}, another one for each process"
 
 
 @contextmanager

@@ -6,6 +6,12 @@ from pipeline.core.errors import PipelineError
 NAMES = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS"
 
 
+def set_all(monkeypatch: pytest.MonkeyPatch, values: tuple[str, ...]) -> None:
+    """Set the variables that describe a cluster."""
+    for name, value in zip(NAMES, values, strict=True):
+        monkeypatch.setenv(name, value)
+
+
 @pytest.mark.parametrize(
     ("values", "cluster"),
     [
@@ -21,8 +27,7 @@ NAMES = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS"
 def test_a_cluster_is_described_by_the_environment(
     monkeypatch: pytest.MonkeyPatch, values: tuple[str, ...], cluster: Cluster | None
 ) -> None:
-    for name, value in zip(NAMES, values, strict=True):
-        monkeypatch.setenv(name, value)
+    set_all(monkeypatch, values)
     assert find_cluster() == cluster
 
 
@@ -45,8 +50,7 @@ def test_a_cluster_is_described_by_the_environment(
     ],
 )
 def test_a_cluster_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch, values: tuple[str, ...], message: str) -> None:
-    for name, value in zip(NAMES, values, strict=True):
-        monkeypatch.setenv(name, value)
+    set_all(monkeypatch, values)
     with pytest.raises(PipelineError) as raised:
         find_cluster()
     assert str(raised.value).startswith(message)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.cluster import Cluster
+from pipeline.core.cluster import COUNT, Cluster
 from pipeline.core.config import Xla
 from pipeline.core.errors import PipelineError
 
@@ -46,7 +46,7 @@ class Backend(ABC):
     def check_cluster(self, cluster: Cluster) -> None:
         """Raise PipelineError if this backend cannot train in so many processes."""
         name = keras.backend.backend()
-        raise PipelineError(f"JAX_NUM_PROCESSES={cluster.processes}: {name} trains in one process; use BACKEND=jax")
+        raise PipelineError(f"{COUNT}={cluster.processes}: {name} trains in one process; use BACKEND=jax")
 
     def connect(self, cluster: Cluster, port: int, own_address: str) -> None:
         """Connect to the other processes, before any device is used.
@@ -139,6 +139,18 @@ class Backend(ABC):
                 callbacks=[keras.callbacks.TerminateOnNaN(), *bars],
             ).history
         return {name: float(values[-1]) for name, values in history.items()}
+
+
+@contextmanager
+def shown(bars: list[keras.callbacks.Callback], data: Pass) -> Iterator[dict[str, float]]:
+    """Show the begin and the end of an epoch in progress bars. The block fills in the metrics of the epoch."""
+    figures: dict[str, float] = {}
+    for bar in bars:
+        bar.set_params({"steps": math.ceil(len(data.order) / data.batch_size)})
+        bar.on_epoch_begin(0)
+    yield figures
+    for bar in bars:
+        bar.on_epoch_end(0, figures)
 
 
 @contextmanager

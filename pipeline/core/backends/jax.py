@@ -19,7 +19,7 @@ from jax._src.lib import _jax
 from numpy.typing import NDArray
 
 from pipeline.core import paths
-from pipeline.core.backends.base import VALIDATION_BATCH, Backend, Pass
+from pipeline.core.backends.base import VALIDATION_BATCH, Backend, Pass, shown
 from pipeline.core.cluster import Cluster
 from pipeline.core.config import Xla
 from pipeline.core.errors import PipelineError, first_line
@@ -92,10 +92,9 @@ class Jax(Backend):
     def use_devices(self, count: int) -> None:
         """Copy all variables to the first `count` devices of each process."""
         used = [device for device in jax.devices() if device in jax.local_devices(device.process_index)[:count]]
+        names = [f"{device.platform}:{device.id}" for device in used]
         self.devices = len(used)
-        if self.devices > 1:
-            names = [f"{device.platform}:{device.id}" for device in used]
-            self._all = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
+        self._all = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False) if names[1:] else None
 
     def on_all_devices(self) -> AbstractContextManager[Any]:
         """Create variables on all devices inside the block."""
@@ -144,12 +143,8 @@ class Jax(Backend):
 
         Progress bars advance between calls, so an epoch with bars takes more calls.
         """
-        for bar in bars:
-            bar.set_params({"steps": math.ceil(len(data.order) / data.batch_size)})
-            bar.on_epoch_begin(0)
-        figures = run_epoch(learner, data, bars)
-        for bar in bars:
-            bar.on_epoch_end(0, figures)
+        with shown(bars, data) as figures:
+            figures.update(run_epoch(learner, data, bars))
         return figures
 
 

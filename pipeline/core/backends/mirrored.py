@@ -1,7 +1,6 @@
 """TensorFlow on several devices: each holds a copy of all variables, and trains on its share of every batch."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from pipeline.core.backends.base import VALIDATION_BATCH, Pass
+from pipeline.core.backends.base import VALIDATION_BATCH, Pass, shown
 from pipeline.core.backends.fused import is_fusible
 from pipeline.core.errors import PipelineError
 
@@ -27,7 +26,7 @@ class Mirrored:
     """
 
     def __init__(self, devices: list[str]) -> None:
-        self.strategy = tf.distribute.MirroredStrategy(devices)
+        self.strategy = strategy_of(*devices)
         self.devices = len(devices)
 
     def synchronize(self, network: keras.Model) -> keras.Model:
@@ -90,15 +89,11 @@ class Mirrored:
         self.check_batches(data)
         train, test = compile_steps(learner)
         labels = tf.constant(data.labels)
-        for bar in bars:
-            bar.set_params({"steps": math.ceil(len(data.order) / data.batch_size)})
-            bar.on_epoch_begin(0)
-        figures = self.run(learner, train, data.order, labels, data.batch_size, bars)
-        if len(data.validation):
-            validation = self.run(learner, test, data.validation, labels, self.validation_batch, [])
-            figures |= {f"val_{name}": value for name, value in validation.items()}
-        for bar in bars:
-            bar.on_epoch_end(0, figures)
+        with shown(bars, data) as figures:
+            figures.update(self.run(learner, train, data.order, labels, data.batch_size, bars))
+            if len(data.validation):
+                validation = self.run(learner, test, data.validation, labels, self.validation_batch, [])
+                figures.update({f"val_{name}": value for name, value in validation.items()})
         return figures
 
     def run(
@@ -117,6 +112,12 @@ class Mirrored:
             for bar in bars:
                 bar.on_train_batch_end(number)
         return {name: float(value) for name, value in learner.get_metrics_result().items()}
+
+
+@functools.cache
+def strategy_of(*devices: str) -> tf.distribute.MirroredStrategy:
+    """The strategy for these devices: the collective operations of a second one would get the numbers of the first."""
+    return tf.distribute.MirroredStrategy(devices)
 
 
 @functools.lru_cache(maxsize=1)

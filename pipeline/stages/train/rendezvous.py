@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from pipeline.core.cluster import ADDRESS, AGAIN, COUNT, INDEX, Cluster
+from pipeline.core.cluster import ADDRESS, AGAIN, COUNT, INDEX, Cluster, out_of_range
 from pipeline.core.errors import LostProcessError, PipelineError
 from pipeline.core.records import Record
 
@@ -191,7 +191,7 @@ def refuse(greeting: Greeting, cluster: Cluster, facts: Facts, present: set[int]
     if processes != cluster.processes:
         return f"{COUNT} is {processes} for process {process}, but {cluster.processes} for process 0"
     if process >= processes:
-        return f"{INDEX}={process}: must be 0 to {processes - 1}, another one for each process"
+        return out_of_range(process, processes)
     if process in present:
         return f"two processes have {INDEX}={process}: give each another number"
     for name, value in facts.items():

@@ -24,7 +24,7 @@ from pipeline.stages.train.checkpoint import Checkpoint, Epoch
 from pipeline.stages.train.feeding import ImagePool
 from pipeline.stages.train.fitting import fit
 from pipeline.stages.train.training import set_up
-from tests.conftest import configured
+from tests.conftest import configured, layer, with_optimizer
 
 IMAGES, VALIDATION, BATCH = 407, 101, 64  # the last batches are odd: 23 of 64 images, and 101 of 1,000
 RANDOM = np.random.default_rng(0)
@@ -32,10 +32,6 @@ LABELS = RANDOM.integers(0, 10, IMAGES + VALIDATION).astype(np.uint8)
 GRAY = (RANDOM.integers(0, 100, (len(LABELS), 8, 8)) + 15 * LABELS[:, None, None]).astype(np.uint8)
 TRAIN, HELD_OUT = Split(GRAY[:IMAGES], LABELS[:IMAGES]), Split(GRAY[IMAGES:], LABELS[IMAGES:])
 Case = dict[str, Any]
-
-
-def layer(name: str, **arguments: Any) -> dict[str, Any]:
-    return {"_target_": f"keras.layers.{name}", **arguments}
 
 
 def dense(units: int = 16, **arguments: Any) -> dict[str, Any]:
@@ -96,9 +92,8 @@ class KilledError(Exception):
 def config_of(case: Case, folder: Path) -> Config:
     training = {"epochs": 3, "batch_size": BATCH} | case.get("training", {})
     model = {"name": "mlp", "layers": case.get("layers", [FLATTEN, dense()])} | case.get("model", {})
-    adamw = {"name": "ours", "_target_": "keras.optimizers.AdamW", "learning_rate": 0.003}
-    composed = configured(folder, model=model, training=training).model_dump(by_alias=True)
-    return Config.model_validate(composed | {"optimizer": adamw | case.get("optimizer", {})})
+    adamw = {"_target_": "keras.optimizers.AdamW", "learning_rate": 0.003}
+    return with_optimizer(configured(folder, model=model, training=training), adamw | case.get("optimizer", {}))
 
 
 def train(case: Case, folder: Path, report: Callable[[Epoch], None] = lambda _: None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipeline.stages.train.checkpoint import Checkpoint, Epoch
 from pipeline.stages.train.fitting import fit
 from pipeline.stages.train.network import build_network, members_of
 from pipeline.stages.train.training import set_up
-from tests.conftest import configured
+from tests.conftest import configured, layer, with_optimizer
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 10, 300).astype(np.uint8)
@@ -40,14 +40,9 @@ STEPS = {
 EMA = {"use_ema": True, "ema_momentum": 0.9}
 
 
-def layer(name: str, **arguments: Any) -> dict[str, Any]:
-    return {"_target_": f"keras.layers.{name}", **arguments}
-
-
 def config_of(tmp_path: Path, layers: list[Any], optimizer: dict[str, Any], **training: Any) -> Config:
     values = {"epochs": EPOCHS, "batch_size": BATCH, "steps_per_execution": 1} | training
-    composed = configured(tmp_path, model={"name": "mlp", "layers": layers}, training=values).model_dump(by_alias=True)
-    return Config.model_validate(composed | {"optimizer": {"name": "ours"} | optimizer})
+    return with_optimizer(configured(tmp_path, model={"name": "mlp", "layers": layers}, training=values), optimizer)
 
 
 def ours(config: Config, folder: Path) -> tuple[list[NDArray[Any]], list[Epoch]]:
