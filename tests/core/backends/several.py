@@ -147,6 +147,15 @@ def hold_many_images() -> None:
     print(json.dumps(["many images", load_backend().devices, {"sums": sums}]), flush=True)
 
 
+def divide_a_batch(size: int) -> None:
+    """Let JAX divide a batch, and print the number of images that each device gets."""
+    import jax
+
+    backend: Any = load_backend()
+    shards = jax.jit(backend.divide)(np.arange(size)).addressable_shards
+    print(json.dumps([f"shares of {size}", backend.devices, [shard.data.shape[0] for shard in shards]]), flush=True)
+
+
 def main(count: int, names: list[str]) -> None:
     """Train on one device, then on `count`; then in parts on both."""
     os.environ["DEVICE"] = "cpu"
@@ -155,6 +164,8 @@ def main(count: int, names: list[str]) -> None:
         train_all(names or list(CASES), devices)
     train_in_parts([1, count])
     hold_many_images()
+    if keras.backend.backend() == "jax":
+        divide_a_batch(8)
 
 
 if __name__ == "__main__":

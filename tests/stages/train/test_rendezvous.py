@@ -5,13 +5,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.core.cluster import Cluster
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import LostProcessError, PipelineError
 from pipeline.stages.train import rendezvous
+from pipeline.stages.train.checkpoint import Checkpoint
+from pipeline.stages.train.recording import ended_early
 from pipeline.stages.train.rendezvous import Leader, Peer, own_address
 from tests.conftest import free_port
 
@@ -214,6 +217,24 @@ def test_a_lost_process_0_is_named(pool: ThreadPoolExecutor) -> None:
     threading.Timer(0.2, leader._peers[1].close).start()
     with pytest.raises(PipelineError, match=r"^process 0 was lost"):
         peer.receive()
+
+
+class NoRecords:
+    """A recorder that records nothing."""
+
+    def status(self, status: str) -> None: ...
+
+    def flush(self, patience: float) -> None: ...
+
+
+@pytest.mark.parametrize(("error", "kept"), [(LostProcessError("lost"), True), (PipelineError("diverged"), False)])
+def test_a_lost_process_keeps_the_checkpoint(tmp_path: Path, error: PipelineError, kept: bool) -> None:
+    recorder: Any = NoRecords()
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    with pytest.raises(PipelineError), ended_early(recorder, Checkpoint(folder)):
+        raise error
+    assert folder.exists() is kept
 
 
 def test_the_own_address_is_that_in_the_network_of_process_0() -> None:
