@@ -1,14 +1,16 @@
 """Atomic file writes, file digests, and YAML parsing."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,48 @@ UNFINISHED = ".writing-"  # prefix of temporary folders; git and DVC ignore them
 def replacing(path: Path) -> Iterator[Path]:
     """Replace `path` atomically: yield a temporary path with the same name, and move it there if the block succeeds.
 
-    Readers see the old file or the new one. A full disk, a kill or a power failure leaves the old one.
+    Readers see the old file or the new one. A full disk, a kill or a power failure leaves the old one. What a killed
+    process left beside `path` is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as folder:
-        temporary = Path(folder) / path.name
+    remove_unfinished(path.parent)
+    with temporary_folder(path.parent) as folder:
+        temporary = folder / path.name
         yield temporary
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Create a folder that this process locks, so that others can tell it from one that a killed process left."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
+        with suppress(FileNotFoundError):  # another process removed it before it was locked
+            descriptor = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # some network drives have no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if folder.exists():
+                break
+            os.close(descriptor)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def remove_unfinished(parent: Path) -> None:
+    """Remove the temporary folders of killed processes."""
+    for folder in parent.glob(f"{UNFINISHED}*"):
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if a living process holds the lock
+                shutil.rmtree(folder)
+            finally:
+                os.close(descriptor)
 
 
 def sync(path: Path) -> None:

@@ -39,7 +39,7 @@ def log_servable(client: MlflowClient, run_id: str, converted: Converted, beside
     Raises PipelineError if its probabilities differ from the network's.
     """
     check_conversion(converted)
-    model_id = log_model(client, run_id, NAME, sys.modules[__name__], folder=converted.folder)
+    model_id = log_model(client, run_id, NAME, sys.modules[__name__], {}, folder=converted.folder)
     for path, inside in beside.items():
         client.log_model_artifact(model_id, str(path), inside or None)
     source = f"models:/{model_id}"

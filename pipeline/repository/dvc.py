@@ -4,13 +4,14 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.files import md5
 from pipeline.repository.git import git
-from pipeline.repository.reading import Reader, read_yaml
+from pipeline.repository.reading import Reader, in_folder, read_yaml
 
 LOCK = Path("dvc.lock")
 CODE = "pipeline/"  # prefix of the paths of a stage's code
@@ -57,9 +58,23 @@ def read_lock(read: Reader, place: str) -> dict[str, Any]:
 
 
 def outputs(lock: dict[str, Any]) -> dict[str, str]:
-    """MD5 of each output of compose, train and evaluate, by path."""
-    stages = (_stages(lock).get(name, {}) for name in ("compose", "train", "evaluate"))
-    return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
+    """MD5 of each output, by path."""
+    return {out["path"]: out["md5"] for stage in _stages(lock).values() for out in stage.get("outs", [])}
+
+
+def check_undamaged(files: Iterable[Path]) -> None:
+    """Raise PipelineError if the MD5 of an output is not the one in dvc.lock.
+
+    DVC computes it again only if a file's size or time of modification has changed, which is not so for a bit flipped
+    on a disk or in DVC's cache.
+    """
+    known = outputs(read_lock(in_folder(Path()), "in the working tree"))
+    for path in files:
+        if path.exists() and known.get(str(path), md5(path)) != md5(path):
+            raise PipelineError(
+                f"{path} is damaged: its MD5 is not the one in {LOCK}. Run `dvc checkout --force` to restore it, or "
+                "`make doctor` to find damaged files in DVC's cache"
+            )
 
 
 def check_lock(lock: dict[str, Any], path: Path, content: bytes, place: str) -> None:

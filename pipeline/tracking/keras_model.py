@@ -12,9 +12,12 @@ from typing import Any
 import mlflow.pyfunc
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelStatus, Run
+from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
+
+from pipeline.core.files import md5
+from pipeline.tracking.tags import DVC_HASH
 
 NAME = "model"  # of the logged model on its run's page
 DATA = "data"  # the folder in which mlflow.keras stores a model's network
@@ -26,10 +29,15 @@ def log_network(
     """Log the network in a `.keras` file to a run, with its signature, an input example and pinned requirements.
 
     The network maps images (N, *image_shape) to probabilities (N, classes) and was trained on the Keras `backend`.
+    Does nothing if the run already has this network as its model: a training that is killed then logs it again.
     """
+    digest = md5(path)
+    if any(is_ready(model) and model.tags.get(DVC_HASH) == digest for model in own_models(client, run_id)):
+        return
     # To validate the example, MLflow would load the model and import Keras, which takes longer than a training.
     options = {"image_shape": tuple(image_shape), "classes": classes, "backend": backend}
-    log_model(client, run_id, NAME, sys.modules[__name__], network_file=path, validate_serving_input=False, **options)
+    flavor, tags = sys.modules[__name__], {DVC_HASH: digest}
+    log_model(client, run_id, NAME, flavor, tags, network_file=path, validate_serving_input=False, **options)
 
 
 def describe_network(path: Path) -> tuple[list[int], int, str]:
@@ -40,10 +48,17 @@ def describe_network(path: Path) -> tuple[list[int], int, str]:
     return list(network.input_shape[1:]), int(network.output_shape[1]), str(keras.backend.backend())
 
 
-def log_model(client: MlflowClient, run_id: str, name: str, flavor: ModuleType, **options: Any) -> str:
+def log_model(
+    client: MlflowClient, run_id: str, name: str, flavor: ModuleType, tags: dict[str, str], **options: Any
+) -> str:
     """Log the model that `flavor.save_model` writes from `options` to a run, and return its MLflow ID."""
     run = client.get_run(run_id)
-    logged = unfinished_model(client, run, name)
+    unfinished = [model for model in own_models(client, run_id) if name == NAME and not is_ready(model)]
+    if unfinished:
+        (logged, *_) = unfinished
+    else:
+        # Without an experiment ID, a model that is logged outside an active run goes to the default experiment.
+        logged = client.create_logged_model(run.info.experiment_id, name, source_run_id=run_id, tags=tags)
     linked = any(output.model_id == logged.model_id for output in run.outputs.model_outputs)
     current = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(client.tracking_uri)  # `Model.log` has no parameter for the store
@@ -56,14 +71,16 @@ def log_model(client: MlflowClient, run_id: str, name: str, flavor: ModuleType, 
     return str(logged.model_id)
 
 
-def unfinished_model(client: MlflowClient, run: Run, name: str) -> LoggedModel:
-    """A new logged model of a run, or the run's unfinished one after a failed upload, which no other process writes."""
-    # Without an experiment ID, a model that is logged outside an active run goes to the default experiment.
-    experiment, run_id = run.info.experiment_id, run.info.run_id
-    for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
-        if model.name == name == NAME and model.status != LoggedModelStatus.READY:
-            return model
-    return client.create_logged_model(experiment, name=name, source_run_id=run_id)
+def own_models(client: MlflowClient, run_id: str) -> list[LoggedModel]:
+    """The logged models of a run that hold its network: one, or none, or an unfinished one after a failed upload."""
+    experiment = client.get_run(run_id).info.experiment_id
+    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+    return [model for model in found if model.name == NAME]
+
+
+def is_ready(model: LoggedModel) -> bool:
+    """Whether a model was uploaded completely."""
+    return bool(model.status == LoggedModelStatus.READY)
 
 
 def save_model(

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from pipeline.core.errors import first_line, without_secrets
-from pipeline.core.files import write_json, write_text
+from pipeline.core.files import sha256, text_digest, write_json, write_text
 from pipeline.tracking.store import RELATIVE, Store, absolute, relative
 
 OUTBOX = ".unsent"
@@ -162,8 +162,29 @@ def keep_event(run: RunAddress, event: Event, path: Path | None, refused: bool =
         folder = outbox / f"file-{number}"
         folder.mkdir()
         shutil.copy(path, folder)
-        event = event | {"file": f"{folder.name}/{path.name}"}
-    write_json(outbox / f"event-{number:06}.json", event)
+        event = event | {"file": f"{folder.name}/{path.name}", "sha256": sha256(folder / path.name)}
+    write_json(outbox / f"event-{number:06}.json", event | {"digest": text_digest(json.dumps(event))})
+
+
+def read_event(path: Path) -> tuple[Event, Path | None]:
+    """Read an event that was kept, and the path of its file. Raises ValueError if either is damaged."""
+    event = json.loads(path.read_text(encoding="utf-8"))
+    if event.pop("digest", None) not in (None, text_digest(json.dumps(event))):  # earlier versions wrote none
+        raise ValueError("its content does not match its digest")
+    file = path.parent / event.pop("file") if "file" in event else None
+    if file is not None and event.pop("sha256", None) not in (None, sha256(file)):
+        raise ValueError(f"{file} does not match its digest")
+    return event, file
+
+
+def put_away(path: Path, outbox: Path, what: str) -> None:
+    """Move a kept event that is damaged to the refused events, so that later events are not blocked."""
+    aside = outbox.parent / REFUSED / outbox.name
+    aside.mkdir(parents=True, exist_ok=True)
+    for part in (path, outbox / f"file-{int(path.stem.removeprefix('event-'))}"):
+        if part.exists():
+            shutil.move(part, aside / part.name)
+    say(f"{path} is damaged ({what}). {ASIDE}")
 
 
 def set_aside(run: RunAddress, event: Event, path: Path | None, error: Exception) -> bool:
@@ -245,10 +266,16 @@ def client_of(uri: str) -> Any:
     return MlflowClient(uri)
 
 
-def outbox_lock(outbox: Path) -> FileLock:
-    """The lock that every reader and writer of an outbox must hold."""
+@contextlib.contextmanager
+def outbox_lock(outbox: Path) -> Iterator[None]:
+    """Hold the lock that every reader and writer of an outbox must hold."""
     outbox.parent.mkdir(exist_ok=True)
-    return FileLock(outbox.with_suffix(".lock"))
+    file = outbox.with_suffix(".lock")
+    with FileLock(file):
+        try:
+            yield
+        finally:  # while the lock is held: FileLock notices that the file which it waited for is gone
+            file.unlink(missing_ok=True)
 
 
 def reason(error: Exception) -> str:
@@ -303,11 +330,11 @@ def send_unsent(root: Path) -> tuple[int, list[str]]:
     An event that was sent just before a failure may be sent twice; MLflow stores only one of two equal metrics.
     """
     sent, problems = 0, []
-    for outbox in sorted(folder for folder in (root / OUTBOX).glob("*/") if folder.name != REFUSED):
+    # Of a run whose process was killed, there may be a lock alone.
+    for outbox in sorted({path.with_suffix("") for path in (root / OUTBOX).glob("*") if path.name != REFUSED}):
         with outbox_lock(outbox):
             try:
-                _send_outbox(outbox)
-                sent += 1
+                sent += _send_outbox(outbox)
             except Exception as error:  # as above: report it and continue
                 problems.append(f"run {outbox.name} is still incomplete: {reason(error)}")
     return sent, problems
@@ -317,25 +344,33 @@ def current_address(uri: str, root: Path) -> str:
     """The current address of the store that kept events belong to.
 
     Earlier versions kept absolute addresses, which are wrong if the database was moved along with the project.
+    Raises FileNotFoundError if there is no such database.
     """
     store = Store(absolute(uri, root), root)
     if store.file is None or store.file.exists():
         return store.uri
+    here = root / store.file.name
+    if not here.exists():  # SQLite would create it
+        raise FileNotFoundError(f"there is no database {store.file}, to which its records belong")
     return absolute(f"{RELATIVE}{store.file.name}", root)
 
 
-def _send_outbox(outbox: Path) -> None:
+def _send_outbox(outbox: Path) -> bool:
+    """Send the events of one run. Returns whether there were any."""
     if not outbox.exists():  # another process has already sent it
-        return
+        return False
     if not (outbox / "uri").exists() and not [*outbox.glob("event-*.json")]:  # killed before the first event
         shutil.rmtree(outbox)
-        return
+        return False
     root = outbox.parent.parent
     uri = current_address((outbox / "uri").read_text(encoding="utf-8"), root)
     client, run = client_of(uri), RunAddress(uri, outbox.name, None, root)
     for path in sorted(outbox.glob("event-*.json")):
-        event = json.loads(path.read_text(encoding="utf-8"))
-        file = outbox / event.pop("file") if "file" in event else None
+        try:
+            event, file = read_event(path)
+        except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+            put_away(path, outbox, first_line(error))
+            continue
         try:
             send_event(client, outbox.name, event, file)
         except Exception as error:
@@ -343,3 +378,4 @@ def _send_outbox(outbox: Path) -> None:
                 raise
         path.unlink()
     shutil.rmtree(outbox)
+    return True

@@ -4,9 +4,11 @@ import getpass
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from pipeline.core import paths
 from pipeline.core.config import Config, flatten
@@ -18,11 +20,12 @@ from pipeline.core.records import Provenance
 from pipeline.tracking.provenance import EXPERIMENT, EXPERIMENT_TAG, PATCH, REUSED_FROM, commands
 from pipeline.tracking.recorder import Recorder, RunAddress
 from pipeline.tracking.store import Store, experiment_id
-from pipeline.tracking.tags import COMMIT, DVC_HASH
+from pipeline.tracking.tags import COMMIT, DVC_HASH, TRAINING
 
 DESCRIPTION = "mlflow.note.content"  # the Markdown that the UI shows at the top of a run's page
 BYTES = {"mirrors", "files", "about"}  # the dataset's origin; the run records its digests anyway
 SCORED = "test/accuracy"  # only evaluated runs have this metric
+UPLOADING = ".artifact.uploading."  # prefix of MLflow's temporary files
 PARENT = "mlflow.parentRunId"
 EPOCH_NAMES = {"seconds": "seconds_per_epoch"}
 
@@ -30,10 +33,16 @@ _monitors: dict[RunAddress, Any] = {}  # the system monitors that run in this pr
 
 
 def start_run(
-    store: Store, config: Config, root: Path, provenance: Provenance, extra_tags: Mapping[str, str]
+    store: Store,
+    config: Config,
+    root: Path,
+    provenance: Provenance,
+    extra_tags: Mapping[str, str],
+    again: bool = False,
 ) -> RunAddress:
     """Start a run for one model, and record its configuration and its code.
 
+    If the training is started `again`, its earlier process may have started the run already.
     Raises PipelineError if the store does not create the run, because nothing has been trained yet.
     """
     from mlflow import MlflowClient
@@ -43,7 +52,11 @@ def start_run(
     tags = run_tags(provenance) | {"recipe": config.recipe, "started": started, **extra_tags}
     try:
         experiment = experiment_id(store, config.dataset.name)
-        run = MlflowClient(store.uri).create_run(experiment, tags=tags, run_name=run_name(config))
+        client = MlflowClient(store.uri)
+        found = (
+            client.search_runs([experiment], f"tags.`{TRAINING}` = '{tags[TRAINING]}'", max_results=1) if again else []
+        )
+        run = found[0] if found else client.create_run(experiment, tags=tags, run_name=run_name(config))
     except MlflowException as error:
         raise PipelineError(f"the MLflow store {store.uri} did not create a run: {error}") from None
     opened = RunAddress(store.uri, run.info.run_id, experiment, root)
@@ -114,12 +127,25 @@ def continue_run(store: Store, run_id: str | None, root: Path) -> RunAddress | N
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
+    client = MlflowClient(store.uri)
     try:
-        info = MlflowClient(store.uri).get_run(run_id).info
+        info = client.get_run(run_id).info
+        remove_partial_uploads(client, info)
     except MlflowException as error:
         gone = error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
         return None if gone else RunAddress(store.uri, run_id, None, root)
     return RunAddress(store.uri, run_id, info.experiment_id, root) if info.lifecycle_stage == "active" else None
+
+
+def remove_partial_uploads(client: Any, run: Any) -> None:
+    """Remove what a killed process left in the folders of a run and of its models; MLflow would list it."""
+    if not run.artifact_uri.startswith("file:"):
+        return
+    models = client.search_logged_models([run.experiment_id], f"source_run_id = '{run.run_id}'")
+    for location in (run.artifact_uri, *(model.artifact_location for model in models)):
+        for path in Path(url2pathname(urlsplit(location).path)).rglob(f"{UPLOADING}*"):
+            with suppress(OSError):
+                path.unlink()
 
 
 def run_tags(provenance: Provenance) -> dict[str, str]:

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from pipeline.core.files import replacing, write_json
+from pipeline.core.files import UNFINISHED, replacing, temporary_folder, write_json
 
 
 def test_a_list_of_numbers_is_one_line_and_strings_are_unchanged(tmp_path: Path) -> None:
@@ -55,3 +55,13 @@ def test_a_drive_without_fsync_is_not_an_error(tmp_path: Path, error: int, fatal
     with failing, contextlib.suppress(OSError), replacing(tmp_path / "a") as temporary:
         temporary.write_text("new", encoding="utf-8")
     assert (tmp_path / "a").exists() != fatal
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    left = tmp_path / f"{UNFINISHED}killed"
+    left.mkdir()
+    (left / "a").write_text("half", encoding="utf-8")
+    with temporary_folder(tmp_path) as living:
+        write_json(tmp_path / "value.json", 1)
+        assert {path.name for path in tmp_path.iterdir()} == {living.name, "value.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["value.json"]

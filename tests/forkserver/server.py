@@ -165,6 +165,8 @@ def become(request: dict[str, Any], streams: list[int]) -> NoReturn:
     sys.argv = [what if option == "-m" else option, *arguments]
     sys.path[0] = request["folder"]
     multiprocessing.get_context = in_forks(multiprocessing.get_context)
+    if "FAULT_MOMENT" in os.environ:
+        importlib.import_module("tests.faults.moments").arm(what)
     end(status_of(option, what))
 
 

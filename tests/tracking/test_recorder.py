@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 
 from pipeline.core.process.worker import Worker
+from pipeline.stages.train.archive import save_network
 from pipeline.tracking.recorder import Recorder, RunAddress, is_refused, keep_event, send_unsent
 from pipeline.tracking.store import experiment_id, open_store
 from tests.conftest import Start, free_port, kill_all, serve_store
@@ -159,6 +160,54 @@ def test_a_model_that_an_earlier_version_kept_is_sent(tmp_path: Path) -> None:
     keep_event(run, {"kind": "model"}, network)
     assert send_unsent(tmp_path) == (1, [])
     assert len(client.get_run(run.run_id).outputs.model_outputs) == 1
+
+
+def test_a_network_is_logged_once(tmp_path: Path) -> None:
+    """A training that is killed after it logged its model logs the same network again."""
+    client, run = new_run(tmp_path)
+    network = tmp_path / "model.keras"
+    for units in (2, 3):
+        layers = [keras.Input((4, 4), dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(units)]
+        save_network(network, keras.Sequential(layers))
+        for _ in range(2):
+            Recorder(run).model(network, (4, 4), units, "tensorflow")
+    assert len(client.get_run(run.run_id).outputs.model_outputs) == 2, "they are two networks"
+
+
+@pytest.mark.parametrize("part", ["event-000001.json", "file-1/picture.png"])
+def test_a_damaged_event_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str) -> None:
+    client, run = new_run(tmp_path)
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"picture")
+    keep_event(run, {"kind": "metrics", "values": {"loss": 1.5}, "step": 1, "timestamp": 1}, None)
+    keep_event(run, {"kind": "artifact", "folder": "plots"}, picture)
+    keep_event(run, {"kind": "tags", "values": {"device": "cpu"}}, None)
+    path = run.outbox / part
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert send_unsent(tmp_path) == (1, [])
+    assert "event-000001.json is damaged" in capsys.readouterr().out
+    sent = client.get_run(run.run_id).data
+    assert (sent.metrics, sent.tags["device"]) == ({"loss": 1.5}, "cpu")
+    assert client.list_artifacts(run.run_id) == []
+    aside = run.root / ".unsent" / "refused" / run.run_id
+    assert {entry.name for entry in aside.iterdir()} == {"event-000001.json", "file-1"}
+
+
+def test_events_of_a_database_that_does_not_exist_stay(tmp_path: Path) -> None:
+    keep_event(RunAddress(f"sqlite:///{tmp_path}/absent.db", "1", "0", tmp_path), {"kind": "tags", "values": {}}, None)
+    sent, (problem,) = send_unsent(tmp_path)
+    assert sent == 0
+    assert "run 1 is still incomplete: there is no database" in problem
+    assert not (tmp_path / "absent.db").exists()
+
+
+def test_a_lock_that_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".unsent").mkdir()
+    (tmp_path / ".unsent" / "1.lock").touch()
+    assert send_unsent(tmp_path) == (0, [])
+    assert list((tmp_path / ".unsent").iterdir()) == []
 
 
 def test_equal_metrics_are_recorded_once(tmp_path: Path) -> None:

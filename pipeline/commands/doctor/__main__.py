@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.commands.doctor.data import check_configuration, check_dataset, check_store
+from pipeline.commands.doctor.data import check_cache, check_configuration, check_dataset, check_store
 from pipeline.commands.doctor.environment import check_disk, check_dvc, check_git, check_packages, check_python
 from pipeline.commands.doctor.finding import Finding
 from pipeline.commands.doctor.hardware import check_backends, check_gpus, check_processor
@@ -25,6 +25,7 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "disk": check_disk,
     "configuration": check_configuration,
     "data": check_dataset,
+    "cache": check_cache,
     "MLflow": check_store,
     "CPU": check_processor,
     "backend": check_backends,

@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import shlex
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from pipeline.commands.doctor.finding import Finding
 from pipeline.core import paths
 from pipeline.core.config import Config, IdxDataset
 from pipeline.core.errors import PipelineError, first_line, without_secrets
-from pipeline.core.files import sha256
+from pipeline.core.files import md5, sha256
 from pipeline.core.sources import is_address, places
 from pipeline.core.validation import load_config
 from pipeline.tracking.store import URI_VARIABLE, Store, ask_server, be_patient, locate_store, silence_mlflow
@@ -66,6 +69,19 @@ def read_config() -> Config | None:
     with contextlib.suppress(PipelineError):
         return load_config()
     return None
+
+
+def check_cache() -> Iterator[Finding]:
+    """Whether the files in DVC's cache have the content that their names promise: DVC itself does not read them."""
+    answer = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        return  # the check of DVC reports it
+    files = [*(Path(answer.stdout.strip()) / "files" / "md5").glob("[0-9a-f][0-9a-f]/*")]
+    for path in files:
+        if path.is_file() and md5(path) != (path.parent.name + path.name).removesuffix(".dir"):
+            remedy = f"rm -f {shlex.quote(str(path))}, then dvc pull or dvc repro --force"
+            yield Finding("cache", "problem", f"{path} is damaged", remedy)
+    yield Finding("cache", "ok", f"{len(files)} files in DVC's cache")
 
 
 def check_store() -> Iterator[Finding]:

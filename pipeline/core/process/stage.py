@@ -5,9 +5,12 @@ import faulthandler
 import gc
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import IO, NoReturn
@@ -36,6 +39,8 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
     # TensorFlow disables oneDNN by default without AVX-512, although oneDNN makes convolutions on AVX2 a fifth faster.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}", description=description).parse_args()
+    if "DVC_STAGE" in os.environ:
+        threading.Thread(target=interrupt_without, args=(os.getppid(),), daemon=True).start()
     rescue = " (`dvc checkout` restores the earlier results.)" if cleared and "DVC_STAGE" in os.environ else ""
     try:
         run()
@@ -47,6 +52,17 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"{name}: {where}{error.strerror or error}. Fix this and run `dvc repro` again.{rescue}")
     exit_at_once()
+
+
+def interrupt_without(parent: int) -> None:
+    """Interrupt this process once its parent has ended, as Ctrl-C does: without DVC, its results would be lost.
+
+    `dvc repro` then continues a training after its last epoch.
+    """
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in a shell's background jobs
+    os.kill(os.getpid(), signal.SIGTERM if ignored else signal.SIGINT)
 
 
 @contextmanager

@@ -3,11 +3,14 @@
 Environment variables: DEVICE (auto, cpu or gpu), MLFLOW_TRACKING_URI, KERAS_BACKEND.
 """
 
+import os
+
 from pipeline.core import paths
 from pipeline.core.dataset import load_split
 from pipeline.core.process.stage import check_backend, importing_keras, run_stage
 from pipeline.core.process.worker import Worker
 from pipeline.core.validation import load_config
+from pipeline.repository.dvc import check_undamaged
 from pipeline.tracking.store import open_store
 
 
@@ -15,6 +18,8 @@ def run() -> None:
     """Evaluate models/model.keras."""
     check_backend()
     config = load_config(stage="evaluate")
+    if "DVC_STAGE" in os.environ:  # dvc.lock is current
+        check_undamaged((paths.RUN, paths.HISTORY, paths.STATISTICS))
     with Worker() as worker:  # imports MLflow while this process imports Keras
         opening = worker.submit(open_store, paths.project_root(), required=False)
         test = load_split(paths.TEST)

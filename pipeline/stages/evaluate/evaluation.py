@@ -23,6 +23,7 @@ from pipeline.core.errors import PipelineError, first_line, is_exhausted, withou
 from pipeline.core.files import md5, write_text
 from pipeline.core.pictures import save_picture
 from pipeline.core.process.stage import stderr_held
+from pipeline.core.process.worker import Worker
 from pipeline.core.records import (
     DataStatistics,
     Evaluation,
@@ -36,7 +37,7 @@ from pipeline.stages.evaluate.documents import Findings, model_card, report_page
 from pipeline.stages.evaluate.drawing import History, draw_confusion, draw_curves, draw_mistakes, draw_reliability
 from pipeline.stages.evaluate.scoring import Mistake, Reliability, mistakes, reliability, score
 from pipeline.tracking.provenance import commands
-from pipeline.tracking.recorder import Recorder
+from pipeline.tracking.recorder import Recorder, send_unsent, tell_failure
 from pipeline.tracking.runs import continue_run, describe_run, epoch_metrics, link_run, start_run
 from pipeline.tracking.store import Store, page
 
@@ -67,6 +68,7 @@ def evaluate_and_record(config: Config, test: Split, opening: Future[Store], exe
     figures = score(logits, probabilities, test.labels)
     wrong = mistakes(probabilities, test.labels)
     store = opening.result()
+    executor.submit(send_unsent, paths.project_root()).add_done_callback(tell_failure)
     recorder = find_run(config, store, run, history, test.images.shape[1:], executor)
     run = run.model_copy(update={"run_id": recorder.run_id})  # the training run may be in another store
     digest = md5(paths.TEST)
@@ -77,7 +79,7 @@ def evaluate_and_record(config: Config, test: Split, opening: Future[Store], exe
     evaluation.write(paths.EVALUATION)
     metrics_of(evaluation).write(paths.METRICS)
     record(recorder, findings, reproduce, digest)
-    recorder.flush()
+    send_again(recorder)
     Console(markup=False).print(closing_table(findings, recorder))
     print(f"The run is at {address(store, recorder)}")
 
@@ -194,6 +196,16 @@ def record(recorder: Recorder, findings: Findings, reproduce: list[str], test_md
     recorder.model_file(paths.MODEL_CARD)
     recorder.model_file(paths.MISTAKES_PICTURE, paths.MISTAKES_PICTURE.parent.name)  # the model card links to it there
     describe_run(recorder, run_markdown(findings), reproduce)
+
+
+def send_again(recorder: Recorder) -> None:
+    """Wait until all records are written or kept, and try once more to send those that were kept.
+
+    The store may be available again, or another process of the pipeline may have died.
+    """
+    if recorder.is_incomplete():
+        with Worker() as worker:
+            worker.submit(send_unsent, recorder.run.root).result()
 
 
 def find_run(

@@ -4,12 +4,11 @@ Sources in this order: DATASET_MIRROR (a folder or a URL), ../shared/NAME beside
 """
 
 import os
-import shutil
 
 from pipeline.core import paths
 from pipeline.core.config import PackagedDataset
 from pipeline.core.errors import without_secrets
-from pipeline.core.files import UNFINISHED, replacing
+from pipeline.core.files import remove_unfinished, replacing
 from pipeline.core.process.stage import run_stage
 from pipeline.core.sources import places
 from pipeline.core.validation import load_config
@@ -20,8 +19,7 @@ from pipeline.stages.fetch.sources import fetch_file
 def run() -> None:
     """Fetch the dataset's files to data/raw."""
     dataset = load_config(stage="fetch").dataset
-    for leftover in paths.RAW.glob(f"{UNFINISHED}*"):  # from a fetch that was killed
-        shutil.rmtree(leftover)
+    remove_unfinished(paths.RAW)  # an intact file is not written again
     if isinstance(dataset, PackagedDataset):
         for role, content in packaged_files(dataset).items():
             with replacing(paths.RAW_FILES[role]) as temporary:

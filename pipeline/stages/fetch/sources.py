@@ -6,6 +6,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 
@@ -24,6 +25,8 @@ BACK_OFF = 0.5  # seconds before the second attempt; doubles with each further o
 CHUNK = 1 << 16
 DIGITS = 16  # a Content-Length with this many digits or more is ignored
 SERVER_ERROR = 500  # and above: may be temporary
+GZIP = b"\x1f\x8b"  # the first bytes of a gzip file
+UNTRUSTED = "its certificate is not trusted: set REQUESTS_CA_BUNDLE to the file of its certificate authority"
 
 
 class SourceError(Exception):
@@ -112,6 +115,8 @@ def download_rest(url: str, destination: Path, size: int) -> None:
             raise SourceError(f"answered {answer.status_code} {answer.reason}")
         resumed = answer.status_code == HTTPStatus.PARTIAL_CONTENT
         length, have = answer.headers.get("Content-Length", ""), have if resumed else 0
+        encoded = "Content-Encoding" in answer.headers  # of the file itself, or of its transfer
+        limit = size + size // 100 + CHUNK if encoded else size
         total = int(length) + have if length.isdecimal() and len(length) < DIGITS else None
         shown = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with (
@@ -119,19 +124,34 @@ def download_rest(url: str, destination: Path, size: int) -> None:
             destination.open("ab" if resumed else "wb") as file,
         ):
             task = progress.add_task(destination.name, total=total, completed=have)
-            for chunk in answer.iter_content(CHUNK):
+            for chunk in answer.raw.stream(CHUNK, decode_content=False):
                 have += len(chunk)
-                if have > size:
+                if have > limit:
                     raise SourceError(f"sends more than the file's {size:,} bytes")
                 progress.advance(task, file.write(chunk))
+    if encoded:
+        decode(destination, size)
+
+
+def decode(path: Path, size: int) -> None:
+    """Replace a gzip file that contains a gzip file of at most `size` bytes by its content.
+
+    Servers declare the encoding `gzip` for a `.gz` file, and others compress it again for the transfer.
+    """
+    with suppress(OSError, EOFError, zlib.error), gzip.open(path) as stream:
+        content = stream.read(size + 1)
+        if content.startswith(GZIP) and len(content) <= size:
+            path.write_bytes(content)
 
 
 def describe(error: Exception) -> str:
     """Short reason for a failed request, without the nested messages of the library."""
-    if isinstance(error, requests.Timeout):
+    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
         return "timed out"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+    if isinstance(error, urllib3.exceptions.ProtocolError):
         return "the connection was interrupted"
+    if isinstance(error, requests.exceptions.SSLError):
+        return UNTRUSTED if "CERTIFICATE_VERIFY_FAILED" in str(error) else "its TLS is not usable"
     if isinstance(error, requests.ConnectionError):
         return "cannot be reached"
     return str(error)
@@ -146,7 +166,7 @@ def check_intact(path: Path, expected: str) -> None:
         start = file.read(512).lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):
         raise SourceError("answered with an HTML page instead of the file")
-    if start and not start.startswith(b"\x1f\x8b"):
+    if start and not start.startswith(GZIP):
         raise SourceError("the file is not gzip")
     try:
         with gzip.open(path) as stream:

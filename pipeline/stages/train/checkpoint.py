@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,11 +16,12 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pipeline.core.errors import PipelineError, first_line
-from pipeline.core.files import replacing, sha256, write_json
+from pipeline.core.files import replacing, sha256, write_json, write_text
 from pipeline.stages.train.feeding import ImagePool
 
 BEST = "best.npz"
 RUN = "run.json"
+TAG = "tag"
 LOCK = "lock"
 
 Epoch = dict[str, float]
@@ -120,6 +122,18 @@ class Checkpoint:
         except ValueError as error:
             self.discard()
             raise PipelineError(f"{path} cannot be read ({error}): run the stage again to train from scratch") from None
+
+    @property
+    def tag(self) -> tuple[str, bool]:
+        """A random tag for the MLflow run, and whether an earlier process chose it.
+
+        A process that is killed between the start of its run and the record of the run's ID leaves a run with it.
+        """
+        path = self.folder / TAG
+        known = path.exists()
+        if not known:
+            write_text(path, uuid.uuid4().hex)
+        return path.read_text(encoding="utf-8"), known
 
     @property
     def run_id(self) -> str | None:

@@ -37,6 +37,7 @@ from pipeline.tracking.provenance import EXPERIMENT, find_provenance
 from pipeline.tracking.recorder import Recorder, send_unsent, tell_failure
 from pipeline.tracking.runs import continue_run, epoch_metrics, look_up_packages, start_run, system_metrics
 from pipeline.tracking.store import Store
+from pipeline.tracking.tags import TRAINING
 
 PATIENCE = 10.0  # seconds without a response from the store after which a failed training run stops waiting
 
@@ -143,7 +144,8 @@ def open_run(
     if run is None:
         tags = {"device": device, "keras.backend": keras.backend.backend()}
         tags["precision"] = keras.config.dtype_policy().name
-        run = executor.submit(start_run, store, config, root, provenance, tags).result()
+        tags[TRAINING], again = checkpoint.tag
+        run = executor.submit(start_run, store, config, root, provenance, tags, again).result()
         checkpoint.run_id = run.run_id
     recorder = Recorder(run, executor)
     # Another experiment may have started the run, on another number of devices.

@@ -1,0 +1,118 @@
+"""Processes that are killed with `kill -9`."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PATH, Project, Start, copy, kill_all, once
+from tests.faults.conftest import Tell
+from tests.faults.moments import VARIABLE
+from tests.faults.trial import Results, Trial, client_of, leftovers, runs_of
+
+PROMOTE = ("python", "-m", "pipeline.commands.promote", "--base", "HEAD")
+STAGES = {"compose": 5, "fetch": 6, "preprocess": 8, "train": 20, "evaluate": 8}
+STAGES |= {"train.worker": 14, "evaluate.worker": 8}  # the processes that record
+
+
+def moments(number: int, name: str) -> list[float]:
+    """Seeded moments, one in each of `number` equal parts of a process's life from 0 to 1."""
+    chooser = random.Random(name)
+    return [round((part + chooser.random()) / number, 3) for part in range(number)]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("stage", "moment"), [(name, at) for name, n in STAGES.items() for at in moments(n, name)])
+def test_a_stage_is_killed(
+    trial: Trial, tell: Tell, operations: dict[str, list[str]], stage: str, moment: float
+) -> None:
+    process = f"pipeline.stages.{stage}"
+    number = 1 + int(moment * len(operations[process]))
+    killed = trial.project.run("dvc", "repro", **trial.settings, **{VARIABLE: f"{process} {number}"})
+    assert "Traceback" not in killed.stdout
+    worker = stage.endswith(".worker")
+    output = trial.recover()
+    resumed = "resuming after epoch" in output
+    what = "evaluate" if stage == "evaluate.worker" else stage
+    ended = "the stage ended with a message" if killed.returncode else "the stage finished"
+    outcome = f"{ended}; `dvc repro` " + ("continued the training" if resumed else "ran the stage again")
+    tell(f"`kill -9` of {what}" + (" (its recording process)" if worker else ""), "before a file operation", outcome)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("moment", moments(14, "dvc"))
+def test_dvc_is_killed(trial: Trial, tell: Tell, operations: dict[str, list[str]], moment: float) -> None:
+    number = 1 + int(moment * len(operations["dvc"]))
+    killed = trial.project.run("dvc", "repro", **trial.settings, **{VARIABLE: f"dvc {number}"})
+    assert killed.returncode == -signal.SIGKILL
+    trial.recover()
+    tell("`kill -9` of `dvc repro`", "before a file operation of DVC", "`dvc repro` ran what was missing")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("moment", moments(4, "dvc alone"))
+def test_dvc_alone_is_killed(trial: Trial, tell: Tell, start: Start, moment: float) -> None:
+    """The stage that it was running notices it and ends, so that it does not train beside the next one."""
+    process = start([sys.executable, "-m", "dvc", "repro"], trial.root, **trial.settings, PATH=PATH)
+    time.sleep(1 + moment * 9)
+    process.kill()
+    process.wait()
+    trial.recover()
+    client = client_of(trial.project)
+    runs = [run for run in runs_of(client) if run.info.run_id not in trial.before]
+    assert len(runs) == 1, "the run is continued"
+    tell("`kill -9` of `dvc repro` alone", "after a random time; its stage goes on", "the stage ended, too")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("moment", moments(14, "everything"))
+def test_everything_is_killed_at_once(trial: Trial, tell: Tell, start: Start, moment: float) -> None:
+    """As when the machine loses power, but with a working disk cache."""
+    process = start(["dvc", "repro"], trial.root, **trial.settings)
+    try:
+        process.wait(moment * 4)
+    except subprocess.TimeoutExpired:
+        kill_all(process)
+    time.sleep(0.1)
+    trial.recover()
+    tell("`kill -9` of DVC and its stages at once", "after a random time", "`dvc repro` ran what was missing")
+
+
+@pytest.fixture(scope="session")
+def promotable(undisturbed: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project after its run, committed, with a model to promote; the file `promotion` lists file operations."""
+
+    def make(folder: Path) -> None:
+        project = copy(undisturbed, folder)
+        project.commit()
+        other = copy(project, folder.parent / "other")
+        operations = folder.parent / "promotion"
+        operations.touch()
+        other.succeed(*PROMOTE, **{VARIABLE: f"list {operations}"})
+
+    return once(tmp_path_factory, "promotable", make)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("moment", moments(8, "promote"))
+def test_promotion_is_killed(promotable: Project, expected: Results, tell: Tell, tmp_path: Path, moment: float) -> None:
+    lines = (promotable.root.parent / "promotion").read_text(encoding="utf-8").splitlines()
+    count = sum(line.startswith("pipeline.commands.promote\t") for line in lines)
+    project = copy(promotable, tmp_path / "project")
+    killed = project.run(*PROMOTE, **{VARIABLE: f"pipeline.commands.promote {1 + int(moment * count)}"})
+    assert killed.returncode == -signal.SIGKILL, killed.stdout
+    project.succeed(*PROMOTE)
+    client = client_of(project)
+    (model,) = client.search_registered_models()
+    versions = client.search_model_versions(f"name='{model.name}'")
+    champion = client.get_model_version_by_alias(model.name, "champion")
+    assert [version.status for version in versions] == ["READY"] * len(versions)
+    assert float(champion.tags["test.accuracy"]) == expected.metrics["accuracy"]
+    assert leftovers(project.root) == []
+    outcome = "the second promotion made the model the champion"
+    outcome += "" if len(versions) == 1 else f"; {len(versions)} versions"
+    tell("`kill -9` of `make promote`", "before a file operation", outcome)
