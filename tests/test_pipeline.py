@@ -382,7 +382,7 @@ def test_repro_restores_edited_and_deleted_results(trained: Project) -> None:
             "composed.yaml",
             b"seed: 1",
             "preprocess",
-            "composed.yaml is generated from conf/ and params.yaml: run `dvc repro",
+            "composed.yaml is generated from conf/ and params.yaml: remove it and run `dvc repro`",
         ),
         (
             "data/raw/t10k-labels-idx1-ubyte.gz",
@@ -401,9 +401,9 @@ def test_repro_restores_edited_and_deleted_results(trained: Project) -> None:
             "composed/train.yaml",
             None,
             "train",
-            "train: composed/train.yaml does not match composed.yaml: run `dvc repro`",
+            "train: composed/train.yaml does not match composed.yaml: remove both and run `dvc repro`",
         ),
-        ("composed/fetch.yaml", b"a: [", "fetch", "fetch: composed/fetch.yaml does not match composed.yaml: run"),
+        ("composed/fetch.yaml", b"a: [", "fetch", "fetch: composed/fetch.yaml does not match composed.yaml: remove"),
         ("data/prepared/train.npz", None, "train", "train: data/prepared/train.npz is missing: run `dvc repro`"),
         ("data/prepared/test.npz", b"PK", "evaluate", "evaluate: data/prepared/test.npz cannot be read"),
         ("models/model.keras", None, "evaluate", "evaluate: models/model.keras is missing: run `dvc repro`"),
@@ -413,7 +413,7 @@ def test_repro_restores_edited_and_deleted_results(trained: Project) -> None:
             "evaluate",
             "evaluate: models/model.keras is not the file that train wrote: ",
         ),
-        ("models/run.json", b"{}", "evaluate", "evaluate: models/run.json: run_id: is missing: run `dvc repro`"),
+        ("models/run.json", b"{}", "evaluate", "evaluate: models/run.json: run_id: is missing: remove it and run"),
         ("models/run.json", None, "evaluate", "evaluate: models/run.json cannot be read (No such file"),
         ("reports/data/statistics.json", b"[]", "evaluate", "evaluate: reports/data/statistics.json: the file: "),
         ("models/history.csv", b"a\n1\n", "evaluate", "evaluate: models/history.csv cannot be read"),
@@ -477,7 +477,7 @@ def test_a_flipped_byte_in_the_model_is_detected(trained: Project) -> None:
     path.write_bytes(bytes(content))
     message = trained.fail("python", "-m", "pipeline.stages.evaluate")
     assert "evaluate: models/model.keras is not the file that train wrote: its MD5 is" in message
-    assert "Run `dvc checkout` to restore it" in message
+    assert "Remove it and run `dvc repro`" in message
 
 
 def test_repro_restores_a_deleted_folder(trained: Project) -> None:

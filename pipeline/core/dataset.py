@@ -40,5 +40,5 @@ def load_split(path: Path) -> Split:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Split(arrays["images"], arrays["labels"])
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
-        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise PipelineError(f"{path} {what}: run `dvc repro`") from None
+        what = "is missing:" if isinstance(error, FileNotFoundError) else f"cannot be read ({error}): remove it and"
+        raise PipelineError(f"{path} {what} run `dvc repro`") from None

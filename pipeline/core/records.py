@@ -42,7 +42,7 @@ class Record(BaseModel):
         except OSError as error:
             raise PipelineError(f"{path} cannot be read ({error.strerror}): run `dvc repro`") from None
         except PipelineError as error:
-            raise PipelineError(f"{error}: run `dvc repro`") from None
+            raise PipelineError(f"{error}: remove it and run `dvc repro`") from None
 
 
 class SplitStatistics(Record):

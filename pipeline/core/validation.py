@@ -56,7 +56,7 @@ def load_config(path: Path = paths.COMPOSED, stage: str | None = None) -> Config
 
     Raises PipelineError if it is missing or invalid, or if it differs from the settings by which DVC judges the stage.
     """
-    remedy = f"{path} is generated from conf/ and {paths.PARAMS}: run `dvc repro compose` to restore it"
+    remedy = f"{path} is generated from conf/ and {paths.PARAMS}: remove it and run `dvc repro` to restore it"
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -84,4 +84,4 @@ def check_settings(stage: str, composed: dict[str, Any]) -> None:
     except (OSError, yaml.YAMLError, UnicodeError):
         recorded = None
     if recorded != settings_of(stage, composed):
-        raise PipelineError(f"{path} does not match {paths.COMPOSED}: run `dvc repro`, which composes both again")
+        raise PipelineError(f"{path} does not match {paths.COMPOSED}: remove both and run `dvc repro`")

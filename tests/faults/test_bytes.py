@@ -6,46 +6,118 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Start, free_port, kill_all, serve_store
 from tests.faults.conftest import Tell
-from tests.faults.trial import Trial
+from tests.faults.moments import VARIABLE
+from tests.faults.trial import EPOCHS, Trial, results, runs_of, settings
 
 pytestmark = pytest.mark.faults
+OUTPUTS = {  # and the stage that reads them
+    "data/prepared/train.npz": "train",
+    "data/prepared/validation.npz": "train",
+    "data/prepared/test.npz": "evaluate",
+    "models/model.keras": "evaluate",
+    "models/run.json": "evaluate",
+    "models/history.csv": "evaluate",
+    "composed.yaml": "train",
+    "composed/train.yaml": "train",
+    "reports/data/statistics.json": "evaluate",
+}
+CACHED = [path for path in OUTPUTS if path != "composed.yaml"]
+ONE_BIT = "one random bit"
 
 
-def flip(path: Path, seed: str, silently: bool) -> None:
-    """Flip one bit of a file; silently, as a disk does: with the same time of modification."""
+def flip(path: Path, seed: str, silently: bool = False) -> None:
+    """Flip one bit of a file; silently, as a disk does: without a new time of modification."""
     chooser, before = random.Random(seed), path.stat()
     content = bytearray(path.read_bytes())
     content[chooser.randrange(len(content))] ^= 1 << chooser.randrange(8)
-    mode = before.st_mode
     path.chmod(0o600)
     path.write_bytes(content)
-    path.chmod(mode)
+    path.chmod(before.st_mode)
     if silently:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-OUTPUTS = ["data/prepared/train.npz", "data/prepared/validation.npz", "data/prepared/test.npz", "models/model.keras"]
-OUTPUTS += [
-    "models/run.json",
-    "models/history.csv",
-    "composed.yaml",
-    "composed/train.yaml",
-    "reports/data/statistics.json",
-]
 
 
 @pytest.mark.parametrize("silently", [False, True])
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("path", OUTPUTS)
 def test_a_result_has_a_flipped_bit(trial: Trial, tell: Tell, path: str, seed: int, silently: bool) -> None:
-    """And the stages that read it run again."""
+    """And the stage that reads it runs again."""
     trial.project.succeed("dvc", "repro", **trial.settings)
     flip(trial.root / path, f"{path} {seed}", silently)
-    stage = "train" if path.startswith(("data", "composed")) and "test" not in path else "evaluate"
-    run = trial.project.run("dvc", "repro", "--force", "--single-item", stage, **trial.settings)
+    run = trial.project.run("dvc", "repro", "--force", "--single-item", OUTPUTS[path], **trial.settings)
     assert "Traceback" not in run.stdout
-    trial.project.succeed("dvc", "checkout", "--force")
-    trial.recover()
-    how = "found and named" if run.returncode else "rebuilt, or not read"
-    tell(f"flipped bit in {Path(path).parts[0]}", "one bit, with and without a new time of modification", how)
+    if run.returncode:
+        assert path in run.stdout or Path(path).parts[0] in run.stdout, "the message names the file"
+        (trial.root / path).unlink()  # as the message says
+    else:
+        assert results(trial.project).metrics == trial.expected.metrics, "no wrong number"
+    trial.project.succeed("dvc", "repro", **trial.settings)
+    assert results(trial.project).metrics == trial.expected.metrics
+    how = "found and named" if run.returncode else "rebuilt, or in a part of the file that nothing reads"
+    when = "without a new time of modification" if silently else "with a new time of modification"
+    tell(f"flipped bit in {Path(path).parts[0]}", f"{ONE_BIT}, {when}", how)
+
+
+@pytest.mark.parametrize("path", CACHED)
+def test_a_cached_file_has_a_flipped_bit(trial: Trial, tell: Tell, path: str) -> None:
+    """And DVC restores it, when the parameters are changed back."""
+    outputs = {out["path"]: out["md5"] for stage in trial.lock["stages"].values() for out in stage["outs"]}
+    cached = trial.root / ".dvc" / "cache" / "files" / "md5" / outputs[path][:2] / outputs[path][2:]
+    before = results(trial.project)
+    trial.project.succeed("dvc", "repro", **trial.settings)
+    flip(cached, f"cache {path}", silently=True)
+    trial.project.params(**settings(dataset="digits", seed=1))
+    run = trial.project.run("dvc", "repro", **trial.settings)
+    assert "Traceback" not in run.stdout
+    if not run.returncode:
+        assert results(trial.project).metrics == before.metrics, "no wrong number"
+    assert str(cached.relative_to(trial.root)) in trial.project.run("python", "-m", "pipeline.commands.doctor").stdout
+    cached.unlink()
+    (trial.root / path).unlink(missing_ok=True)
+    trial.project.succeed("dvc", "repro", **trial.settings)
+    assert results(trial.project).metrics == before.metrics
+    how = "a stage named the file" if run.returncode else "the metrics are right"
+    tell("flipped bit in DVC's cache", f"{ONE_BIT} of a cached output", f"{how}; `make doctor` named the cached file")
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_a_checkpoint_has_a_flipped_bit(trial: Trial, tell: Tell, operations: dict[str, list[str]], seed: int) -> None:
+    moment = f"pipeline.stages.train {int(0.65 * len(operations['pipeline.stages.train']))}"
+    killed = trial.project.run("dvc", "repro", **trial.settings, **{VARIABLE: moment})
+    assert killed.returncode
+    files = sorted(path for path in (trial.root / ".resume").glob("*/*") if path.stat().st_size)
+    chosen = files[seed % len(files)]
+    flip(chosen, f"checkpoint {seed}")
+    output = trial.recover()
+    how = "the training continued" if "resuming after" in output else "train named it and started again"
+    tell("flipped bit in `.resume/`", f"{ONE_BIT} of {chosen.stem.rstrip('0123456789-')}", how)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_kept_record_has_a_flipped_bit(trial: Trial, tell: Tell, start: Start, tmp_path: Path, seed: int) -> None:
+    """Of those that a server did not accept."""
+    (tmp_path / "server").mkdir()
+    port = free_port()
+    server = serve_store(start, tmp_path / "server", port)
+    uri = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+    trial.project.succeed("dvc", "repro", "train", **trial.settings, **uri)
+    kill_all(server)
+    trial.project.succeed("dvc", "repro", **trial.settings, **uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    kept = sorted(path for path in (trial.root / ".unsent").rglob("*") if path.is_file() and path.stat().st_size)
+    chosen = random.Random(f"kept {seed}").choice(kept)
+    flip(chosen, f"kept {seed}")
+    serve_store(start, tmp_path / "server", port)
+    sent = trial.project.run("python", "-m", "pipeline.commands.runs", "send", **uri)
+    assert "Traceback" not in sent.stdout
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri["MLFLOW_TRACKING_URI"])
+    (run,) = runs_of(client)
+    for name in ("accuracy", "errors"):
+        assert run.data.metrics.get(f"test/{name}", trial.expected.metrics[name]) == trial.expected.metrics[name]
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == EPOCHS
+    assert ".unsent" in sent.stdout or "incomplete" in sent.stdout, "the message names the file"
+    what = "the address" if chosen.name == "uri" else "an event or its file"
+    tell("flipped bit in `.unsent/`", f"{ONE_BIT} of {what}", "`make send` named it; everything else was sent")

@@ -92,6 +92,8 @@ def test_a_folder_is_read_only(trial: Trial, tell: Tell, folder: str) -> None:
         assert "Traceback" not in first.stdout
     if first.returncode:
         assert "Read-only file system" in first.stdout
+    kept = [*(trial.root / ".unsent").glob("*/")]
     trial.recover()
-    outcome = "the command named the folder" if first.returncode else "the records were kept, or the folder not needed"
+    outcome = "the command named the folder" if first.returncode else "the run did not need the folder"
+    outcome = "`make send` sent the records that were kept" if kept else outcome
     tell("disk: read-only folder", f"a read-only mount of {', '.join(READ_ONLY)}", outcome)

@@ -116,3 +116,25 @@ def test_promotion_is_killed(promotable: Project, expected: Results, tell: Tell,
     outcome = "the second promotion made the model the champion"
     outcome += "" if len(versions) == 1 else f"; {len(versions)} versions"
     tell("`kill -9` of `make promote`", "before a file operation", outcome)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("moment", moments(4, "sweep"))
+def test_a_sweep_is_killed(trial: Trial, tell: Tell, start: Start, moment: float) -> None:
+    """And the same two commands run again, which are those of `make seeds`."""
+    trial.project.commit()
+    queue = ("dvc", "exp", "run", "--queue", "-S", "seed=range(3,6)")
+    trial.project.succeed(*queue, **trial.settings)
+    process = start(["dvc", "exp", "run", "--run-all"], trial.root, **trial.settings)
+    time.sleep(1 + moment * 12)
+    kill_all(process)
+    time.sleep(1)
+    trial.project.run("dvc", "queue", "remove", "--all")
+    trial.project.succeed(*queue, **trial.settings)
+    trial.project.succeed("dvc", "exp", "run", "--run-all", **trial.settings)
+    runs = [run for run in runs_of(client_of(trial.project)) if run.info.run_id not in trial.before]
+    trained = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert sorted(run.data.params["seed"] for run in trained) == ["3", "4", "5"], "one run for each seed"
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert leftovers(trial.root) == []
+    tell("`kill -9` of a sweep", "after a random time", "the same commands finished it")

@@ -13,9 +13,9 @@ from tests.faults.trial import Trial
 
 FILES = 4
 Misbehavior = Callable[[web.Handler, bytes], None]
-TRANSIENT = [web.overload, web.stop_half_way, web.hang_up]  # a second request succeeds
+TRANSIENT = [web.overload, web.stop_half_way, web.hang_up, web.redirect]  # a second request succeeds
 HARMLESS = [web.trickle, web.declare_gzip, web.declare_x_gzip, web.compress_again]
-PERMANENT = [web.refuse, web.redirect, web.flip_a_byte, web.send_another_file]
+PERMANENT = [web.refuse, web.flip_a_byte, web.send_another_file]
 
 
 def named(answer: Misbehavior) -> str:

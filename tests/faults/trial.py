@@ -184,8 +184,16 @@ class Trial:
     def recover(self, **settings: str) -> str:
         """Run `dvc repro` after the fault, check that nothing is lost, and return the output."""
         output = self.project.succeed("dvc", "repro", **self.settings | settings)
+        self.send(**settings)
         self.check(**settings)
         return output
+
+    def send(self, **settings: str) -> bool:
+        """Send the records that the store did not accept. Returns whether there were any."""
+        kept = [path for path in (self.root / ".unsent").glob("*/") if path.name != "refused"]
+        if kept:
+            self.project.succeed("python", "-m", "pipeline.commands.runs", "send", **settings)
+        return bool(kept)
 
     def check(self, **settings: str) -> None:
         """Check that everything is as after an undisturbed run."""

@@ -113,13 +113,13 @@ def load_network(path: Path, digest: str) -> keras.Model:
     if path.exists() and md5(path) != digest:
         raise PipelineError(
             f"{path} is not the file that train wrote: its MD5 is {md5(path)}, but {paths.RUN} records "
-            f"{digest}. Run `dvc checkout` to restore it"
+            f"{digest}. Remove it and run `dvc repro`"
         )
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        reason = "is missing" if not path.exists() else f"cannot be read ({first_line(error)})"
-        raise PipelineError(f"{path} {reason}: run `dvc repro`") from None
+        reason = f"cannot be read ({first_line(error)}): remove it and" if path.exists() else "is missing:"
+        raise PipelineError(f"{path} {reason} run `dvc repro`") from None
 
 
 def predict(network: keras.Model, test: Split) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -143,7 +143,7 @@ def read_history(path: Path) -> History:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
         return {name: [float(row[name]) for row in rows] for name in dict.fromkeys((*CURVES, *rows[0]))}
     except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
-        raise PipelineError(f"{path} cannot be read ({error}): run `dvc repro`") from None
+        raise PipelineError(f"{path} cannot be read ({error}): remove it and run `dvc repro`") from None
 
 
 def write_reports(findings: Findings, bins: Reliability, reproduce: list[str]) -> None:

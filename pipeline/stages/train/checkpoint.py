@@ -133,13 +133,14 @@ class Checkpoint:
         known = path.exists()
         if not known:
             write_text(path, uuid.uuid4().hex)
-        return path.read_text(encoding="utf-8"), known
+        return path.read_text(encoding="utf-8", errors="replace"), known
 
     @property
     def run_id(self) -> str | None:
-        """ID of the MLflow run of the killed training run, if there was one."""
-        path = self.folder / RUN
-        return str(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        """ID of the MLflow run of the killed training run; None if there was none, or if the file is damaged."""
+        with suppress(FileNotFoundError, ValueError):
+            return str(json.loads((self.folder / RUN).read_text(encoding="utf-8")))
+        return None
 
     @run_id.setter
     def run_id(self, value: str) -> None:
