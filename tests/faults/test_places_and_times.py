@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.tracking.relocation import release
 from tests.conftest import PATH, Project, Start
 from tests.faults import web
 from tests.faults.conftest import Tell
@@ -29,6 +30,7 @@ def train_only(trial: Trial) -> None:
 def test_the_project_is_moved_between_train_and_evaluate(trial: Trial, tell: Tell, tmp_path: Path, name: str) -> None:
     train_only(trial)
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    release()  # this process has opened the project, too
     trial.root.rename(tmp_path / name)
     old, trial.root, trial.project = trial.root, tmp_path / name, Project(tmp_path / name)
     trial.recover()
