@@ -16,7 +16,7 @@ from pipeline.stages.compose.composition import compose_config, to_yaml
 from tests.conftest import ROOT
 
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-COMMANDS = ["gate", "promote", "serve", "runs", "doctor"]
+COMMANDS = ["gate", "promote", "reproduce", "serve", "runs", "doctor"]
 LIGHT = ["stages.compose", "stages.fetch", "stages.preprocess", *(f"commands.{name}" for name in COMMANDS)]
 HEAVY_MODULES = ["keras", "tensorflow", "mlflow"]
 
@@ -114,6 +114,7 @@ MAY_IMPORT = {  # docs/architecture.md
     "commands/doctor": SHARED | {"commands/parser.py", "commands/doctor"},
     "commands/gate": SHARED | {"commands/parser.py", "commands/gate"},
     "commands/promote": SHARED | {"registry", "commands/parser.py", "commands/gate", "commands/promote"},
+    "commands/reproduce": SHARED | {"commands/parser.py", "commands/doctor", "commands/gate", "commands/reproduce"},
     "commands/runs": SHARED | {"commands/parser.py", "commands/ports.py", "commands/runs"},
     "commands/serve": SHARED | {"registry", "commands/parser.py", "commands/ports.py", "commands/serve"},
 }

@@ -50,7 +50,7 @@ def read_lock(read: Reader, place: str) -> dict[str, Any]:
     """Read dvc.lock; empty if it does not exist. Raises PipelineError if it does not have DVC's format."""
     lock = read_yaml(read, LOCK, place)
     try:
-        code_of(lock), outputs(lock)
+        code_of(lock), all_outputs(lock)
     except (AttributeError, KeyError, TypeError):
         raise PipelineError(f"{LOCK} {place} is damaged: it does not have DVC's format") from None
     return lock
@@ -60,6 +60,20 @@ def outputs(lock: dict[str, Any]) -> dict[str, str]:
     """MD5 of each output of compose, train and evaluate, by path."""
     stages = (_stages(lock).get(name, {}) for name in ("compose", "train", "evaluate"))
     return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
+
+
+class Output(NamedTuple):
+    """An output in dvc.lock: its stage and its MD5."""
+
+    stage: str
+    md5: str
+
+
+def all_outputs(lock: dict[str, Any]) -> dict[str, Output]:
+    """The outputs of all stages, by path."""
+    return {
+        out["path"]: Output(name, out["md5"]) for name, stage in _stages(lock).items() for out in stage.get("outs", [])
+    }
 
 
 def check_lock(lock: dict[str, Any], path: Path, content: bytes, place: str) -> None:

@@ -1,0 +1,35 @@
+"""Render the comparison for the terminal and for machines."""
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.commands.reproduce.comparison import Comparison
+
+COLORS = {"same": "green", "tolerated": "yellow", "DIFFERS": "bold red", "–": "dim"}
+
+
+def for_terminal(comparison: Comparison, seconds: dict[str, float]) -> Group:
+    """The comparison as a table, with notes, times and the verdict below."""
+    table = Table("output", "outcome", "promised", "reproduced", "")
+    for row in comparison.rows:
+        before, after, remark = (Text(cell) for cell in row[2:])
+        table.add_row(row.name, Text(row.outcome, COLORS[row.outcome]), before, after, remark)
+    times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    color = "green" if comparison.reproduced else "bold red"
+    lines = (Text(line) for line in (*comparison.notes, times))
+    return Group(table, *lines, Text(comparison.verdict, color))
+
+
+def for_machines(comparison: Comparison, seconds: dict[str, float]) -> dict[str, Any]:
+    """The comparison as plain values."""
+    return {
+        "reproduced": comparison.reproduced,
+        "verdict": comparison.verdict,
+        "commit": comparison.promise.commit,
+        "rows": [row._asdict() for row in comparison.rows],
+        "notes": comparison.notes,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+    }
