@@ -33,6 +33,8 @@ INHERITED = {
 }
 # No hooks, templates or line endings of the user's.
 GIT = ("git", "-c", "core.hooksPath=/dev/null", "-c", "core.autocrlf=false", "-c", "advice.detachedHead=false")
+# oneDNN, which TensorFlow multiplies matrices with on a CPU, can do without the widest of this machine's instructions.
+INSTRUCTIONS = {"AVX2": "AVX2", "AVX-512": "AVX512_CORE", "AVX-512 with bfloat16": "AVX512_CORE_BF16"}
 OWN_CACHE = "[cache]\n    dir = cache\n"
 
 
@@ -122,6 +124,8 @@ def surroundings(clone: Clone, python: str, promise: Promise) -> dict[str, str]:
         inherited["KERAS_BACKEND"] = promise.backend
     if promise.device == "cpu":
         inherited["DEVICE"] = promise.device
+    if promise.vectors in INSTRUCTIONS:
+        inherited["ONEDNN_MAX_CPU_ISA"] = INSTRUCTIONS[promise.vectors]
     return inherited | {
         "PATH": f"{Path(python).parent}{os.pathsep}{inherited.get('PATH', os.defpath)}",
         "HOME": str(clone.home),

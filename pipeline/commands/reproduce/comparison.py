@@ -55,12 +55,13 @@ class Comparison(NamedTuple):
     @property
     def verdict(self) -> str:
         """The result in one line."""
-        commit, count = self.promise.commit[:7], sum(row.outcome == "same" for row in self.rows)
+        commit, outcomes = self.promise.commit[:7], [row.outcome for row in self.rows]
         if self.different:
             return f"NOT REPRODUCED: {commit}: {', '.join(self.different)}"
-        if any(row.outcome == "tolerated" for row in self.rows):
-            return f"REPRODUCED within the tolerance: {commit}: data byte for byte, metrics as the gate compares them"
-        return f"REPRODUCED: {commit}: all {count} outputs and figures that can be equal are"
+        counted = f"{outcomes.count('same')} outputs and figures are equal"
+        if near := outcomes.count("tolerated"):
+            return f"REPRODUCED within the tolerance: {commit}: {counted}; {near} are not, as is allowed"
+        return f"REPRODUCED: {commit}: {counted}"
 
 
 class Requirement(NamedTuple):
@@ -81,10 +82,11 @@ def compare(promise: Promise, clone: Clone) -> Comparison:
     required = require(promise, found, promised, reproduced, clone)
     rows = [output_row(path, promise, found.get(path), required) for path in promise.outputs]
     contradictory = check_committed(promise)
-    rows += [Row(path, "DIFFERS", "", "", f"the committed file is not that of {LOCK}") for path in contradictory]
+    rows += [Row(path, "DIFFERS", "", "", f"the file in git is not the one in {LOCK}") for path in contradictory]
     if promised and reproduced:
         rows += figure_rows(promised, reproduced, required)
-    return Comparison(promise, rows, required.notes)
+    notes = ["–: not compared, because it contains times and the ID of its run"]
+    return Comparison(promise, rows, [*notes, *required.notes])
 
 
 def output_row(path: str, promise: Promise, found: str | None, required: Requirement) -> Row:
@@ -96,7 +98,7 @@ def output_row(path: str, promise: Promise, found: str | None, required: Require
     if digest == found:
         return Row(path, "same", *shown)
     if stage in TRAINED and not path.endswith(PROMISED):
-        return Row(path, "–", *shown, "contains times, or the ID of its run")
+        return Row(path, "–", *shown)
     if stage not in TRAINED and not path.endswith(DRAWN):
         return Row(path, "DIFFERS", *shown, "must be equal on every machine")
     return Row(path, outcome(False, required), *shown)

@@ -19,6 +19,7 @@ from pipeline.repository.reading import Reader, at_commit, in_folder, read_evalu
 
 # In the model card, which every version commits: '… s on CPU in float32, … MiB. AMD EPYC (AVX2), …, Linux; Python …'.
 TRAINED_ON = re.compile(r" s on (?P<device>[^,]+?)(?: in \w+)?, .*?MiB(?: of memory)?\. (?P<machine>.+); Python ")
+VECTORS = re.compile(r"\(([^()]+)\), \d+ cores")
 REPORTS = (paths.EVALUATION, paths.METRICS, paths.ERRORS, paths.MODEL_CARD)
 
 
@@ -32,6 +33,12 @@ class Promise(NamedTuple):
     backend: str
     device: str  # 'cpu', another device, or '' if the commit does not say
     machine: str  # as describe_machine gives it, or ''
+
+    @property
+    def vectors(self) -> str:
+        """The vector instructions that the promise was made with, such as 'AVX2'; empty if unknown."""
+        found = VECTORS.search(self.machine)
+        return found[1] if found else ""
 
     @property
     def place(self) -> str:

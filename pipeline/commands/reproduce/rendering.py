@@ -12,14 +12,16 @@ COLORS = {"same": "green", "tolerated": "yellow", "DIFFERS": "bold red", "–": 
 
 
 def for_terminal(comparison: Comparison, seconds: dict[str, float]) -> Group:
-    """The comparison as a table, with notes, times and the verdict below."""
-    table = Table("output", "outcome", "promised", "reproduced", "")
+    """The comparison as a table, with remarks, notes, times and the verdict below."""
+    table = Table()
+    for title in ("output", "outcome", "promised", "reproduced"):
+        table.add_column(title, no_wrap=True)
     for row in comparison.rows:
-        before, after, remark = (Text(cell) for cell in row[2:])
-        table.add_row(row.name, Text(row.outcome, COLORS[row.outcome]), before, after, remark)
+        table.add_row(row.name, Text(row.outcome, COLORS[row.outcome]), row.promised, row.reproduced)
+    remarks = [f"{row.name}: {row.remark}" for row in comparison.rows if row.remark]
     times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     color = "green" if comparison.reproduced else "bold red"
-    lines = (Text(line) for line in (*comparison.notes, times))
+    lines = (Text(line) for line in (*remarks, *comparison.notes, times))
     return Group(table, *lines, Text(comparison.verdict, color))
 
 
