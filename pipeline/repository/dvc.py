@@ -72,7 +72,9 @@ class Output(NamedTuple):
 def all_outputs(lock: dict[str, Any]) -> dict[str, Output]:
     """The outputs of all stages, by path."""
     return {
-        out["path"]: Output(name, out["md5"]) for name, stage in _stages(lock).items() for out in stage.get("outs", [])
+        str(out["path"]): Output(name, str(out["md5"]))
+        for name, stage in _stages(lock).items()
+        for out in stage.get("outs", [])
     }
 
 

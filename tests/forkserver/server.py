@@ -18,6 +18,7 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 import types
@@ -158,6 +159,7 @@ def become(request: dict[str, Any], streams: list[int]) -> NoReturn:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    tempfile.tempdir = None  # which preloading set, to the TMPDIR of the server
     option, what, *arguments = request["arguments"]
     if what == "dvc":
         importlib.import_module("colorama").init()

@@ -23,11 +23,11 @@ from pipeline.repository.git import output
 PREFIX = "reproduce-"  # of the temporary folder
 NEEDED = 0.5  # GiB of free space, for a run on MNIST
 GIB = 1 << 30
-GRACE = 10.0  # seconds between an interrupt and a kill
+GRACE = 5.0  # seconds between a request to end and a kill
 STANDARD_ERROR = 2
 # The only variables that the commands in the clone inherit: where programs and data are, and how to reach a network.
 INHERITED = {
-    *("PATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "TERM", "COLUMNS"),
+    *("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE", "TERM", "COLUMNS"),
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
 }
@@ -129,6 +129,7 @@ def surroundings(clone: Clone, python: str, promise: Promise) -> dict[str, str]:
     return inherited | {
         "PATH": f"{Path(python).parent}{os.pathsep}{inherited.get('PATH', os.defpath)}",
         "HOME": str(clone.home),
+        "TMPDIR": str(clone.home),
         "DVC_SYSTEM_CONFIG_DIR": str(clone.home),
         "DVC_SITE_CACHE_DIR": str(clone.home / "dvc"),
     }
@@ -151,8 +152,8 @@ def run(folder: Path, command: Sequence[str], settings: dict[str, str]) -> None:
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """Interrupt a command and its child processes, and kill those that do not end."""
-    for number, patience in ((signal.SIGINT, GRACE), (signal.SIGKILL, None)):
+    """End a command and its child processes, which leave files only in the temporary folder."""
+    for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):

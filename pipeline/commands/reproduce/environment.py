@@ -29,13 +29,15 @@ def prepare_python(clone: Clone, backend: str, reuse: bool) -> str:
             print(f"reproduce: this environment has the versions that {requirements} pins", file=sys.stderr)
             return sys.executable
         print(f"reproduce: this environment differs: {shorten([*missing, *different])}", file=sys.stderr)
-    install(clone.root, requirements)
+    install(clone, requirements)
     return str(clone.root / ".venv" / "bin" / "python")
 
 
-def install(root: Path, requirements: Path) -> None:
-    """Install a lock file in a new environment. pip's, uv's and make's own settings apply, such as an index."""
+def install(clone: Clone, requirements: Path) -> None:
+    """Install a lock file in a new environment. The user's settings of pip and uv apply, such as an index."""
+    root = clone.root
     settings = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN) and name not in OWN}
+    settings["TMPDIR"] = str(clone.home)
     python = getattr(sys, "_base_executable", sys.executable)  # not of an environment
     target = f".venv/{requirements}"
     known = subprocess.run(["make", "-n", target], cwd=root, env=settings, capture_output=True, check=False)

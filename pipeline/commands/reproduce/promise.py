@@ -62,7 +62,7 @@ def read_promise(revision: str, folder: Path, update: bool = False) -> Promise:
     promise = Promise(commit, folder, read, {}, read_backend(read), *read_hardware(read))
     outputs = all_outputs(read_lock(read, promise.place))
     if not outputs:
-        raise PipelineError(f"{LOCK} does not exist {promise.place}, or is empty: this commit promises no results")
+        raise PipelineError(f"{LOCK} does not exist {promise.place}, or is empty: this commit promises nothing")
     return promise._replace(outputs=outputs)
 
 
