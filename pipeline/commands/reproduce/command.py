@@ -37,7 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(for_machines(comparison, watch.seconds), indent=2, ensure_ascii=False))
     else:
-        Console(markup=False).print(for_terminal(comparison, watch.seconds))
+        console = Console(markup=False)
+        for part in for_terminal(comparison, watch.seconds):
+            console.print(part, soft_wrap=True)
     return REPRODUCED if comparison.reproduced else DIFFERENT
 
 
