@@ -1,7 +1,7 @@
 """Reproduce a commit's results in a fresh clone, and compare them with what its dvc.lock promises.
 
 The clone gets its own environment, runs `dvc repro` without any cache, and is removed at the end.
-Exit status: 0 reproduced, 1 not reproduced, 2 could not be tried. docs/reproducing.md says what is compared.
+Exit status: 0 reproduced, 1 not reproduced, 2 could not be tried. docs/outputs.md says what is compared.
 """
 
 import signal

@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(write_promise(clone.root, arguments.promise))
             return REPRODUCED
         comparison = compare(promise, clone)
+    watch.lap("removal")
     if arguments.json:
         print(json.dumps(for_machines(comparison, watch.seconds), indent=2, ensure_ascii=False))
     else:

@@ -1,6 +1,7 @@
 """Compare the results in a clone with what the commit promises."""
 
 import re
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import yaml
@@ -85,8 +86,13 @@ def compare(promise: Promise, clone: Clone) -> Comparison:
     rows += [Row(path, "DIFFERS", "", "", f"the file in git is not the one in {LOCK}") for path in contradictory]
     if promised and reproduced:
         rows += figure_rows(promised, reproduced, required)
-    notes = ["–: not compared, because it contains times and the ID of its run"]
-    return Comparison(promise, rows, [*notes, *required.notes])
+    notes = ["–: not compared, because it contains times and the ID of its run", *required.notes]
+    comparison = Comparison(promise, rows, notes)
+    if promise.folder != Path() and not comparison.reproduced:
+        notes.append(
+            f"if the change is intended, `make reproduce PROMISE={promise.folder} UPDATE=1` renews the promise"
+        )
+    return comparison
 
 
 def output_row(path: str, promise: Promise, found: str | None, required: Requirement) -> Row:
