@@ -4,13 +4,15 @@ The clone gets its own environment, runs `dvc repro` without any cache, and is r
 Exit status: 0 reproduced, 1 not reproduced, 2 could not be tried. docs/outputs.md says what is compared.
 """
 
+import argparse
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from pipeline.commands.parser import command_parser
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, without_secrets
 from pipeline.core.process.surroundings import settle
 
 NOT_TRIED = 2
@@ -22,7 +24,7 @@ def interrupt(*_: Any) -> None:
 
 
 def main() -> int:
-    """Parse the command line and reproduce. An error is no verdict: status 2."""
+    """Parse the command line and reproduce."""
     settle()
     parser = command_parser("reproduce", __doc__)
     parser.add_argument("revision", metavar="REV", nargs="?", default="HEAD", help="git revision (default: HEAD)")
@@ -42,6 +44,11 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.update and arguments.promise == Path():
         parser.error("--update needs --promise: `dvc repro` writes the project's own dvc.lock")
+    return attempt(arguments)
+
+
+def attempt(arguments: argparse.Namespace) -> int:
+    """Reproduce and return the exit status. Any error means that there is no verdict, and is one line."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     try:
@@ -54,6 +61,9 @@ def main() -> int:
         reason = f"{error.filename or 'cannot write'}: {error.strerror or error}"
     except KeyboardInterrupt:
         reason = "interrupted"
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"unexpected error {without_secrets(repr(error))}: see the traceback"
     print(f"reproduce: {reason}", file=sys.stderr)
     return NOT_TRIED
 

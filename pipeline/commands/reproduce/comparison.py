@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -14,7 +14,7 @@ from pipeline.core import paths
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import parse_yaml
 from pipeline.core.machine import describe_machine
-from pipeline.repository.dvc import LOCK, all_outputs, read_lock
+from pipeline.repository.dvc import LOCK, all_outputs, code_of, read_lock
 from pipeline.repository.reading import at_commit, in_folder, read_yaml
 
 Outcome = Literal["same", "tolerated", "DIFFERS", "–"]
@@ -78,7 +78,8 @@ def compare(promise: Promise, clone: Clone) -> Comparison:
 
     Raises PipelineError if the clone has no dvc.lock.
     """
-    found = {path: out.md5 for path, out in all_outputs(read_lock(in_folder(clone.root), "in the clone")).items()}
+    lock = read_lock(in_folder(clone.root), "in the clone")
+    found = {path: out.md5 for path, out in all_outputs(lock).items()}
     promised, reproduced = results_of(promise, clone)
     required = require(promise, found, promised, reproduced, clone)
     rows = [output_row(path, promise, found.get(path), required) for path in promise.outputs]
@@ -87,12 +88,22 @@ def compare(promise: Promise, clone: Clone) -> Comparison:
     if promised and reproduced:
         rows += figure_rows(promised, reproduced, required)
     notes = ["–: not compared, because it contains times and the ID of its run", *required.notes]
+    notes += [f"{LOCK} is older than the code: {', '.join(changed)}"] if (changed := other_code(promise, lock)) else []
     comparison = Comparison(promise, rows, notes)
     if promise.folder != Path() and not comparison.reproduced:
         notes.append(
             f"if the change is intended, `make reproduce PROMISE={promise.folder} UPDATE=1` renews the promise"
         )
     return comparison
+
+
+def other_code(promise: Promise, lock: dict[str, Any]) -> list[str]:
+    """The code that has changed since the promised results were made."""
+    before, after = (
+        {path: digest for stage in code_of(each).values() for path, digest in stage["code"].items()}
+        for each in (promise.lock, lock)
+    )
+    return sorted(path for path, digest in before.items() if after.get(path, digest) != digest)
 
 
 def output_row(path: str, promise: Promise, found: str | None, required: Requirement) -> Row:

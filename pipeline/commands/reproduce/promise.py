@@ -30,6 +30,7 @@ class Promise(NamedTuple):
     folder: Path  # of params.yaml, dvc.lock and reports/, in the project
     read: Reader
     outputs: dict[str, Output]
+    lock: dict[str, Any]
     backend: str
     device: str  # 'cpu', another device, or '' if the commit does not say
     machine: str  # as describe_machine gives it, or ''
@@ -58,12 +59,12 @@ def read_promise(revision: str, folder: Path, update: bool = False) -> Promise:
         return whole(folder / path)
 
     if update:
-        return Promise(commit, folder, in_folder(folder), {}, DEFAULT_BACKEND, "", "")
-    promise = Promise(commit, folder, read, {}, read_backend(read), *read_hardware(read))
-    outputs = all_outputs(read_lock(read, promise.place))
-    if not outputs:
+        return Promise(commit, folder, in_folder(folder), {}, {}, DEFAULT_BACKEND, "", "")
+    promise = Promise(commit, folder, read, {}, {}, read_backend(read), *read_hardware(read))
+    lock = read_lock(read, promise.place)
+    if not all_outputs(lock):
         raise PipelineError(f"{LOCK} does not exist {promise.place}, or is empty: this commit promises nothing")
-    return promise._replace(outputs=outputs)
+    return promise._replace(outputs=all_outputs(lock), lock=lock)
 
 
 def resolve(revision: str) -> str:

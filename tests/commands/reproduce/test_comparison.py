@@ -103,6 +103,11 @@ def test_data_are_equal_on_every_machine(compared: Compare) -> None:
     assert (found.reproduced, of(found, "DIFFERS")) == (False, {"data/raw"})
 
 
+def test_a_promise_that_is_older_than_the_code_is_told(compared: Compare) -> None:
+    found = compared(made=lambda root: set_digest(root, "pipeline/stages/train", "c" * 32))
+    assert (found.reproduced, found.notes[-1]) == (True, "dvc.lock is older than the code: pipeline/stages/train")
+
+
 def test_an_output_that_no_stage_writes_is_named(compared: Compare) -> None:
     found = compared(made=lambda root: replace(root / "dvc.lock", "models/history.csv", "models/curves.csv"))
     (row,) = [row for row in found.rows if row.outcome == "DIFFERS"]
