@@ -84,7 +84,7 @@ def make_clone(promise: Promise, folder: Path) -> Clone:
     top = output("rev-parse", "--show-toplevel").decode().rstrip("\n")
     settings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     run(folder, ["git", "init", "--quiet", "--template=", "project"], settings)
-    run(root, [*GIT, "fetch", "--quiet", "--no-tags", top, promise.commit], settings)
+    run(root, [*GIT, "fetch", "--quiet", "--no-tags", "--update-shallow", top, promise.commit], settings)
     run(root, [*GIT, "checkout", "--quiet", "--detach", promise.commit], settings)
     clone = Clone(root / inside, home)
     shared = project.parent / "shared"

@@ -26,7 +26,9 @@ def test_a_commit_is_reproduced_without_the_settings_and_changes_of_the_user(
 ) -> None:
     home, store, cache = (tmp_path / name for name in ("home", "store.db", "cache"))
     (home / ".config" / "dvc").mkdir(parents=True)
-    (home / ".config" / "dvc" / "config").write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
+    (home / ".config" / "dvc" / "config").write_text(
+        f"[cache]\n    dir = {cache}\n    type = nonsense\n", encoding="utf-8"
+    )
     before = {path: (committed.root / path).read_bytes() for path in ("dvc.lock", "params.yaml", "mlflow.db")}
     (committed.root / "params.yaml").write_text("recipe: nonsense\n", encoding="utf-8")
     (committed.root / "pipeline" / "stages" / "train" / "__main__.py").write_text("1 / 0\n", encoding="utf-8")
@@ -150,6 +152,9 @@ def test_what_cannot_be_tried_is_one_line(project: Project, temporary: Path, tmp
     shallow = Project(tmp_path / "shallow")
     subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{project.root}", str(shallow.root)], check=True)
     assert "this clone is shallow: `git fetch --unshallow`" in refusal(shallow, "HEAD~1")
+    output = shallow.run(*REPRODUCE, TMPDIR=str(temporary)).stdout  # as in CI
+    assert "requirements.txt does not exist in this commit" in output
+    assert "rejected" not in output
 
 
 def test_a_full_disk_is_one_line(project: Project, tmp_path: Path) -> None:
