@@ -33,8 +33,8 @@ def test_a_commit_is_reproduced_without_the_settings_and_changes_of_the_user(
     (committed.root / "params.yaml").write_text("recipe: nonsense\n", encoding="utf-8")
     (committed.root / "pipeline" / "stages" / "train" / "__main__.py").write_text("1 / 0\n", encoding="utf-8")
 
-    settings = {"TMPDIR": str(temporary), "HOME": str(home), "MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
-    found = reproduce(committed, **settings, **FOREIGN, GIT_DIR=str(committed.root / ".git"))
+    own = {"TMPDIR": str(temporary), "HOME": str(home), "MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
+    found = reproduce(committed, **own, **FOREIGN, GIT_DIR=str(committed.root / ".git"))
     assert (found["status"], found["reproduced"]) == (0, True), found
     assert outcomes(found, "same") >= {"data/raw", "data/prepared/train.npz", "models/model.keras", "test loss"}
     assert outcomes(found, "–") == {*RECORDS, "reports/report.html"}
