@@ -21,7 +21,7 @@ PIPELINE = $(if $(filter-out 0,$(JAX_PROCESS_ID)),pipeline.stages.train,dvc repr
 TORCH = $(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements-torch.txt)
 N ?= 5
 
-.PHONY: help repro seeds gate gate-power promote test test-jax test-torch test-slow test-browser faults check docs pictures ui serve send joined doctor bench lock clean
+.PHONY: help repro seeds gate gate-power promote reproduce test test-jax test-torch test-slow test-browser faults check docs pictures ui serve send joined doctor bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -40,6 +40,9 @@ gate: .venv/$(LOCK) ## check that this model is not worse than that of the merge
 
 promote: .venv/requirements$(if $(GPU),-gpu).txt ## make this model the champion if it passes the gate (BASE=REV); ROLLBACK=1 restores the previous champion, WITHOUT_CHAMPION=1 compares only with BASE
 	$(BIN)/python -m pipeline.commands.promote $(if $(BASE),--base $(BASE)) $(if $(ROLLBACK),--rollback) $(if $(WITHOUT_CHAMPION),--without-champion)
+
+reproduce: .venv/$(LOCK) ## run a commit's pipeline in a fresh clone with its own environment, and compare with its dvc.lock (REV=HEAD); PROMISE=tests/promises/digits takes seconds, REUSE=1 uses this environment, KEEP=1 keeps the clone
+	$(BIN)/python -m pipeline.commands.reproduce $(or $(REV),HEAD) $(if $(PROMISE),--promise $(PROMISE)) $(if $(REUSE),--reuse) $(if $(UPDATE),--update) $(if $(KEEP),--keep)
 
 test: .venv/requirements-dev.txt ## set up the test environment and run the tests
 	$(BIN)/python -m pytest

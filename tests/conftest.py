@@ -32,6 +32,7 @@ from pipeline.stages.compose import composition
 from pipeline.stages.compose.composition import compose_config
 from pipeline.tracking.relocation import relocate
 from tests.forkserver import fork_server
+from tests.forkserver.opened import VARIABLE as OPENED
 
 Start = Callable[..., "subprocess.Popen[str]"]
 ROOT = Path(__file__).parent.parent
@@ -253,11 +254,18 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def train_smoke(folder: Path) -> None:
-    """Train recipe=smoke in a clone, and save the output of `dvc repro`."""
+    """Train recipe=smoke in a clone, and save the output of `dvc repro` and, beside the clone, the files it opens."""
     project = clone(folder)
     project.params(recipe="smoke", training={"epochs": None}, optimizer=None)
     project.commit()
-    (folder / "repro.log").write_text(project.succeed("dvc", "repro"), encoding="utf-8")
+    (folder / "repro.log").write_text(
+        project.succeed("dvc", "repro", **{OPENED: str(opened_by(project))}), encoding="utf-8"
+    )
+
+
+def opened_by(project: Project) -> Path:
+    """The list of files that the stages of `trained_once` opened."""
+    return project.root.parent / "opened"
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Layout and architecture: folders, dvc.yaml, paths, imports and configuration agree."""
 
 import ast
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,10 @@ from pipeline.core import paths
 from pipeline.core.config import Config
 from pipeline.core.settings import USED, settings_of
 from pipeline.stages.compose.composition import compose_config, to_yaml
-from tests.conftest import ROOT
+from tests.conftest import FORKING, ROOT, Project, opened_by
 
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-COMMANDS = ["gate", "promote", "serve", "runs", "doctor"]
+COMMANDS = ["gate", "promote", "reproduce", "serve", "runs", "doctor"]
 LIGHT = ["stages.compose", "stages.fetch", "stages.preprocess", *(f"commands.{name}" for name in COMMANDS)]
 HEAVY_MODULES = ["keras", "tensorflow", "mlflow"]
 
@@ -65,14 +67,26 @@ NO_DEPENDENCY = {  # imports of the stages that are not in their `deps`, and the
 }
 
 
+SOURCE = re.compile(r"/__pycache__/(\w+)\.cpython-\d+\.pyc$")
+NAME = re.compile(r"pipeline(?:\.\w+)+")  # of a module or of an object in it
+TARGET = re.compile(rf"_target_: ({NAME.pattern})")
+
+
 def imported(path: Path) -> set[Path]:
-    """Files of the pipeline that a file imports, in any scope."""
+    """Files of the pipeline that a file imports in any scope, or names in a string, such as those of programs."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NAME.fullmatch(node.value):
+            names |= {node.value, node.value.rpartition(".")[0]}
+    return files_of(names)
+
+
+def files_of(names: set[str]) -> set[Path]:
+    """Files of the pipeline's modules among some names."""
     places = [ROOT / name.replace(".", "/") for name in names if name.split(".")[0] == "pipeline"]
     files = {place.with_suffix(".py") for place in places} | {place / "__init__.py" for place in places}
     return {file for file in files if file.is_file()}
@@ -81,11 +95,25 @@ def imported(path: Path) -> set[Path]:
 def reached(stage: str) -> set[Path]:
     """Files of the pipeline that a stage imports, directly or indirectly."""
     found, waiting = set(), {ROOT / "pipeline" / "stages" / stage / "__main__.py"}
+    if stage == "train":
+        waiting |= configured()
     while waiting:
         path = waiting.pop()
         found.add(path)
         waiting |= imported(path) - found
     return found
+
+
+def configured() -> set[Path]:
+    """Files of the pipeline that conf/ names."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "conf").rglob("*.yaml")]
+    return files_of({target.rpartition(".")[0] for text in texts for target in TARGET.findall(text)})
+
+
+def test_names_in_strings_and_in_conf_count_as_imports() -> None:
+    train = ROOT / "pipeline" / "stages" / "train"
+    assert train / "batch_size.py" in imported(train / "batch_size.py"), "the program that it starts"
+    assert {train / "convnet.py", train / "augmentation.py"} <= configured()
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -102,6 +130,45 @@ def test_all_code_that_affects_a_result_is_a_dependency(stage: str) -> None:
     assert not left_out & set(deps), "a file is either a dependency or excluded"
 
 
+HARMLESS = {  # other files that stages open and that are not in their `deps`, and the reasons
+    ("fetch", "composed.yaml"): "checked against composed/fetch.yaml, as those below",
+    ("preprocess", "composed.yaml"): "",
+    ("train", "composed.yaml"): "",
+    ("evaluate", "composed.yaml"): "",
+    ("train", "params.yaml"): "provenance of the run",
+    ("train", "requirements.txt"): "train warns if other versions are installed",
+}
+
+
+@pytest.mark.skipif(FORKING not in os.environ, reason="the fork server records which files are opened")
+def test_all_files_that_a_stage_opens_are_dependencies(trained_once: Project) -> None:
+    """At run time: also packages' data, templates, modules that importlib imports, and what child processes open."""
+    seen = opened_files(trained_once)
+    unknown = {(stage, path) for stage, path in seen if not any(map(Path(path).is_relative_to, known_to(stage)))}
+    assert unknown == HARMLESS.keys()
+    assert ("evaluate", "pipeline/stages/evaluate/templates/model_card.md.j2") in seen, "a template"
+    assert ("train", "pipeline/core/backends/tensorflow.py") in seen, "imported by importlib"
+    assert ("train", "pipeline/tracking/recorder.py") in seen, "imported by a child process"
+
+
+def opened_files(project: Project) -> set[tuple[str, str]]:
+    """Stage and path of each file in the project that a stage opened; not of temporary and empty ones."""
+    found = set()
+    for line in opened_by(project).read_text(encoding="utf-8").splitlines():
+        stage, _, name = line.partition("\t")
+        path = Path(SOURCE.sub(r"/\1.py", name))
+        # An import opens bytecode, even if it does not exist. train also opens all sources, to name its checkpoint.
+        ours = stage in STAGES and path.is_relative_to(project.root) and not name.endswith(".py")
+        if ours and path.is_file() and path.stat().st_size:
+            found.add((stage, str(path.relative_to(project.root))))
+    return found
+
+
+def known_to(stage: str) -> set[str]:
+    """Files and folders that DVC compares before it runs a stage, its outputs, and code without effect on them."""
+    return {*STAGES[stage]["deps"], *names(STAGES[stage].get("params", [])), *outputs(stage), *NO_DEPENDENCY}
+
+
 SHARED = {"core", "repository", "tracking"}
 MAY_IMPORT = {  # docs/architecture.md
     "core": {"core"},
@@ -114,6 +181,7 @@ MAY_IMPORT = {  # docs/architecture.md
     "commands/doctor": SHARED | {"commands/parser.py", "commands/doctor"},
     "commands/gate": SHARED | {"commands/parser.py", "commands/gate"},
     "commands/promote": SHARED | {"registry", "commands/parser.py", "commands/gate", "commands/promote"},
+    "commands/reproduce": SHARED | {"commands/parser.py", "commands/doctor", "commands/gate", "commands/reproduce"},
     "commands/runs": SHARED | {"commands/parser.py", "commands/ports.py", "commands/runs"},
     "commands/serve": SHARED | {"registry", "commands/parser.py", "commands/ports.py", "commands/serve"},
 }

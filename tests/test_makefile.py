@@ -87,6 +87,20 @@ def test_an_incomplete_environment_is_completed(folder: Path) -> None:
     assert says_hello(folder)
 
 
+def test_uv_installs_with_the_settings_in_pyproject(folder: Path) -> None:
+    """With constraint-dependencies, uv refuses requirements with hashes, and pip has to install, which takes longer."""
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    uv = Path(sys.executable).parent / "uv"
+    if not uv.exists():
+        pytest.skip("make installs uv")
+    command = [str(uv), "pip", "install", "--dry-run", "--offline", "--python", sys.executable, "--require-hashes"]
+    result = subprocess.run(
+        [*command, "-r", "requirements.txt"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "hello" in result.stderr
+
+
 def test_no_command_relies_on_the_exported_path(folder: Path) -> None:
     """Make 3.81, the version on macOS, starts simple commands without it."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -51,7 +51,7 @@ def read_lock(read: Reader, place: str) -> dict[str, Any]:
     """Read dvc.lock; empty if it does not exist. Raises PipelineError if it does not have DVC's format."""
     lock = read_yaml(read, LOCK, place)
     try:
-        code_of(lock), outputs(lock)
+        code_of(lock), all_outputs(lock)
     except (AttributeError, KeyError, TypeError):
         raise PipelineError(f"{LOCK} {place} is damaged: it does not have DVC's format") from None
     return lock
@@ -75,6 +75,22 @@ def check_undamaged(files: Iterable[Path]) -> None:
                 f"{path} is damaged: its MD5 is not the one in {LOCK}. Remove it and run `dvc repro`; if that does not "
                 "help, `make doctor` finds damaged files in DVC's cache"
             )
+
+
+class Output(NamedTuple):
+    """An output in dvc.lock: its stage and its MD5."""
+
+    stage: str
+    md5: str
+
+
+def all_outputs(lock: dict[str, Any]) -> dict[str, Output]:
+    """The outputs of all stages, by path."""
+    return {
+        str(out["path"]): Output(name, str(out["md5"]))
+        for name, stage in _stages(lock).items()
+        for out in stage.get("outs", [])
+    }
 
 
 def check_lock(lock: dict[str, Any], path: Path, content: bytes, place: str) -> None:

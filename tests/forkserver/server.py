@@ -18,6 +18,7 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 import types
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.core.process.worker import RARELY
+from tests.forkserver.opened import VARIABLE, record_opened
 
 PRELOADED = (
     *("keras", "mlflow.keras", "mlflow.pyfunc", "onnxruntime", "tf2onnx", "scipy.special"),
@@ -158,6 +160,9 @@ def become(request: dict[str, Any], streams: list[int]) -> NoReturn:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    tempfile.tempdir = None  # which preloading set, to the TMPDIR of the server
+    if VARIABLE in os.environ:
+        record_opened(os.environ[VARIABLE])
     option, what, *arguments = request["arguments"]
     if what == "dvc":
         importlib.import_module("colorama").init()

@@ -35,18 +35,10 @@ def check_packages() -> Iterator[Finding]:
     """Whether the installed packages are those that the requirements file of the Keras backend pins."""
     backend = chosen_backend() if chosen_backend() in BACKENDS else DEFAULT_BACKEND
     requirements = requirements_of(backend)
-    installed = {normalize(each.name): each.version for each in distributions()}
     if not requirements.is_file():
         yield Finding("packages", "problem", f"{requirements} is missing", f"git checkout {requirements}")
         return
-    pinned = {normalize(name): versions for name, versions in pinned_versions(requirements).items()}
-    needed = {name for name, versions in pinned.items() if not all(versions.values())}  # on every platform
-    missing = sorted(needed - installed.keys())
-    different = [
-        f"{name} {installed[name]} instead of {' or '.join(sorted(versions))}"
-        for name, versions in pinned.items()
-        if installed.get(name) not in (None, *versions)
-    ]
+    missing, different = differing_packages(requirements)
     remedy = f"touch {requirements} && make repro" + f" BACKEND={backend}" * (backend != DEFAULT_BACKEND)
     if missing:
         yield Finding("packages", "problem", f"not installed: {shorten(missing)}", remedy)
@@ -54,6 +46,19 @@ def check_packages() -> Iterator[Finding]:
         yield Finding("packages", "warning", f"results may differ: {shorten(different)}", remedy)
     if not missing and not different:
         yield Finding("packages", "ok", f"the versions that {requirements} pins")
+
+
+def differing_packages(requirements: Path) -> tuple[list[str], list[str]]:
+    """The pinned packages that are not installed, and those that are installed in another version, with both."""
+    installed = {normalize(each.name): each.version for each in distributions()}
+    pinned = {normalize(name): versions for name, versions in pinned_versions(requirements).items()}
+    needed = {name for name, versions in pinned.items() if not all(versions.values())}  # on every platform
+    different = [
+        f"{name} {installed[name]} instead of {' or '.join(sorted(versions))}"
+        for name, versions in pinned.items()
+        if installed.get(name) not in (None, *versions)
+    ]
+    return sorted(needed - installed.keys()), different
 
 
 def normalize(name: str) -> str:
