@@ -1,5 +1,6 @@
 """Compose conf/ and params.yaml into one configuration."""
 
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from omegaconf.resolvers import oc
 
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
-from pipeline.core.files import parse_yaml
+from pipeline.core.files import check_yaml, parse_yaml
 from pipeline.core.machine import pinned_versions
 from pipeline.core.validation import parse_config
 
@@ -34,13 +35,13 @@ def options(conf: Path) -> dict[str, list[str]]:
 def read_params(path: Path) -> dict[str, Any]:
     """Read params.yaml. Raises PipelineError if it is not a YAML mapping."""
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
+        text = path.read_text(encoding="utf-8")
+        check_yaml(text)
+        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except FileNotFoundError:
         raise PipelineError(f"{path} is missing: `git checkout {path}` restores it") from None
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeError) as error:
+    except Exception as error:  # PyYAML and OmegaConf raise many kinds for a value that its tag does not allow
         raise PipelineError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise PipelineError(f"{path} refers to itself: an alias (*) is inside its own anchor (&)") from None
     if not isinstance(values, dict):
         raise PipelineError(f"{path} must be a mapping of keys to values, such as `recipe: baseline`")
     return {str(key): value for key, value in values.items()}
