@@ -16,7 +16,7 @@ EXHAUSTED = re.compile(
 )
 # Messages about a lost connection: of JAX's coordinator, Gloo, which connects CPUs, and NCCL, which connects GPUs.
 DISCONNECTED = re.compile(r"(?i)gloo|nccl|coordination|connection (closed|reset|refused)|UNAVAILABLE|DEADLINE_EXCEEDED")
-CONTROL = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 LONGEST_LINE, LONGEST_MESSAGE = 1000, 20_000  # characters
 SHORT = 3  # characters; masking a password this short would mask parts of ordinary words
 

@@ -16,7 +16,7 @@ import yaml
 
 UNFINISHED = ".writing-"  # prefix of temporary folders; git and DVC ignore them
 # Limits of a YAML file: its length in bytes, the levels of nesting, and the times that aliases may expand its length.
-LARGEST, DEEPEST, EXPANSION = 1 << 20, 100, 10
+LARGEST, DEEPEST, EXPANSION = 1 << 18, 100, 10
 NUMBER = re.compile(r"[-+.]?\d[\w.:+-]*$")
 LONGEST_NUMBER = 1000  # digits
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -93,7 +93,7 @@ def check_yaml(text: str | bytes) -> None:
     PyYAML's time for a number is quadratic in its digits.
     """
     if len(text) > LARGEST:
-        raise yaml.YAMLError(f"it is larger than {LARGEST >> 20} MiB")
+        raise yaml.YAMLError(f"it is larger than {LARGEST >> 10} KiB")
     sizes: dict[str, int] = {}  # characters of each anchored value, with its aliases expanded
     started: list[tuple[str | None, int]] = []  # collections around this place: their anchors, and what precedes them
     size, most = 0, max(LARGEST >> 4, EXPANSION * len(text))

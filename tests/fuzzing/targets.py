@@ -129,7 +129,7 @@ def judge_composed(content: bytes) -> None:
 
 def read_evaluation(content: bytes) -> None:
     """reports/evaluation.json beside an intact reports/errors.csv, which lists two images of ten."""
-    found = accepted(lambda: parse_report(content, ERRORS.encode(), "here"), "reports/evaluation.json here")
+    found = accepted(lambda: parse_report(content, ERRORS.encode(), "here"), "reports/evaluation.json")
     if found is not None:
         test = json.loads(content)["test"]
         assert (test["errors"], test["images"], test["per_class"]["images"]) == (2, 10, [5, 5])

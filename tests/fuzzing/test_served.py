@@ -6,15 +6,20 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import pytest
+import schemathesis
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
 
 from pipeline.commands.serve.picture import read_picture
 from tests.commands.serve.conftest import Registered, registered_once  # noqa: F401 (a fixture)
@@ -22,6 +27,7 @@ from tests.commands.serve.test_picture import canvas, png
 from tests.conftest import environment, free_port
 from tests.fuzzing.inputs import FUZZING, PATIENCE, damaged
 from tests.fuzzing.targets import JSON_WORDS, SIZES
+from tests.fuzzing.test_memory import pictures
 
 JSON, PNG = "application/json", "image/png"
 
@@ -34,9 +40,9 @@ class Server(NamedTuple):
     log: Path
     registered: Registered
 
-    def ask(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, Any]:
+    def ask(self, path: str, body: bytes, headers: dict[str, str], patience: float = PATIENCE) -> tuple[int, Any]:
         """Send one request, and return the status and the parsed answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=patience)
         try:
             connection.request("POST", path, body, headers)
             answer = connection.getresponse()
@@ -146,20 +152,27 @@ def test_pictures_for_read(server: Server) -> None:
 WORDS = st.text(st.characters(min_codepoint=33, max_codepoint=255), max_size=20)
 HEADERS = st.sampled_from(
     [
-        *("Content-Length: 5", "Content-Length: 99999", "Content-Length: -1", "Content-Length: 5, 6", "Content-Length: x"),
-        *("Content-Length: 99999999999999999999", "Transfer-Encoding: chunked", "Transfer-Encoding: gzip, chunked"),
-        *("Transfer-Encoding: x", "Content-Encoding: gzip", f"Content-Type: {JSON}", f"Content-Type: {PNG}"),
-        *("Content-Type: ", "Content-Type: application/json; charset=utf-16", "Host: digits.example", "Host: localhost"),
-        *("Origin: http://localhost", "Origin: null", "Expect: 100-continue", "Connection: close", "Range: bytes=5-"),
-        *("Upgrade: websocket", "X-HTTP-Method-Override: PUT", " folded", "no colon", "X: \x7f", "Content-Type: é"),
+        *(f"Content-Length: {length}" for length in ("5", "99999", "-1", "5, 6", "x", "99999999999999999999")),
+        *("Transfer-Encoding: chunked", "Transfer-Encoding: gzip, chunked", "Transfer-Encoding: x"),
+        *(
+            "Content-Encoding: gzip",
+            f"Content-Type: {JSON}",
+            f"Content-Type: {PNG}",
+            "Content-Type: ",
+            "Content-Type: é",
+        ),
+        *("Content-Type: application/json; charset=utf-16", "Host: digits.example", "Host: [", "Connection: close"),
+        *("Origin: http://localhost", "Origin: null", "Expect: 100-continue", "Range: bytes=5-", "Upgrade: websocket"),
+        *("X-HTTP-Method-Override: PUT", " folded", "no colon", "X: \x7f"),
     ]
 )
+METHODS = ("POST", "GET", "HEAD", "OPTIONS", "PUT", "BREW")
 LINES = st.sampled_from(
     [
-        *(f"{method} {path} HTTP/1.1" for method in ("POST", "GET", "HEAD", "OPTIONS", "PUT") for path in ("/read", "/invocations")),
+        *(f"{method} {path} HTTP/1.1" for method in METHODS for path in ("/read", "/invocations")),
         *("GET / HTTP/1.1", "GET /docs HTTP/1.1", "GET /about HTTP/1.1", "GET /ping HTTP/1.1", "GET /version HTTP/1.1"),
-        *("POST http://localhost/read HTTP/1.1", "POST //read HTTP/1.1", "POST /read?x=%00 HTTP/1.0", "BREW /read HTTP/1.1"),
-        *("GET /%ff HTTP/1.1", "GET /../../etc/passwd HTTP/1.1", "CONNECT localhost:1 HTTP/1.1", "POST /read", "\0", ""),
+        *("POST http://localhost/read HTTP/1.1", "POST //read HTTP/1.1", "POST /read?x=%00 HTTP/1.0"),
+        *("GET /%ff HTTP/1.1", "GET /../../etc/passwd HTTP/1.1", "CONNECT localhost:1 HTTP/1.1", "POST /read", "\0"),
     ]
 )
 BODIES = st.binary(max_size=50) | st.sampled_from(
@@ -185,3 +198,104 @@ def test_malformed_http(server: Server) -> None:
 
     check()
     server.check()
+
+
+BATCH = {"type": "array", "minItems": 1, "maxItems": 3}
+ROW = {"type": "array", "minItems": 784, "maxItems": 784, "items": {"type": "integer", "minimum": 0, "maximum": 255}}
+DESCRIPTION: dict[str, Any] = {  # of the page /docs: FastAPI's own has no bodies, because the server reads them itself
+    "openapi": "3.1.0",
+    "info": {"title": "served", "version": "1"},
+    "paths": {
+        "/invocations": {
+            "post": {
+                "requestBody": {
+                    "required": True,
+                    "content": {
+                        JSON: {
+                            "schema": {
+                                "type": "object",
+                                "properties": {"inputs": BATCH | {"items": ROW}},
+                                "required": ["inputs"],
+                                "additionalProperties": False,
+                            }
+                        }
+                    },
+                },
+                "responses": {"200": {"description": "probabilities"}, "4XX": {"description": "a reason"}},
+            }
+        },
+        "/read": {
+            "post": {
+                "requestBody": {
+                    "required": True,
+                    "content": {PNG: {"schema": {"type": "string", "format": "binary"}}},
+                },
+                "responses": {"200": {"description": "a digit"}, "4XX": {"description": "a reason"}},
+            }
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "mode"),
+    [
+        ("/invocations", GenerationMode.POSITIVE),
+        ("/invocations", GenerationMode.NEGATIVE),
+        ("/read", GenerationMode.POSITIVE),
+    ],
+)
+def test_requests_from_the_description(server: Server, path: str, mode: GenerationMode) -> None:
+    """Requests as schemathesis makes them from the description, with its checks of the answers."""
+    described = schemathesis.openapi.from_dict(DESCRIPTION)
+
+    @settings(max_examples=1000 if FUZZING else 5)
+    @given(described[path]["POST"].as_strategy(generation_mode=mode))
+    def check(case: schemathesis.Case) -> None:
+        answer = case.call(base_url=f"http://127.0.0.1:{server.port}", timeout=PATIENCE)
+        case.validate_response(answer, checks=[not_a_server_error])
+        if answer.status_code != 200:
+            check_refusal(answer.status_code, answer.json())
+        elif path == "/invocations":
+            images = np.array(case.body["inputs"], np.uint8).reshape(-1, 28, 28).tolist()
+            np.testing.assert_allclose(answer.json()["predictions"], server.probabilities(images), atol=1e-6)
+            assert mode is GenerationMode.POSITIVE
+
+    check()
+    server.check()
+
+
+LARGEST, AT_ONCE = 16 << 20, 2  # bytes of a body, and the requests that the server processes at once
+HELD = 40 * AT_ONCE * LARGEST  # bytes: parsed JSON takes about thirty times its size
+
+
+def hostile() -> dict[str, tuple[str, bytes]]:
+    """The requests that take the most memory: many small objects, and the largest pictures."""
+    start, pixel = b'{"inputs": [', b"[%s]" % b",".join([b"[%s]" % b",".join([b"[0]"] * 28)] * 28)
+    bodies = {
+        "lists": start + b"[]," * ((LARGEST - 20) // 3) + b"0]}",
+        "objects": start + b'{"":0},' * ((LARGEST - 20) // 7) + b"0]}",
+        "pixels": start + b",".join([pixel] * (LARGEST // (len(pixel) + 1) - 1)) + b"]}",
+        "floats": start + b"1e308," * ((LARGEST - 20) // 6) + b"0]}",
+        "strings": start + b'"",' * ((LARGEST - 20) // 3) + b'""]}',
+    }
+    found = {name: ("/invocations", body) for name, body in bodies.items()}
+    return found | {name: ("/read", content) for name, (content, _) in pictures().items() if len(content) <= 1 << 20}
+
+
+def test_hostile_requests_take_a_bounded_memory(server: Server) -> None:
+    """Four of each at once: the peak is bounded, and the server releases what it does not need."""
+    server.check()
+    before, peaks = server.memory, {}
+    for name, (path, body) in hostile().items():
+        with ThreadPoolExecutor(2 * AT_ONCE) as executor:
+            headers = {"Content-Type": JSON if path == "/invocations" else PNG}
+            waiting = [executor.submit(server.ask, path, body, headers, 60) for _ in range(2 * AT_ONCE)]
+            peaks[name] = 0
+            while not all(answer.done() for answer in waiting):
+                peaks[name] = max(peaks[name], server.memory - before)
+                time.sleep(0.02)
+            assert {answer.result()[0] for answer in waiting} <= {200, 400}, name
+    server.check()
+    print({name: f"{peak >> 20} MiB" for name, peak in peaks.items()}, before >> 20, server.memory >> 20)
+    assert max(peaks.values()) <= HELD, {name: f"{peak >> 20} MiB" for name, peak in peaks.items()}

@@ -12,6 +12,7 @@ from pipeline.core.records import ComparedEvaluation, ComparedFigures
 
 COLUMNS = ("index", "label", "prediction", "probability")
 INTEGER = re.compile("-?[0-9]{1,18}")
+FRACTION = re.compile(r"[0-9]{1,2}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")
 LONGEST = 100  # characters of a line to show
 ROUNDING = 1e-6  # tolerance for the rounded fractions in the evaluation
 
@@ -56,7 +57,7 @@ def _parse_errors(content: bytes, test: ComparedFigures, name: str, path: Path) 
         try:
             index, label, prediction = map(parse_integer, row[:3])
             valid = label in classes and prediction in classes and label != prediction
-            if len(row) != len(COLUMNS) or not valid or not 0 <= float(row[3]) <= 1:
+            if len(row) != len(COLUMNS) or not valid or not is_probability(row[3]):
                 raise ValueError
         except ValueError:
             shown = ",".join(row)[:LONGEST]
@@ -70,6 +71,11 @@ def _parse_errors(content: bytes, test: ComparedFigures, name: str, path: Path) 
             f"{name} lists {len(wrong)} images, but {path} counts {test.errors}: one file is incomplete"
         )
     return wrong
+
+
+def is_probability(text: str) -> bool:
+    """Whether a text is a number from 0 to 1, without spaces or other additions that Python allows."""
+    return FRACTION.fullmatch(text) is not None and float(text) <= 1
 
 
 def parse_integer(text: str) -> int:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from pipeline.core import paths
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, shown
 from pipeline.core.files import check_yaml, parse_yaml
 from pipeline.core.machine import pinned_versions
 from pipeline.core.validation import parse_config
@@ -160,9 +160,10 @@ def check_key(composed: DictConfig, key: str, params: Path) -> None:
             return
         if part not in node:
             known = [str(name) for name in node]
-            inside = ".".join(parts[:depth]) or "the top level"
+            inside = shown(".".join(parts[:depth])) or "the top level"
             raise PipelineError(
-                f"{params}: {key}: unknown key {part!r}; {inside} has {', '.join(known)}{_suggestion(part, known)}"
+                f"{params}: {shown(key)}: unknown key {part!r}; {inside} has {', '.join(known)}"
+                f"{_suggestion(part, known)}"
             )
         node = node[part]
 
