@@ -18,9 +18,10 @@ from omegaconf.resolvers import oc
 
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError, shown
-from pipeline.core.files import check_yaml, parse_yaml
+from pipeline.core.files import parse_yaml
 from pipeline.core.machine import pinned_versions
 from pipeline.core.validation import parse_config
+from pipeline.stages.compose.references import check_references, check_texts
 
 HYDRA = re.compile(r"^\s*#\s*@package\s+.*hydra", re.MULTILINE)
 HEADER = "# Written by the compose stage from conf/ and params.yaml: edit those, not this.\n"
@@ -36,7 +37,7 @@ def read_params(path: Path) -> dict[str, Any]:
     """Read params.yaml. Raises PipelineError if it is not a YAML mapping."""
     try:
         text = path.read_text(encoding="utf-8")
-        check_yaml(text)
+        check_texts(parse_yaml(text))
         values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except FileNotFoundError:
         raise PipelineError(f"{path} is missing: `git checkout {path}` restores it") from None
@@ -67,6 +68,7 @@ def compose_config(conf: Path, params: Path, requirements: Path = paths.REQUIREM
             values = _without_null(values)
             origin = dict.fromkeys(_keys(values), str(params))
             composed.merge_with(values)
+            check_references(OmegaConf.to_container(composed))
             plain = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise PipelineError(f"cannot compose {conf}/ and {params}: {' '.join(str(error).split())}") from None
@@ -85,6 +87,7 @@ def check_for_hydra(path: Path) -> None:
     try:
         text = path.read_text(encoding="utf-8")
         values = parse_yaml(text)
+        check_texts(values)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise PipelineError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     held = values if isinstance(values, dict) else {}
