@@ -2,6 +2,7 @@
 
 import atexit
 import base64
+import functools
 import gzip
 import io
 import json
@@ -88,7 +89,7 @@ def read_split(content: bytes) -> None:
                     array, np.load(io.BytesIO(entries.read(f"{name}.npy")), allow_pickle=False)
                 )
         assert len(found.images) == len(found.labels)
-        assert (found.images.dtype, found.labels.dtype, found.images.ndim) == (np.uint8, np.uint8, 3)
+        assert (found.images.dtype.name, found.labels.dtype.name, found.images.ndim) == ("uint8", "uint8", 3)
 
 
 def read_composed(content: bytes) -> None:
@@ -112,8 +113,7 @@ def read_dvc_lock(content: bytes) -> None:
     """dvc.lock of a base revision."""
     found = accepted(lambda: read_lock(lambda _: content, "here"), "dvc.lock")
     if found is not None:
-        json.dumps([code_of(found), is_consistent(found)], sort_keys=True)
-        assert all(isinstance(digest, str) or digest is None or digest for digest in outputs(found).values())
+        assert json.dumps([code_of(found), is_consistent(found), outputs(found)], sort_keys=True)
 
 
 def judge_composed(content: bytes) -> None:
@@ -159,7 +159,7 @@ def read_records(content: bytes) -> None:
     """Each JSON file that stages exchange. What is read is written, and read again as the same values."""
     for name, record in RECORDS.items():
         path = file_with(name, content)
-        found = accepted(lambda path=path, record=record: record.read(path), str(path))
+        found = accepted(functools.partial(record.read, path), str(path))
         if found is not None:
             found.write(path)
             assert record.read(path) == found
@@ -170,7 +170,7 @@ def read_drawing(content: bytes) -> None:
     found = accepted(lambda: read_picture(content), "")
     if found is not None:
         Image.open(io.BytesIO(content)).load()
-        assert (found.shape, found.dtype, found.max()) == ((28, 28), np.uint8, 255)
+        assert (found.shape, found.dtype.name, int(found.max())) == ((28, 28), "uint8", 255)
 
 
 def read_request(content: bytes) -> None:
@@ -189,7 +189,7 @@ def read_request(content: bytes) -> None:
         assert (found.dtype, found.shape[1:]) == (np.uint8, (2, 3))
         payload = json.loads(content)
         (value,) = (payload[key] for key in payload if key != "signature_name")
-        value = value.get("images", value.get("data")) if isinstance(value, dict) else value
+        value = value["images" if "images" in value else "data"] if isinstance(value, dict) else value
         if all(isinstance(item, list) for item in value):
             assert found.ravel().tolist() == np.array(value, int).ravel().tolist()
 

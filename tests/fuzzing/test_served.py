@@ -252,13 +252,14 @@ def test_requests_from_the_description(server: Server, path: str, mode: Generati
 
     @settings(max_examples=1000 if FUZZING else 5)
     @given(described[path]["POST"].as_strategy(generation_mode=mode))
-    def check(case: schemathesis.Case) -> None:
+    def check(case: "schemathesis.Case[Any]") -> None:
         answer = case.call(base_url=f"http://127.0.0.1:{server.port}", timeout=PATIENCE)
         case.validate_response(answer, checks=[not_a_server_error])
+        body: Any = case.body
         if answer.status_code != 200:
             check_refusal(answer.status_code, answer.json())
         elif path == "/invocations":
-            images = np.array(case.body["inputs"], np.uint8).reshape(-1, 28, 28).tolist()
+            images = np.array(body["inputs"], np.uint8).reshape(-1, 28, 28).tolist()
             np.testing.assert_allclose(answer.json()["predictions"], server.probabilities(images), atol=1e-6)
             assert mode is GenerationMode.POSITIVE
 
