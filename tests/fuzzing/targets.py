@@ -113,7 +113,8 @@ def read_dvc_lock(content: bytes) -> None:
     """dvc.lock of a base revision."""
     found = accepted(lambda: read_lock(lambda _: content, "here"), "dvc.lock")
     if found is not None:
-        assert json.dumps([code_of(found), is_consistent(found), outputs(found)], sort_keys=True)
+        assert json.dumps([code_of(found), is_consistent(found)], sort_keys=True)
+        assert isinstance(outputs(found), dict)
 
 
 def judge_composed(content: bytes) -> None:
