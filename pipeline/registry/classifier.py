@@ -31,6 +31,7 @@ LONGEST = 1 << 16  # characters of a picture in base64
 MOST = 4000  # encoded pictures in a request: as many images as a body can contain as lists
 INTEGERS = (int, np.integer, np.ndarray)  # a decoded picture is an array
 LONG_KEY = 40  # characters
+LEVELS = 4  # of nested lists to look at: more than in any valid image
 
 
 class BadImages(MlflowException):
@@ -126,13 +127,13 @@ def shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     return shape, (*shape, 1), (math.prod(shape),)
 
 
-def nesting(item: Any) -> tuple[int, ...]:
-    """The shape of nested lists, judged by the first of each.
+def nesting(item: Any, levels: int = LEVELS) -> tuple[int, ...]:
+    """The shape of nested lists, judged by the first of each, down to a few levels.
 
     NumPy looks at all of them, and takes a hundred times the memory of a request that contains many short lists.
     """
     if isinstance(item, list | tuple):
-        return (len(item), *(nesting(item[0]) if item else ()))
+        return (len(item), *(nesting(item[0], levels - 1) if item and levels else ()))
     return np.shape(item)
 
 
