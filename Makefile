@@ -21,7 +21,7 @@ PIPELINE = $(if $(filter-out 0,$(JAX_PROCESS_ID)),pipeline.stages.train,dvc repr
 TORCH = $(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements-torch.txt)
 N ?= 5
 
-.PHONY: help repro seeds gate gate-power promote reproduce test test-jax test-torch test-slow test-browser faults check docs pictures ui serve send joined doctor bench lock clean
+.PHONY: help repro seeds gate gate-power promote reproduce test test-jax test-torch test-slow test-browser faults fuzz check docs pictures ui serve send joined doctor bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -62,6 +62,10 @@ test-browser: .venv/requirements-dev.txt ## test the MLflow UI, the report and t
 
 faults: .venv/requirements-dev.txt ## kill, damage and exhaust everything that the pipeline uses, and write docs/faults.md; SAMPLE=20 tries 20 faults
 	$(BIN)/python -m pytest -m faults tests/faults $(if $(SAMPLE),--sample $(SAMPLE))
+
+fuzz: .venv/requirements-dev.txt ## fuzz the parsers and the server with 10,000 inputs each: up to ten minutes
+	FUZZ=1 $(BIN)/python -m pytest tests/fuzzing
+	$(BIN)/python -m tests.fuzzing
 
 pictures: .venv/requirements-dev.txt ## retake the README's pictures from the existing runs and report
 	$(BIN)/python -m tests.browser.pictures

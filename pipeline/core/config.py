@@ -202,7 +202,7 @@ class SeedNoise(Section):
     `python -m pipeline.commands.gate --record` measures it and writes it to the recipe's file.
     """
 
-    seeds: Annotated[int, Field(ge=10)]
+    seeds: Annotated[int, Field(ge=10, le=2**31)]
     configuration: str = ""  # digest of the settings and test images of these runs
     accuracy_std: Share
     accuracy_disagreement: Share  # fraction of the images that only one of two runs misclassifies

@@ -16,6 +16,8 @@ EXHAUSTED = re.compile(
 )
 # Messages about a lost connection: of JAX's coordinator, Gloo, which connects CPUs, and NCCL, which connects GPUs.
 DISCONNECTED = re.compile(r"(?i)gloo|nccl|coordination|connection (closed|reset|refused)|UNAVAILABLE|DEADLINE_EXCEEDED")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+LONGEST_LINE, LONGEST_MESSAGE = 1000, 20_000  # characters
 SHORT = 3  # characters; masking a password this short would mask parts of ordinary words
 
 
@@ -24,6 +26,12 @@ def without_secrets(text: str) -> str:
     for secret in known_secrets():
         text = text.replace(secret, "***")
     return PARAMETER.sub(r"\1***", PASSWORD.sub("***", text))
+
+
+def shown(text: str) -> str:
+    """One line for a terminal: control characters are escaped, and the middle of a long text is left out."""
+    text = CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE // 2]} … {text[-LONGEST_LINE // 2 :]}"
 
 
 def known_secrets() -> list[str]:
@@ -57,11 +65,12 @@ def is_disconnected(error: BaseException) -> bool:
 class PipelineError(Exception):
     """An error whose cause is outside the program: the message says what is wrong, where, and what to do.
 
-    Passwords in its URLs are masked.
+    Passwords in its URLs are masked, control characters are escaped, and long lines are cut: it may quote a file.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(without_secrets(message))
+        masked = without_secrets(message[:LONGEST_MESSAGE])  # which takes quadratic time
+        super().__init__("\n".join(map(shown, masked.split("\n"))))
 
 
 class LostProcessError(PipelineError):

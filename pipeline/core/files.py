@@ -17,6 +17,11 @@ from typing import Any
 import yaml
 
 UNFINISHED = ".writing-"  # prefix of temporary folders; git and DVC ignore them
+# Limits of a YAML file: its length in bytes, the levels of nesting, and the times that aliases may expand its length.
+LARGEST, DEEPEST, EXPANSION = 1 << 18, 100, 10
+NUMBER = re.compile(r"[-+.]?\d[\w.:+-]*$")
+LONGEST_NUMBER = 1000  # digits
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @contextmanager
@@ -105,10 +110,57 @@ def zip_entry(name: str) -> zipfile.ZipInfo:
 def parse_yaml(text: str | bytes) -> Any:
     """Parse YAML like `yaml.safe_load`, but with libyaml if PyYAML has it, which takes a seventh of the time.
 
-    Raises yaml.YAMLError.
+    Raises yaml.YAMLError for everything that is not valid, and for what `check_yaml` refuses.
     """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(text, loader)  # noqa: S506 (both loaders are safe)
+    try:
+        check_yaml(text)
+        return yaml.load(text, LOADER)  # noqa: S506 (both loaders are safe)
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # PyYAML raises many kinds for a value that its tag does not allow, such as a 13th month
+        raise yaml.YAMLError(f"a value is invalid: {error}") from None
+
+
+def check_yaml(text: str | bytes) -> None:
+    """Raise yaml.YAMLError for a text that takes more memory or time than its length suggests.
+
+    Nesting overflows libyaml's stack, which ends the process. Aliases of aliases expand to any size ("billion laughs").
+    PyYAML's time for a number is quadratic in its digits.
+    """
+    if len(text) > LARGEST:
+        raise yaml.YAMLError(f"it is larger than {LARGEST >> 10} KiB")
+    sizes: dict[str, int] = {}  # characters of each anchored value, with its aliases expanded
+    started: list[tuple[str | None, int]] = []  # collections around this place: their anchors, and what precedes them
+    size, most = 0, max(LARGEST >> 4, EXPANSION * len(text))
+    for event in yaml.parse(text, LOADER):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise yaml.YAMLError(f"the alias *{event.anchor} is inside its own anchor, or has none")
+            size += sizes[event.anchor]
+        elif isinstance(event, yaml.ScalarEvent):
+            if len(event.value) > LONGEST_NUMBER and event.implicit != (False, True) and NUMBER.match(event.value):
+                raise yaml.YAMLError(f"a number has more than {LONGEST_NUMBER:,} digits")
+            size += len(event.value) + 1
+            sizes |= {event.anchor: len(event.value) + 1} if event.anchor else {}
+        elif isinstance(event, yaml.CollectionStartEvent):
+            started.append((event.anchor, size))
+            size += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = started.pop()
+            sizes |= {anchor: size - before} if anchor else {}
+        if len(started) > DEEPEST or size > most:
+            raise yaml.YAMLError(f"it is nested too deeply, or its aliases repeat more than {most:,} characters")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON. Raises ValueError if it is not valid or an object has a key twice, of which one would be lost."""
+    return json.loads(text, object_pairs_hook=_without_duplicates)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("an object has a key twice")
+    return dict(pairs)
 
 
 def md5(path: Path) -> str:

@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from pipeline.core.config import Share
 from pipeline.core.errors import PipelineError
-from pipeline.core.files import write_json
+from pipeline.core.files import parse_json, write_json
 from pipeline.core.validation import describe
+
+LARGEST_LOSS = 3.5e38  # of float32
+MOST_IMAGES = 2**32  # of an IDX file
 
 
 class Record(BaseModel):
@@ -25,7 +28,7 @@ class Record(BaseModel):
     def parse(cls, content: bytes, name: str) -> Self:
         """Parse JSON. Raises PipelineError with the file's `name` if a key is missing or invalid."""
         try:
-            values = json.loads(content)
+            values = parse_json(content)
             json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair could not be written
             return cls.model_validate(values)
         except ValidationError as error:
@@ -123,9 +126,9 @@ class ComparedFigures(Record):
     """The test metrics that the gate compares, which every version wrote."""
 
     accuracy: Share
-    loss: NonNegativeFloat
+    loss: Annotated[float, Field(ge=0, le=LARGEST_LOSS)]
     errors: NonNegativeInt
-    images: PositiveInt
+    images: Annotated[int, Field(gt=0, le=MOST_IMAGES)]
     calibration_error: Share
     per_class: ClassRecall
 

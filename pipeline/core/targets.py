@@ -1,7 +1,7 @@
 """The objects that a configuration may name: every `_target_` in it, at any depth."""
 
-import math
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,7 +41,7 @@ def check_learning_rate(value: Any) -> Any:
     """Return `value` if it is a positive learning rate, or a schedule that starts at 0 or above."""
     scheduled = isinstance(value, dict)
     start = check_component(value).get("initial_learning_rate", 0) if scheduled else value
-    number = isinstance(start, int | float) and not isinstance(start, bool) and math.isfinite(start)
-    if not number or start < 0 or (start == 0 and not scheduled):
+    number = isinstance(start, int | float) and not isinstance(start, bool) and 0 <= start <= sys.float_info.max
+    if not number or (start == 0 and not scheduled):
         raise ValueError("a learning rate must be a number greater than 0, or a schedule with a _target_")
     return value

@@ -1,5 +1,6 @@
 """Validate and load composed.yaml; errors name the file, the key, its value and what is allowed."""
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,19 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.core import paths
 from pipeline.core.config import Config
-from pipeline.core.errors import PipelineError, first_line
+from pipeline.core.errors import PipelineError, first_line, shown
 from pipeline.core.files import parse_yaml
 from pipeline.core.settings import settings_of
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200  # characters
 
 
 def describe(error: ValidationError) -> list[tuple[str, str]]:
     """List the key and the message of each error, such as ('training.epochs', "got 'a'; input …")."""
     complaints = {}
     for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"] if part not in ("idx", "scikit-learn"))
+        key = shown(".".join(str(part) for part in item["loc"] if part not in ("idx", "scikit-learn")))
         message = item["msg"].removeprefix("Value error, ")
         held = item["input"]
         if item["type"] == "missing":
@@ -25,7 +29,7 @@ def describe(error: ValidationError) -> list[tuple[str, str]]:
         elif item["type"] == "extra_forbidden":
             message = "is not a known key"
         elif not isinstance(held, dict | BaseModel):
-            message = f"got {held!r}; {message[0].lower()}{message[1:]}"
+            message = f"got {SHORT.repr(held)}; {message[0].lower()}{message[1:]}"
         complaints[key] = message
     return list(complaints.items())
 
@@ -61,7 +65,7 @@ def load_config(path: Path = paths.COMPOSED, stage: str | None = None) -> Config
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PipelineError(f"{path} is missing. {remedy}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeError) as error:
         raise PipelineError(f"{path} is not YAML ({first_line(error)}). {remedy}.") from None
     try:
         config = parse_config(values, {}, str(path))

@@ -5,7 +5,7 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ LONGEST = 1 << 16  # characters of a picture in base64
 MOST = 4000  # encoded pictures in a request: as many images as a body can contain as lists
 INTEGERS = (int, np.integer, np.ndarray)  # a decoded picture is an array
 LONG_KEY = 40  # characters
+LEVELS = 4  # of nested lists to look at: more than in any valid image
 
 
 class BadImages(MlflowException):
@@ -69,15 +70,15 @@ class DigitClassifier:
 
 def check_images(data: Any, shape: tuple[int, ...], name: str = "images") -> NDArray[np.uint8]:
     """The images (N, *shape) as uint8. Raises BadImages with the reason and the position."""
-    wanted = f"(N, {', '.join(map(str, shape))})"
     try:
         images = np.asarray(pixels_of(data, shape, name))
     except ValueError:
-        raise BadImages(f"the rows or images differ in length: send images of shape {wanted}") from None
-    if images.size and images.shape[1:] in ((math.prod(shape),), (*shape, 1)):
-        images = images.reshape(-1, *shape)
-    if images.shape[1:] != shape or not images.size:
-        raise BadImages(f"expected images of shape {wanted}, got shape {images.shape}")
+        raise BadImages(
+            f"the rows or images differ in length: send images of shape (N, {', '.join(map(str, shape))})"
+        ) from None
+    if images.shape[1:] not in shapes(shape) or not images.size:
+        raise BadImages(wrong_shape(shape, images.shape))
+    images = images.reshape(-1, *shape)
     if images.dtype.kind not in "iu":
         raise BadImages(not_integers(images.dtype.name))
     if images.dtype == np.uint8:
@@ -109,10 +110,36 @@ def pixels_of(data: Any, shape: tuple[int, ...], name: str) -> Any:
     if sum(encoded) > MOST:
         raise BadImages(f"a request can contain at most {MOST:,} pictures, got {sum(encoded):,}")
     items = [decode_picture(item, number, shape) if encoded[number] else item for number, item in enumerate(items)]
-    wrong = sorted({kind.__name__ for kind in kinds(items) if kind is bool or not issubclass(kind, INTEGERS)})
+    found: set[type] = set()
+    for item in items:
+        nested = nesting(item)
+        if nested not in shapes(shape):
+            raise BadImages(wrong_shape(shape, (len(items), *nested)))
+        found |= kinds(item, nested)
+    wrong = sorted({kind.__name__ for kind in found if kind is bool or not issubclass(kind, INTEGERS)})
     if wrong:
         raise BadImages(not_integers(", ".join(wrong)))
-    return items
+    return np.stack([np.asarray(item) for item in items]) if items else items
+
+
+def shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The shapes in which an image can be sent."""
+    return shape, (*shape, 1), (math.prod(shape),)
+
+
+def nesting(item: Any, levels: int = LEVELS) -> tuple[int, ...]:
+    """The shape of nested lists, judged by the first of each, down to a few levels.
+
+    NumPy looks at all of them, and takes a hundred times the memory of a request that contains many short lists.
+    """
+    if isinstance(item, list | tuple):
+        return (len(item), *(nesting(item[0], levels - 1) if item and levels else ()))
+    return np.shape(item)
+
+
+def wrong_shape(shape: tuple[int, ...], found: tuple[int, ...]) -> str:
+    """The message for images of another shape."""
+    return f"expected images of shape (N, {', '.join(map(str, shape))}), got shape {found}"
 
 
 def is_named(data: Any, name: str) -> bool:
@@ -120,12 +147,18 @@ def is_named(data: Any, name: str) -> bool:
     return isinstance(data, Mapping) and list(data) == [name]
 
 
-def kinds(values: Iterable[Any]) -> set[type]:
-    """The types of the values in nested lists."""
-    found = set(map(type, values))
-    if not found & {list, tuple}:
-        return found
-    return (found - {list, tuple}).union(*(kinds(inner) for inner in values if isinstance(inner, list | tuple)))
+def kinds(values: Any, shape: tuple[int, ...]) -> set[type]:
+    """The types of the values in nested lists of a shape. Raises ValueError if a list has another length."""
+    if not isinstance(values, list | tuple):
+        return {type(values)}
+    if len(values) != shape[0]:
+        raise ValueError
+    if len(shape) == 1:
+        return set(map(type, values))
+    found: set[type] = set()
+    for inner in values:
+        found |= kinds(inner, shape[1:])
+    return found
 
 
 def decode_picture(item: Any, number: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -104,8 +104,11 @@ def check_lock(lock: dict[str, Any], path: Path, content: bytes, place: str) -> 
 
 def is_consistent(lock: dict[str, Any]) -> bool:
     """Whether every stage in dvc.lock used the outputs of the others: not if only some stages were run."""
-    made = {out["path"]: out["md5"] for stage in _stages(lock).values() for out in stage.get("outs", [])}
-    used = [(dep["path"], dep["md5"]) for stage in _stages(lock).values() for dep in stage.get("deps", [])]
+    try:
+        made = {str(out["path"]): out["md5"] for stage in _stages(lock).values() for out in stage.get("outs", [])}
+        used = [(str(dep["path"]), dep["md5"]) for stage in _stages(lock).values() for dep in stage.get("deps", [])]
+    except (AttributeError, KeyError, TypeError):  # of fetch or preprocess, which read_lock does not check
+        return False
     return all((made.get(path) or folder_digest(made, path)) in (None, digest) for path, digest in used)
 
 

@@ -1,6 +1,8 @@
 """The reports of evaluate on one trained model, parsed and checked."""
 
 import csv
+import io
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +11,9 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.records import ComparedEvaluation, ComparedFigures
 
 COLUMNS = ("index", "label", "prediction", "probability")
+INTEGER = re.compile("-?[0-9]{1,18}")
+FRACTION = re.compile(r"[0-9]{1,2}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")
+LONGEST = 100  # characters of a line to show
 ROUNDING = 1e-6  # tolerance for the rounded fractions in the evaluation
 
 
@@ -39,7 +44,7 @@ def parse_report(evaluation_json: bytes, errors_csv: bytes, place: str, path: Pa
 
 def _parse_errors(content: bytes, test: ComparedFigures, name: str, path: Path) -> dict[int, Misclassification]:
     try:
-        rows = list(csv.reader(content.decode("utf-8").splitlines(), strict=True))
+        rows = list(csv.reader(io.StringIO(content.decode("utf-8"), newline=""), strict=True))
     except (ValueError, csv.Error) as error:
         raise PipelineError(f"{name} is damaged ({error})") from None
     if not rows:
@@ -50,11 +55,13 @@ def _parse_errors(content: bytes, test: ComparedFigures, name: str, path: Path) 
     classes = range(len(test.per_class.images))
     for line, row in enumerate(rows[1:], start=2):
         try:
-            index, label, prediction = (int(value) for value in row[:3])
-            if len(row) != len(COLUMNS) or label not in classes or prediction not in classes or label == prediction:
+            index, label, prediction = map(parse_integer, row[:3])
+            valid = label in classes and prediction in classes and label != prediction
+            if len(row) != len(COLUMNS) or not valid or not is_probability(row[3]):
                 raise ValueError
         except ValueError:
-            raise PipelineError(f"{name}: line {line} is not a misclassified image: {','.join(row)!r}") from None
+            shown = ",".join(row)[:LONGEST]
+            raise PipelineError(f"{name}: line {line} is not a misclassified image: {shown!r}") from None
         if not 0 <= index < test.images or index in wrong:
             reason = "is listed twice" if index in wrong else f"is not one of the {test.images:,} test images"
             raise PipelineError(f"{name}: line {line}: image {index} {reason}")
@@ -66,6 +73,18 @@ def _parse_errors(content: bytes, test: ComparedFigures, name: str, path: Path) 
     return wrong
 
 
+def is_probability(text: str) -> bool:
+    """Whether a text is a number from 0 to 1, without spaces or other additions that Python allows."""
+    return FRACTION.fullmatch(text) is not None and float(text) <= 1
+
+
+def parse_integer(text: str) -> int:
+    """Parse decimal digits. Raises ValueError for more that Python allows in a number, such as 1_0, spaces and ٣."""
+    if not INTEGER.fullmatch(text):
+        raise ValueError
+    return int(text)
+
+
 def _check_agreement(test: ComparedFigures, wrong: dict[int, Misclassification], place: str, path: Path) -> None:
     images = test.per_class.images
     missed = [0] * len(images)
@@ -73,6 +92,7 @@ def _check_agreement(test: ComparedFigures, wrong: dict[int, Misclassification],
         missed[found.label] += 1
     recalls = [1 - count / max(total, 1) for count, total in zip(missed, images, strict=True)]
     agree = sum(images) == test.images and len(test.per_class.recall) == len(images)
+    agree = agree and all(count <= total for count, total in zip(missed, images, strict=True))
     agree = agree and abs(test.accuracy - (1 - len(wrong) / test.images)) <= ROUNDING
     pairs = zip(test.per_class.recall, recalls, images, strict=False)
     if not agree or any(abs(reported - counted) > ROUNDING for reported, counted, total in pairs if total):

@@ -152,13 +152,18 @@ def recipe_of(results: Results) -> str:
     return json.dumps([code_of(results.lock), settings], sort_keys=True)
 
 
+def seed_of(results: Results) -> str:
+    """The seed of a model as text: a damaged file can contain a list."""
+    return json.dumps(results.composed.get(SEED))
+
+
 def with_other_seeds(results: Results) -> Results:
     """The results, plus a report for each other seed among the DVC experiments with its code and configuration."""
-    recipe, seeds, reports = recipe_of(results), {results.composed.get(SEED)}, list(results.reports)
+    recipe, seeds, reports = recipe_of(results), {seed_of(results)}, list(results.reports)
     for _, commit in experiments():
         other = read_experiment(commit, recipe)
-        if other is not None and other.composed.get(SEED) not in seeds:
-            seeds.add(other.composed.get(SEED))
+        if other is not None and seed_of(other) not in seeds:
+            seeds.add(seed_of(other))
             reports += other.reports
     return results._replace(reports=reports)
 

@@ -85,7 +85,7 @@ def p_over_seeds_and_images(rise: NDArray[np.float64], images: int, models: list
     variance = sum(part for part, _ in parts)
     if not variance:
         return 1.0  # the models do not differ
-    freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+    freedom = 1 / sum((part / variance) ** 2 / freedom for part, freedom in parts)  # a square could underflow to 0
     return float(stdtr(freedom, -(mean - 1 / images) / math.sqrt(variance)))
 
 

@@ -112,7 +112,7 @@ def run_named(read: Reader) -> str | None:
     found = read_evaluation(read)
     try:
         return str(json.loads(found[1])["mlflow"]["run_id"]) if found else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

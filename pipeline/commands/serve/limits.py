@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST = 16 << 20  # bytes: JSON of 4,000 images
-AT_ONCE = 2  # requests processed concurrently: parsing JSON takes thirty times its size in memory
+AT_ONCE = 2  # requests processed concurrently: each takes up to 120 times its size in memory
 WAITING = 16  # requests held in memory
 SCORING = "/invocations"
 PATIENCE = 30.0  # seconds for a body to arrive

@@ -1,10 +1,10 @@
 """JSON request bodies in the formats of MLflow's and TensorFlow Serving's clients."""
 
 import itertools
-import json
 import re
 from typing import Any
 
+from pipeline.core.files import parse_json
 from pipeline.registry.classifier import BadImages
 
 SPLIT = "dataframe_split"
@@ -20,7 +20,7 @@ def images_in(body: bytes) -> Any:
     Raises BadImages for anything but a JSON object with one of the formats' keys.
     """
     try:
-        payload = json.loads(body, object_pairs_hook=without_duplicates)
+        payload = parse_json(body)
     except ValueError as error:  # invalid JSON or UTF-8
         raise BadImages(f"the request body is not JSON: {error}") from None
     if not isinstance(payload, dict):
@@ -33,13 +33,6 @@ def images_in(body: bytes) -> Any:
         raise BadImages(f"expected a JSON object with one of the keys {', '.join(FORMATS)}, got {names or 'none'}")
     value = payload[found[0]]
     return rows_of(value) if found[0] == SPLIT else value
-
-
-def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object's keys and values. Raises ValueError for a repeated key: a value would be lost."""
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("an object has a key twice")
-    return dict(pairs)
 
 
 def rows_of(frame: Any) -> Any:

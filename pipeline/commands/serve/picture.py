@@ -76,7 +76,7 @@ def center(drawing: Image.Image) -> NDArray[np.uint8]:
         raise PipelineError("the picture is blank")
     row, column = (_place(mass, length) for mass, length in zip(center_of_mass(fitted), fitted.shape, strict=True))
     image = np.zeros((SIDE, SIDE), np.uint8)
-    image[row : row + height, column : column + width] = fitted * (WHITE / fitted.max())  # scaling dims thin strokes
+    image[row : row + height, column : column + width] = fitted * WHITE / fitted.max()  # scaling dims thin strokes
     return image
 
 

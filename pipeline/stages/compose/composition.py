@@ -1,5 +1,6 @@
 """Compose conf/ and params.yaml into one configuration."""
 
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from pipeline.core import paths
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, shown
 from pipeline.core.files import parse_yaml
 from pipeline.core.machine import pinned_versions
 from pipeline.core.validation import parse_config
+from pipeline.stages.compose.references import check_references, check_texts
 
 HYDRA = re.compile(r"^\s*#\s*@package\s+.*hydra", re.MULTILINE)
 HEADER = "# Written by the compose stage from conf/ and params.yaml: edit those, not this.\n"
@@ -34,13 +36,13 @@ def options(conf: Path) -> dict[str, list[str]]:
 def read_params(path: Path) -> dict[str, Any]:
     """Read params.yaml. Raises PipelineError if it is not a YAML mapping."""
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
+        text = path.read_text(encoding="utf-8")
+        check_texts(parse_yaml(text))
+        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except FileNotFoundError:
         raise PipelineError(f"{path} is missing: `git checkout {path}` restores it") from None
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeError) as error:
+    except Exception as error:  # PyYAML and OmegaConf raise many kinds for a value that its tag does not allow
         raise PipelineError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise PipelineError(f"{path} refers to itself: an alias (*) is inside its own anchor (&)") from None
     if not isinstance(values, dict):
         raise PipelineError(f"{path} must be a mapping of keys to values, such as `recipe: baseline`")
     return {str(key): value for key, value in values.items()}
@@ -66,6 +68,7 @@ def compose_config(conf: Path, params: Path, requirements: Path = paths.REQUIREM
             values = _without_null(values)
             origin = dict.fromkeys(_keys(values), str(params))
             composed.merge_with(values)
+            check_references(OmegaConf.to_container(composed))
             plain = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise PipelineError(f"cannot compose {conf}/ and {params}: {' '.join(str(error).split())}") from None
@@ -84,6 +87,7 @@ def check_for_hydra(path: Path) -> None:
     try:
         text = path.read_text(encoding="utf-8")
         values = parse_yaml(text)
+        check_texts(values)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise PipelineError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     held = values if isinstance(values, dict) else {}
@@ -159,9 +163,10 @@ def check_key(composed: DictConfig, key: str, params: Path) -> None:
             return
         if part not in node:
             known = [str(name) for name in node]
-            inside = ".".join(parts[:depth]) or "the top level"
+            inside = shown(".".join(parts[:depth])) or "the top level"
             raise PipelineError(
-                f"{params}: {key}: unknown key {part!r}; {inside} has {', '.join(known)}{_suggestion(part, known)}"
+                f"{params}: {shown(key)}: unknown key {part!r}; {inside} has {', '.join(known)}"
+                f"{_suggestion(part, known)}"
             )
         node = node[part]
 

@@ -142,7 +142,7 @@ def read_history(path: Path) -> History:
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
         return {name: [float(row[name]) for row in rows] for name in dict.fromkeys((*CURVES, *rows[0]))}
-    except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
+    except (OSError, ValueError, IndexError, KeyError, TypeError, csv.Error) as error:
         raise PipelineError(f"{path} cannot be read ({error}): remove it and run `dvc repro`") from None
 
 

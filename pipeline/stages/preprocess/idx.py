@@ -1,6 +1,7 @@
 """Strict reader of IDX, the format of MNIST's files."""
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.core.errors import PipelineError
 
 UNSIGNED_BYTE = 0x08
+DENSEST = 1032  # bytes that deflate packs into one at most (https://zlib.net/zlib_tech.html)
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
@@ -18,23 +20,39 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
     The format: two zero bytes, the type, the number of dimensions, each size as a big-endian 32-bit integer,
     then the data (http://yann.lecun.com/exdb/mnist/).
+    Unpacks no more than the header declares, and nothing if the file is too short for that.
     Raises PipelineError if the magic number, a size or the length is wrong.
     """
-    content = _unzip(path)
-    expected = bytes((0, 0, UNSIGNED_BYTE, dimensions))
-    if content[:4] != expected:
-        raise PipelineError(f"{path}: magic number {content[:4].hex()} instead of {expected.hex()}. {_remedy(path)}")
-    start = 4 + 4 * dimensions
-    if len(content) < start:
-        raise PipelineError(f"{path}: ends inside its header. {_remedy(path)}")
-    shape = struct.unpack(f">{dimensions}I", content[4:start])
-    promised, held = int(np.prod(shape, dtype=object)), len(content) - start
-    if promised == 0 or promised != held:
+    try:
+        with gzip.open(path) as file:
+            shape = read_header(file, dimensions)
+            promised, most = math.prod(shape), path.stat().st_size * DENSEST
+            data = file.read(promised + 1) if 0 < promised <= most else b""
+    except FileNotFoundError:
+        raise PipelineError(f"{path} is missing: run `dvc repro` to fetch it") from None
+    except ValueError as error:
+        raise PipelineError(f"{path}: {error}. {_remedy(path)}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise PipelineError(f"{path}: not an intact gzip file ({error}). {_remedy(path)}") from None
+    if promised == 0 or promised != len(data):
+        held = "more" if len(data) > promised else f"{len(data):,}" if promised <= most else "less"
         raise PipelineError(
-            f"{path}: its header declares {'×'.join(map(str, shape))} = {promised:,} bytes, but it contains {held:,}. "
+            f"{path}: its header declares {'×'.join(map(str, shape))} = {promised:,} bytes, but it contains {held}. "
             f"{_remedy(path)}"
         )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def read_header(file: gzip.GzipFile, dimensions: int) -> tuple[int, ...]:
+    """Read the header and return the shape. Raises ValueError if it is not that of so many dimensions."""
+    expected, sizes = bytes((0, 0, UNSIGNED_BYTE, dimensions)), f">{dimensions}I"
+    magic = file.read(len(expected))
+    if magic != expected:
+        raise ValueError(f"magic number {magic.hex()} instead of {expected.hex()}")
+    content = file.read(struct.calcsize(sizes))
+    if len(content) < struct.calcsize(sizes):
+        raise ValueError("ends inside its header")
+    return struct.unpack(sizes, content)
 
 
 def read_pair(images_path: Path, labels_path: Path, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -54,15 +72,6 @@ def read_pair(images_path: Path, labels_path: Path, classes: int) -> tuple[NDArr
             f"{labels_path}: label {labels[index]} at index {index} is outside 0…{classes - 1}. {_remedy(labels_path)}"
         )
     return images, labels
-
-
-def _unzip(path: Path) -> bytes:
-    try:
-        return gzip.decompress(path.read_bytes())
-    except FileNotFoundError:
-        raise PipelineError(f"{path} is missing: run `dvc repro` to fetch it") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise PipelineError(f"{path}: not an intact gzip file ({error}). {_remedy(path)}") from None
 
 
 def _remedy(path: Path) -> str:
