@@ -94,7 +94,7 @@ def to_overrides(before: bytes, after: bytes) -> list[str] | None:
     """The `dvc exp run -S` options that turn one params.yaml into another; None if options cannot express that."""
     try:
         old, new = (dict(_values(parse_yaml(text) or {})) for text in (before, after))
-    except yaml.YAMLError:  # edited since compose read it
+    except (yaml.YAMLError, AttributeError):  # edited since compose read it, or not a mapping
         return None
     changed = {key: value for key, value in new.items() if key not in old or value != old[key]}
     if old.keys() - new.keys() or not all(map(_can_be_said, changed.values())):

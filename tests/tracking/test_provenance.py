@@ -200,6 +200,7 @@ def test_changed_params_become_overrides() -> None:
     assert to_overrides(before, b"recipe: a\ntraining: {epochs: null, batch_size: 64}\n") == ["+training.batch_size=64"]
     assert to_overrides(before, b"recipe: a\n") is None, "options cannot remove a key"
     assert to_overrides(before, b"recipe: 'a b'\ntraining: {epochs: 1}\n") is None, "nor hold every text safely"
+    assert to_overrides(before, b"[recipe]") is None, "nor anything but a mapping"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pipeline.core.containers import processor_quota, usable_cores
 COMPUTING = (  # library settings that may change the bits of a result, the run time, or the device
     *("DEVICE", "DEVICES", "KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS"),
     *("JAX_NUM_PROCESSES", "JAX_PLATFORMS", "XLA_FLAGS", "TF_XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS"),
+    "ONEDNN_MAX_CPU_ISA",
     *("TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS", "NPROC"),
 )
 # Threads of TensorFlow's operations, of NumPy's and PyTorch's, and of JAX's.
