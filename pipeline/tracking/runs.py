@@ -10,14 +10,13 @@ from typing import Any
 
 from pipeline.core import paths
 from pipeline.core.config import Config, flatten
-from pipeline.core.errors import PipelineError
 from pipeline.core.machine import describe_machine, describe_versions
 from pipeline.core.process.stage import chosen_backend
 from pipeline.core.process.surroundings import computing_settings
 from pipeline.core.records import Provenance
 from pipeline.tracking.provenance import EXPERIMENT, EXPERIMENT_TAG, PATCH, REUSED_FROM, commands
 from pipeline.tracking.recorder import Recorder, RunAddress
-from pipeline.tracking.store import Store, experiment_id
+from pipeline.tracking.store import Store, does_not_record, experiment_id, experiment_name
 from pipeline.tracking.tags import COMMIT, DVC_HASH
 
 DESCRIPTION = "mlflow.note.content"  # the Markdown that the UI shows at the top of a run's page
@@ -45,7 +44,7 @@ def start_run(
         experiment = experiment_id(store, config.dataset.name)
         run = MlflowClient(store.uri).create_run(experiment, tags=tags, run_name=run_name(config))
     except MlflowException as error:
-        raise PipelineError(f"the MLflow store {store.uri} did not create a run: {error}") from None
+        raise does_not_record(store, experiment_name(config.dataset.name), error) from None
     opened = RunAddress(store.uri, run.info.run_id, experiment, root)
     recorder = Recorder(opened)
     values = config.model_dump(by_alias=True, exclude={"gate": True, "dataset": BYTES})

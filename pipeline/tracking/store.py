@@ -226,15 +226,23 @@ def experiment_id(store: Store, name: str) -> str:
                 if found is None:  # otherwise another process created it
                     raise
     except MlflowException as error:
-        raise PipelineError(
-            f"the MLflow store {store.uri} cannot open or create the experiment {name!r}: {first_line(error)}"
-        ) from None
+        raise does_not_record(store, name, error) from None
     if found.lifecycle_stage != "active":
         raise PipelineError(
             f"the MLflow experiment {name!r} was deleted. Restore it (mlflow experiments restore --experiment-id "
             f"{found.experiment_id}) or set {EXPERIMENT_VARIABLE} to another name"
         )
     return str(found.experiment_id)
+
+
+def does_not_record(store: Store, name: str, error: Exception) -> PipelineError:
+    """The error for a store that refuses to open or create an experiment, or a run in it."""
+    if "error code 403" in str(error):
+        return PipelineError(
+            f"the MLflow server {store.uri} does not let this user write to the experiment {name!r}: ask its "
+            f"administrator for the permission EDIT, or unset {URI_VARIABLE} to record to mlflow.db"
+        )
+    return PipelineError(f"the MLflow store {store.uri} cannot record to the experiment {name!r}: {first_line(error)}")
 
 
 def run_list(store: Store, name: str) -> str:

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import requests
 
-from tests.conftest import ROOT, environment, free_port
+from tests.conftest import ROOT, Project, environment, free_port
 
 DEPLOY = ROOT / "deploy"
 BUCKET = "digits"  # as in deploy/dvc/config
@@ -112,9 +113,13 @@ class Postgres:
         options = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories= -c fsync=off"
         self._serve("pg_ctl", "start", "--wait", f"--log={self.folder}/log", f"--options={options}")
 
-    def stop(self) -> None:
+    def kill(self) -> None:
         """Stop the server at once, without waiting for its clients."""
         self._serve("pg_ctl", "stop", "--mode=immediate")
+
+    def answers(self) -> bool:
+        """Whether the server accepts connections."""
+        return subprocess.run([str(self.programs / "pg_isready"), "-q"], env=os.environ | self.settings).returncode == 0
 
     def run(self, program: str, *arguments: str, **settings: str) -> str:
         """Run one of PostgreSQL's clients, and return its output."""
@@ -146,6 +151,7 @@ class Team(NamedTuple):
     bucket: Path  # the folder of the objects
     passwords: dict[str, str]
     keys: dict[str, str]  # AWS_…
+    printed: list[str]  # the output of all commands
 
     def login(self, user: str) -> dict[str, str]:
         """The environment variables that switch a checkout to the team's server and store."""
@@ -158,10 +164,80 @@ class Team(NamedTuple):
             **self.keys,
         }
 
-    def restart(self) -> None:
-        """Kill MLflow's server, and start it again."""
-        self.mlflow.kill()
-        self.mlflow.start()
+    @property
+    def secrets(self) -> list[str]:
+        """Everything that only its owner may see."""
+        database = self.postgres.settings["PGPASSWORD"]
+        return [*self.passwords.values(), self.keys["AWS_SECRET_ACCESS_KEY"], database]
+
+    @contextmanager
+    def without(self, service: str) -> Iterator[None]:
+        """Kill a service, and start it again after the block if the block has not done so."""
+        found = getattr(self, service)
+        found.kill()
+        try:
+            yield
+        finally:
+            if not found.answers():
+                found.start()
+
+
+class Running:
+    """A command that runs, and the output that it has printed so far."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
+        self._process, self._log = process, log
+
+    @property
+    def output(self) -> str:
+        """Everything that the command has printed."""
+        return self._log.read_text(encoding="utf-8")
+
+    def wait_for(self, text: str) -> None:
+        """Wait until the command has printed a text."""
+        end = time.monotonic() + PATIENCE
+        while text not in self.output:
+            assert self._process.poll() is None, self.output
+            assert time.monotonic() < end, f"{text!r} does not appear: {self.output}"
+            time.sleep(0.05)
+
+    def finish(self) -> int:
+        """Wait for the end of the command, and return its exit status."""
+        return self._process.wait(PATIENCE)
+
+
+class Member(Project):
+    """A clone of the project whose commands use the team's services with one user's login."""
+
+    def __init__(self, root: Path, team: Team, user: str) -> None:
+        super().__init__(root)
+        self.team, self.user = team, user
+
+    def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run a command with the user's login."""
+        result = super().run(*command, **self.team.login(self.user) | settings)
+        self.team.printed.append(result.stdout)
+        return result
+
+    @contextmanager
+    def running(self, *command: str, **settings: str) -> Iterator[Running]:
+        """Run a command while the block runs."""
+        log = self.root.parent / f"{self.root.name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=environment(self.team.login(self.user) | settings),
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        try:
+            yield Running(process, log)
+        finally:
+            process.kill()
+            process.wait()
+            self.team.printed.append(log.read_text(encoding="utf-8"))
 
 
 def tracking(postgres: Postgres, folder: Path, keys: dict[str, str], password: str) -> Service:
