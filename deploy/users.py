@@ -12,6 +12,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project is not an installed package
 
+from mlflow.exceptions import MlflowException
+
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.tracking.store import Store, experiment_id, open_store
@@ -32,7 +34,14 @@ def add_users(store: Store, names: list[str], role: str) -> None:
     number = find_role(server, role)
     for name in names:
         password = secrets.token_urlsafe()
-        server.create_user(name, password)
+        try:
+            server.create_user(name, password)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_ALREADY_EXISTS":
+                raise PipelineError(
+                    f"the user {name} exists: see docs/team.md to change a password or a role"
+                ) from None
+            raise
         server.assign_role(name, number)
         print(f"{name}\t{password}", flush=True)
 
@@ -58,8 +67,6 @@ def connect(uri: str) -> Any:
 
 def main() -> None:
     """Parse the command line, and add the users."""
-    from mlflow.exceptions import MlflowException
-
     parser = argparse.ArgumentParser(prog="python deploy/users.py", description=__doc__)
     parser.add_argument("names", nargs="+", metavar="NAME", help="names of the new users")
     parser.add_argument("--role", choices=ROLES, default="trainer", help="what they may do (default: %(default)s)")
@@ -69,7 +76,8 @@ def main() -> None:
     except PipelineError as error:
         sys.exit(f"users: {error}")
     except MlflowException as error:
-        sys.exit(f"users: {first_line(error)}")
+        denied = "only the server's administrator adds users: check MLFLOW_TRACKING_USERNAME"
+        sys.exit(f"users: {denied if 'error code 403' in str(error) else first_line(error)}")
 
 
 if __name__ == "__main__":

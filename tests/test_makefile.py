@@ -64,6 +64,14 @@ def says_hello(folder: Path) -> bool:
     return subprocess.run(command, capture_output=True, check=False).stdout == b"hello\n"
 
 
+def test_uv_installs_hashed_requirements_in_the_project(folder: Path) -> None:
+    """Some of uv's settings in pyproject.toml contradict --require-hashes, and make would use the slower pip."""
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    uv = [str(Path(sys.executable).parent / "uv"), "pip", "install", "--offline", "--target", "installed"]
+    subprocess.run([*uv, "--require-hashes", "-r", "requirements.txt"], cwd=folder, check=True)
+    assert (folder / "installed" / "hello.py").exists()
+
+
 @pytest.mark.slow
 def test_an_incomplete_environment_is_completed(folder: Path) -> None:
     stamp, python = folder / ".venv" / "requirements.txt", folder / ".venv" / "bin" / "python"

@@ -119,7 +119,8 @@ class Postgres:
 
     def answers(self) -> bool:
         """Whether the server accepts connections."""
-        return subprocess.run([str(self.programs / "pg_isready"), "-q"], env=os.environ | self.settings).returncode == 0
+        command = [str(self.programs / "pg_isready"), "-q"]
+        return subprocess.run(command, env=os.environ | self.settings, check=False).returncode == 0
 
     def run(self, program: str, *arguments: str, **settings: str) -> str:
         """Run one of PostgreSQL's clients, and return its output."""
@@ -240,7 +241,9 @@ class Member(Project):
             self.team.printed.append(log.read_text(encoding="utf-8"))
 
 
-def tracking(postgres: Postgres, folder: Path, keys: dict[str, str], password: str) -> Service:
+def tracking(
+    postgres: Postgres, folder: Path, keys: dict[str, str], password: str, workers: str = "1"
+) -> Service:
     """MLflow's server with the settings of deploy/: runs in PostgreSQL, artifacts in S3, and logins."""
     port = free_port()
     settings = {
@@ -251,7 +254,7 @@ def tracking(postgres: Postgres, folder: Path, keys: dict[str, str], password: s
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_WORKERS": "1",
+        "MLFLOW_WORKERS": workers,
         **postgres.settings,
         **keys,
     }

@@ -56,15 +56,24 @@ def test_only_promoters_promote(join: Join, client: MlflowClient) -> None:
     author, colleague = join("author"), join("colleague")
     for member in (author, colleague):
         member.succeed("dvc", "pull")
-    client.create_registered_model("digits")
-    print(author.fail(*PROMOTE, "--base", "HEAD"))
     colleague.succeed(*PROMOTE, "--base", "HEAD")
-    version = client.get_model_version_by_alias("digits", "champion")
-    assert version.tags["git.commit"] == author.succeed("git", "rev-parse", "HEAD").strip()
-
-
-def test_only_the_administrator_adds_users(team: Team, author: Member) -> None:
-    here = Member(ROOT, team, "author")
-    print(here.fail(*USERS, "somebody"))
-    print(Member(ROOT, team, ADMIN).fail(*USERS, "reader"))
+    assert client.get_model_version_by_alias("digits", "champion").run_id == run_id(author)
+    assert len(client.search_model_versions("name = 'digits'")) == 1
+    author.params(recipe="smoke", seed=2)
+    author.succeed("dvc", "repro", MLFLOW_EXPERIMENT_NAME="promotion")
+    author.commit()
+    printed = author.fail(*PROMOTE, "--base", "HEAD", "--without-champion")
+    print(printed)
+    assert client.get_model_version_by_alias("digits", "champion").run_id != run_id(author)
     assert 0
+
+
+def run_id(member: Member) -> str:
+    """The MLflow run of the results in a clone."""
+    return str(member.report("evaluation.json")["mlflow"]["run_id"])
+
+
+def test_only_the_administrator_adds_users(team: Team) -> None:
+    for user, error in (("author", "only the server's administrator adds users"), (ADMIN, "the user reader exists")):
+        printed = line(Member(ROOT, team, user).fail(*USERS, "reader"))
+        assert printed.startswith(f"users: {error}"), printed
