@@ -21,7 +21,7 @@ PIPELINE = $(if $(filter-out 0,$(JAX_PROCESS_ID)),pipeline.stages.train,dvc repr
 TORCH = $(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements-torch.txt)
 N ?= 5
 
-.PHONY: help repro seeds gate gate-power promote test test-jax test-torch test-slow test-browser check docs pictures ui serve send joined doctor bench lock clean
+.PHONY: help repro seeds gate gate-power promote test test-jax test-torch test-slow test-browser test-services check docs pictures ui serve send joined doctor bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -56,6 +56,9 @@ test-slow: .venv/requirements-dev.txt ## run the tests that take minutes, such a
 
 test-browser: .venv/requirements-dev.txt ## test the MLflow UI, the report and the drawing page in Chromium, as a user would
 	$(BIN)/python -m pytest -m browser -n 0
+
+test-services: .venv/requirements-dev.txt ## test a team's server: MLflow with logins on PostgreSQL, and an S3-compatible store
+	$(BIN)/python -m pytest -m services -n 1
 
 pictures: .venv/requirements-dev.txt ## retake the README's pictures from the existing runs and report
 	$(BIN)/python -m tests.browser.pictures

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,12 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psycopg2
 import requests
 from mlflow import MlflowClient
 from playwright.sync_api import sync_playwright
 
-from benchmarks.command import clone, run
+from benchmarks.command import clone
 from benchmarks.figures import Figures, add
 from pipeline.core.files import write_text
 from pipeline.tracking.recorder import Recorder, RunAddress, send_unsent
@@ -34,7 +34,8 @@ EPOCHS = 100
 STORED = 10_000  # runs in the store
 EXPERIMENT = "digits"
 COPIED = ("tags", "params", "metrics", "latest_metrics")  # tables with rows of a run, besides `runs`
-WORKERS = "4"  # processes of the server, MLflow's default
+SHOWN = 100  # runs on the first page of the list
+WORKERS = 4  # processes of the server, MLflow's default
 
 
 def measure_team(folder: Path, rounds: int) -> Figures:
@@ -45,11 +46,11 @@ def measure_team(folder: Path, rounds: int) -> Figures:
         be_patient()
         for number in range(rounds):
             record_at_once(figures, folder / f"clients-{number}", team)
-        fill(team.postgres, STORED - RECORDING * rounds)
+        fill(team.postgres, STORED)
         project = trained_clone(folder / "project", team)
         for _ in range(rounds):
-            list_runs(figures, project, team)
-        show_runs(figures, project, team, rounds)
+            measure_list(figures, project, team)
+        measure_page(figures, project, team, rounds)
     return figures
 
 
@@ -87,7 +88,9 @@ def record_at_once(figures: Figures, root: Path, team: Team) -> None:
     experiment = experiment_id(store, EXPERIMENT)
     with multiprocessing.get_context("fork").Pool(RECORDING) as pool:
         start = time.perf_counter()
-        recorded = pool.starmap(record_run, [(store.uri, experiment, root, number) for number in range(RECORDING)], 1)
+        recorded = pool.starmap(
+            record_run, [(store.uri, experiment, root, number, EPOCHS) for number in range(RECORDING)], 1
+        )
         seconds = time.perf_counter() - start
     kept = len(list((root / ".unsent").glob("*/event-*.json")))
     send_unsent(root)
@@ -100,10 +103,11 @@ def record_at_once(figures: Figures, root: Path, team: Team) -> None:
     add(figures, "record_epoch_seconds_p99", statistics.quantiles(delays, n=100)[-1], "s")
     add(figures, "kept_events", kept, "events")
     add(figures, "lost_epochs", lost, "epochs")
+    add(figures, "abandoned_runs", len(client.search_runs([experiment], "attributes.status = 'RUNNING'")), "runs")
     print(f"{RECORDING} runs of {EPOCHS} epochs: {seconds:.1f} s, {kept} events kept, {lost} epochs lost", flush=True)
 
 
-def record_run(uri: str, experiment: str, root: Path, number: int) -> tuple[str, list[float]]:
+def record_run(uri: str, experiment: str, root: Path, number: int, epochs: int) -> tuple[str, list[float]]:
     """Record one run without training, and return its ID and how long each epoch took to record."""
     run_id = MlflowClient(uri).create_run(experiment, run_name=f"smoke-mlp-seed-{number}").info.run_id
     recorder = Recorder(RunAddress(uri, run_id, experiment, root))
@@ -111,52 +115,75 @@ def record_run(uri: str, experiment: str, root: Path, number: int) -> tuple[str,
     recorder.tags({"recipe": "smoke", "started": time.strftime("%Y-%m-%d %H:%M:%S"), "machine": "a simulated one"})
     recorder.text("model_summary.txt", "Model\n" * 30)
     delays = []
-    for epoch in range(1, EPOCHS + 1):
+    for epoch in range(1, epochs + 1):
         names = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "train/seconds_per_epoch")
         start = time.perf_counter()
         recorder.metrics(dict.fromkeys(names, 1 / epoch), epoch)
         delays.append(time.perf_counter() - start)
-    recorder.metrics({"test/accuracy": 0.9, "test/loss": 0.3, "test/errors": 50.0}, EPOCHS)
+    recorder.metrics({"test/accuracy": 0.9, "test/loss": 0.3, "test/errors": 50.0}, epochs)
     recorder.status("FINISHED")
     return run_id, delays
 
 
-def fill(postgres: Postgres, count: int) -> None:
-    """Copy the recorded runs in the database, until there are `count` more with earlier dates."""
-    settings = postgres.settings
-    address = {"host": settings["PGHOST"], "port": settings["PGPORT"], "password": settings["PGPASSWORD"]}
-    with psycopg2.connect(dbname="mlflow", user="mlflow", **address) as connection, connection.cursor() as cursor:
-        cursor.execute(
-            "CREATE TEMP TABLE copies AS SELECT run_uuid AS source, n, md5(run_uuid || n) AS target "
-            "FROM runs, generate_series(1, %s) n ORDER BY n LIMIT %s",
-            (count, count),
-        )
-        for table in ("runs", *COPIED):
-            cursor.execute("SELECT column_name FROM information_schema.columns WHERE table_name = %s", (table,))
-            names = [name for (name,) in cursor.fetchall()]
-            new = {"run_uuid": "target", "start_time": "start_time - n * 60000", "end_time": "end_time - n * 60000"}
-            quoted, values = ", ".join(f'"{name}"' for name in names), ", ".join(new.get(n, f'"{n}"') for n in names)
-            cursor.execute(
-                f'INSERT INTO {table} ({quoted}) SELECT {values} FROM {table} JOIN copies ON run_uuid = source'
-            )
-    connection.close()
-    postgres.run("psql", "-c", "ANALYZE")
+def fill(postgres: Postgres, total: int) -> None:
+    """Copy the finished runs in the database, with earlier dates, until it has `total` runs."""
+    count = total - int(postgres.run("psql", "-At", "--command", "SELECT count(*) FROM runs"))
+    script = [
+        "CREATE TEMP TABLE copies AS SELECT run_uuid AS source, n, md5(run_uuid || n) AS target "
+        f"FROM runs, generate_series(1, {count}) n WHERE status = 'FINISHED' ORDER BY n LIMIT {count}"
+    ]
+    new = {"run_uuid": "target", "start_time": "start_time - n * 60000", "end_time": "end_time - n * 60000"}
+    for table in ("runs", *COPIED):
+        query = f"SELECT column_name FROM information_schema.columns WHERE table_name = '{table}'"
+        names = postgres.run("psql", "-At", "--command", query).split()
+        values = ", ".join(new.get(name, f'"{name}"') for name in names)
+        quoted = ", ".join(f'"{name}"' for name in names)
+        script.append(f"INSERT INTO {table} ({quoted}) SELECT {values} FROM {table} JOIN copies ON run_uuid = source")
+    postgres.run("psql", "--quiet", *(part for each in (*script, "ANALYZE") for part in ("--command", each)))
 
 
 def trained_clone(folder: Path, team: Team) -> Path:
     """A clone in which recipe=smoke was trained with the team's server."""
     project = clone(folder)
     write_text(project / "params.yaml", "recipe: smoke\n")
-    run([sys.executable, "-m", "dvc", "repro"], project, keep=True)
+    run_with(team, project, sys.executable, "-m", "dvc", "repro")
     return project
 
 
-def list_runs(figures: Figures, project: Path, team: Team) -> None:
-    """Time the request for the list of runs, and `make joined`."""
+def run_with(team: Team, project: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with the administrator's login."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    settings = os.environ | {"PATH": path} | team.login(ADMIN)
+    return subprocess.run(command, cwd=project, env=settings, capture_output=True, text=True, check=False)
+
+
+def measure_list(figures: Figures, project: Path, team: Team) -> None:
+    """Time the request for the newest hundred runs, and `make joined`."""
     login = (ADMIN, team.passwords[ADMIN])
-    experiment = experiment_id(open_store(project), EXPERIMENT)
-    body = {"experiment_ids": [experiment], "order_by": ["attributes.start_time DESC"], "max_results": 100}
+    body = {"experiment_ids": [experiment_id(open_store(project), EXPERIMENT)], "max_results": SHOWN}
+    body["order_by"] = ["attributes.start_time DESC"]
     start = time.perf_counter()
     answer = requests.post(f"{team.mlflow.address}/api/2.0/mlflow/runs/search", json=body, auth=login, timeout=60)
     add(figures, "list_seconds", time.perf_counter() - start, "s")
-    assert len(answer.json()["runs"]) == body["max_results"]
+    assert answer.ok, answer.text
+    assert len(answer.json()["runs"]) == SHOWN
+    start = time.perf_counter()
+    checked = run_with(team, project, sys.executable, "-m", "pipeline.commands.runs", "check")
+    add(figures, "joined_seconds", time.perf_counter() - start, "s")
+    assert f"1 joined, {STORED} unmatched" in checked.stdout, checked.stdout + checked.stderr
+
+
+def measure_page(figures: Figures, project: Path, team: Team, rounds: int) -> None:
+    """Time from opening the UI's list of runs to its first rows, each in a fresh browser context."""
+    store = open_store(project)
+    address = page(store, run_list(store, EXPERIMENT))
+    with sync_playwright() as playwright:
+        browser = launch(playwright)
+        for _ in range(rounds):
+            login = {"username": ADMIN, "password": team.passwords[ADMIN]}
+            context = open_context(browser, http_credentials=login)
+            start = time.perf_counter()
+            open_runs(context.new_page(), address)
+            add(figures, "page_seconds", time.perf_counter() - start, "s")
+            context.close()
+        browser.close()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import requests
+import yaml
 
 from tests.conftest import ROOT, Project, environment, free_port
 
@@ -23,6 +25,7 @@ BUCKET = "digits"  # as in deploy/dvc/config
 PATIENCE = 120  # seconds until a service must answer
 DEBIAN = sorted(Path("/usr/lib/postgresql").glob("*/bin"))  # not in PATH, because several versions can be installed
 ADMIN = "admin"  # as in deploy/basic_auth.ini
+VARIABLE = re.compile(r"\$\{(\w+):\?[^}]*\}")  # in deploy/compose.yaml
 MISSING = "needs PostgreSQL's programs: apt-get install postgresql"
 
 
@@ -241,33 +244,30 @@ class Member(Project):
             self.team.printed.append(log.read_text(encoding="utf-8"))
 
 
-def tracking(
-    postgres: Postgres, folder: Path, keys: dict[str, str], password: str, workers: str = "1"
-) -> Service:
-    """MLflow's server with the settings of deploy/: runs in PostgreSQL, artifacts in S3, and logins."""
+def tracking(postgres: Postgres, folder: Path, keys: dict[str, str], password: str, workers: int = 1) -> Service:
+    """MLflow's server with the settings of deploy/compose.yaml, but for the addresses."""
     port = free_port()
-    settings = {
-        "MLFLOW_BACKEND_STORE_URI": "postgresql+psycopg2:///mlflow",
-        "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/mlflow",
-        "MLFLOW_AUTH_CONFIG_PATH": str(DEPLOY / "basic_auth.ini"),
-        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_WORKERS": workers,
-        **postgres.settings,
-        **keys,
-    }
+    secret = {"MLFLOW_AUTH_ADMIN_PASSWORD": password, "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex()}
+    hosts = {"MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:{port}", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ""}
+    settings = deployed("mlflow", secret | hosts | postgres.settings | keys) | postgres.settings | keys
+    settings |= {"MLFLOW_AUTH_CONFIG_PATH": str(DEPLOY / "basic_auth.ini"), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    settings["MLFLOW_WORKERS"] = str(workers)
     command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--port", str(port)]
     return Service("mlflow", folder, command, port, "/health", **settings)
+
+
+def deployed(service: str, values: dict[str, str]) -> dict[str, str]:
+    """The environment of a service in deploy/compose.yaml, with these values for its variables."""
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    settings: dict[str, str] = compose["services"][service]["environment"]
+    return {name: VARIABLE.sub(lambda found: values[found[1]], value) for name, value in settings.items()}
 
 
 def rclone(folder: Path, objects: Path, keys: dict[str, str]) -> Service:
     """An S3-compatible store of the files in a folder, which keeps them when it is killed."""
     port = free_port()
-    secret = {"RCLONE_AUTH_KEY": f'"{keys["AWS_ACCESS_KEY_ID"]},{keys["AWS_SECRET_ACCESS_KEY"]}"'}
     command = ["rclone", "serve", "s3", "--addr", f"127.0.0.1:{port}", "--config", os.devnull, str(objects)]
-    return Service("rclone", folder, command, port, "/", **secret)
+    return Service("rclone", folder, command, port, "/", **deployed("s3", keys))
 
 
 def moto(folder: Path) -> Service:
