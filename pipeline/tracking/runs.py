@@ -17,7 +17,7 @@ from pipeline.core.records import Provenance
 from pipeline.tracking.provenance import EXPERIMENT, EXPERIMENT_TAG, PATCH, REUSED_FROM, commands
 from pipeline.tracking.recorder import Recorder, RunAddress
 from pipeline.tracking.store import Store, does_not_record, experiment_id, experiment_name
-from pipeline.tracking.tags import COMMIT, DVC_HASH
+from pipeline.tracking.tags import COMMIT, DVC_HASH, USER
 
 DESCRIPTION = "mlflow.note.content"  # the Markdown that the UI shows at the top of a run's page
 BYTES = {"mirrors", "files", "about"}  # the dataset's origin; the run records its digests anyway
@@ -124,7 +124,7 @@ def continue_run(store: Store, run_id: str | None, root: Path) -> RunAddress | N
 def run_tags(provenance: Provenance) -> dict[str, str]:
     """Tags for the user, the code, the DVC experiment and the machine, including the tags that MLflow's UI reads."""
     return {
-        "mlflow.user": _user(),
+        USER: user_name(),
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": "python -m pipeline.stages.train",
         "mlflow.source.git.commit": provenance.commit,
@@ -174,7 +174,7 @@ def _stop_monitor(run: RunAddress) -> None:
         _monitors.pop(run).finish()
 
 
-def _user() -> str:
+def user_name() -> str:
     """The user's name, or the user ID if a container defines no name for it."""
     try:
         return getpass.getuser()

@@ -39,7 +39,7 @@ def test_the_model_of_a_run_needs_no_key_of_the_store(author: Member, join: Join
     assert (folder / "data" / "model.keras").read_bytes() == author.files("models")["models/model.keras"]
 
 
-def test_two_people_train_and_push_at_once(join: Join) -> None:
+def test_two_people_train_and_push_at_once(join: Join, client: MlflowClient) -> None:
     people = {"author": join("author"), "colleague": join("colleague")}
     with ThreadPoolExecutor() as threads:
         list(threads.map(lambda each: train_on_branch(each[1], each[0], 2 + len(each[0])), people.items()))
@@ -50,6 +50,8 @@ def test_two_people_train_and_push_at_once(join: Join) -> None:
         third.succeed("dvc", "pull")
         assert third.files("models", "reports") == person.files("models", "reports")
         assert "2 joined, 0 unmatched" in third.succeed(*CHECK, MLFLOW_EXPERIMENT_NAME="at-once")
+    client.create_run(client.get_experiment_by_name("at-once").experiment_id, tags={"mlflow.user": "somebody else"})
+    assert "2 joined, 0 unmatched" in third.succeed(*CHECK, MLFLOW_EXPERIMENT_NAME="at-once"), "their clone has it"
 
 
 def train_on_branch(person: Member, branch: str, seed: int) -> None:
