@@ -2,13 +2,15 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Project
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = DEPLOY / "Dockerfile"
@@ -129,3 +131,20 @@ def test_the_development_container_is_a_target_of_the_dockerfile() -> None:
     assert (ROOT / settings["build"]["dockerfile"]) == DOCKERFILE
     assert settings["build"]["target"] in stages()
     assert (ROOT / settings["postCreateCommand"].removeprefix("make .venv/")).exists()
+
+
+def test_the_documented_commands_fill_in_every_secret(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / "team.md").read_text(encoding="utf-8"), re.M | re.S)
+    commands = next(block for block in blocks if "server.env" in block).partition("docker compose")[0]
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    subprocess.run(["sh", "-euc", commands], cwd=tmp_path, check=True)
+    filled = tmp_path / "deploy" / "server.env"
+    lines = dict(line.split("=", 1) for line in filled.read_text(encoding="utf-8").splitlines() if "=" in line)
+    assert all(len(lines[name]) >= 32 for name, value in variables("server.env.example").items() if not value)
+    assert filled.stat().st_mode & 0o077 == 0
+
+
+def test_the_client_settings_name_the_remote() -> None:
+    command = "set -a; . deploy/client.env.example; dvc remote list"
+    printed = Project(ROOT).succeed("sh", "-euc", command)
+    assert printed.split() == ["team", "s3://digits/dvc", "(default)"]
