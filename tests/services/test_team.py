@@ -42,7 +42,7 @@ def test_the_model_of_a_run_needs_no_key_of_the_store(author: Member, join: Join
 def test_two_people_train_and_push_at_once(join: Join, client: MlflowClient) -> None:
     people = {"author": join("author"), "colleague": join("colleague")}
     with ThreadPoolExecutor() as threads:
-        list(threads.map(lambda each: train_on_branch(each[1], each[0], 2 + len(each[0])), people.items()))
+        list(threads.map(lambda each: train_on_branch(each[1], each[0], 2 + len(each[0]), "at-once"), people.items()))
         list(threads.map(lambda person: person.succeed("dvc", "push"), people.values()))
     third = join("reader")
     for name, person in people.items():
@@ -54,11 +54,11 @@ def test_two_people_train_and_push_at_once(join: Join, client: MlflowClient) -> 
     assert "2 joined, 0 unmatched" in third.succeed(*CHECK, MLFLOW_EXPERIMENT_NAME="at-once"), "their clone has it"
 
 
-def train_on_branch(person: Member, branch: str, seed: int) -> None:
+def train_on_branch(person: Member, branch: str, seed: int, experiment: str) -> None:
     """Train another seed in a branch, and push it with git."""
     person.succeed("git", "switch", "-qc", branch)
     person.params(recipe="smoke", seed=seed)
-    person.succeed("dvc", "repro", MLFLOW_EXPERIMENT_NAME="at-once")
+    person.succeed("dvc", "repro", MLFLOW_EXPERIMENT_NAME=experiment)
     person.commit()
     person.succeed("git", "push", "-q", "origin", branch)
 
@@ -114,7 +114,7 @@ def assert_complete(client: MlflowClient, run: Run, epochs: int) -> None:
 def test_a_push_continues_after_the_store_was_down(team: Team, join: Join) -> None:
     author = join("author")
     author.succeed("dvc", "pull")
-    train_on_branch(author, "after-the-store-was-down", 9)
+    train_on_branch(author, "after-the-store-was-down", 9, "push")
     with team.without("s3"):
         assert "Could not connect" in author.fail("dvc", "push")
     author.succeed("dvc", "push")
