@@ -21,7 +21,7 @@ PIPELINE = $(if $(filter-out 0,$(JAX_PROCESS_ID)),pipeline.stages.train,dvc repr
 TORCH = $(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements-torch.txt)
 N ?= 5
 
-.PHONY: help repro seeds gate gate-power promote reproduce test test-jax test-torch test-slow test-browser faults fuzz check docs pictures ui serve send joined doctor bench lock clean
+.PHONY: help repro seeds gate gate-power promote reproduce test test-jax test-torch test-slow test-browser test-services faults fuzz check docs pictures ui serve send joined doctor bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -59,6 +59,9 @@ test-slow: .venv/requirements-dev.txt ## run the tests that take minutes, such a
 
 test-browser: .venv/requirements-dev.txt ## test the MLflow UI, the report and the drawing page in Chromium, as a user would
 	$(BIN)/python -m pytest -m browser -n 0
+
+test-services: .venv/requirements-dev.txt ## test a team's server: MLflow with logins on PostgreSQL, and an S3-compatible store
+	$(BIN)/python -m pytest -m services -n 1
 
 faults: .venv/requirements-dev.txt ## kill, damage and exhaust everything that the pipeline uses, and write docs/faults.md; SAMPLE=20 tries 20 faults
 	$(BIN)/python -m pytest -m faults tests/faults $(if $(SAMPLE),--sample $(SAMPLE))

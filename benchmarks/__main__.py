@@ -23,6 +23,7 @@ from benchmarks.figures import Figures, add, report
 from benchmarks.idea import measure_idea, measure_tests
 from benchmarks.recipes import measure_recipes
 from benchmarks.serving import measure_engines, measure_http, measure_memory
+from benchmarks.team import measure_team
 from pipeline.core.machine import describe_machine, describe_versions
 
 BENCH = ROOT / "docs" / "bench.json"
@@ -105,6 +106,11 @@ def measure_fast_recipe(folder: Path, data: Path, arguments: argparse.Namespace)
 def measure_scaling(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
     """Measure the epochs on several devices and in several processes."""
     return measure_devices(folder, data, arguments.pairs)
+
+
+def measure_server(folder: Path, _: Path, arguments: argparse.Namespace) -> Figures:
+    """Measure a team's server under load."""
+    return measure_team(folder, arguments.pairs)
 
 
 def measure_champion(project: Path, data: Path, rounds: int) -> Figures:
@@ -224,6 +230,7 @@ PARTS = {
     "epochs": measure_backend_epochs,
     "fast": measure_fast_recipe,
     "devices": measure_scaling,
+    "team": measure_server,
 }
 QUICK = ("idea", "pipeline")
 

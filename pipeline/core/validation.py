@@ -60,11 +60,12 @@ def load_config(path: Path = paths.COMPOSED, stage: str | None = None) -> Config
 
     Raises PipelineError if it is missing or invalid, or if it differs from the settings by which DVC judges the stage.
     """
-    remedy = f"{path} is generated from conf/ and {paths.PARAMS}: remove it and run `dvc repro` to restore it"
+    generated = f"{path} is generated from conf/ and {paths.PARAMS}:"
+    remedy = f"{generated} remove it and run `dvc repro` to restore it"
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise PipelineError(f"{path} is missing. {remedy}.") from None
+        raise PipelineError(f"{path} is missing. {generated} run `dvc repro`.") from None
     except (yaml.YAMLError, UnicodeError) as error:
         raise PipelineError(f"{path} is not YAML ({first_line(error)}). {remedy}.") from None
     try:

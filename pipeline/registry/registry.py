@@ -143,4 +143,9 @@ def open_registry(store: Store, name: str, root: Path) -> Iterator[Registry]:
         with FileLock(f"{database}.promotion.lock"):
             yield Registry(store, name)
     except (MlflowException, requests.RequestException) as error:
+        if "error code 403" in str(error):
+            raise PipelineError(
+                f"the MLflow server {store.uri} does not let this user promote models: ask its administrator for the "
+                f"permission EDIT on the registered model {name!r}"
+            ) from None
         raise PipelineError(f"the MLflow store {store.uri} failed: {first_line(error)}") from None

@@ -12,15 +12,14 @@ from urllib.request import url2pathname
 
 from pipeline.core import paths
 from pipeline.core.config import Config, flatten
-from pipeline.core.errors import PipelineError
 from pipeline.core.machine import describe_machine, describe_versions
 from pipeline.core.process.stage import chosen_backend
 from pipeline.core.process.surroundings import computing_settings
 from pipeline.core.records import Provenance
 from pipeline.tracking.provenance import EXPERIMENT, EXPERIMENT_TAG, PATCH, REUSED_FROM, commands
 from pipeline.tracking.recorder import Recorder, RunAddress
-from pipeline.tracking.store import Store, experiment_id
-from pipeline.tracking.tags import COMMIT, DVC_HASH, TRAINING
+from pipeline.tracking.store import Store, does_not_record, experiment_id, experiment_name
+from pipeline.tracking.tags import COMMIT, DVC_HASH, TRAINING, USER
 
 DESCRIPTION = "mlflow.note.content"  # the Markdown that the UI shows at the top of a run's page
 BYTES = {"mirrors", "files", "about"}  # the dataset's origin; the run records its digests anyway
@@ -58,7 +57,7 @@ def start_run(
         )
         run = found[0] if found else client.create_run(experiment, tags=tags, run_name=run_name(config))
     except MlflowException as error:
-        raise PipelineError(f"the MLflow store {store.uri} did not create a run: {error}") from None
+        raise does_not_record(store, experiment_name(config.dataset.name), error) from None
     opened = RunAddress(store.uri, run.info.run_id, experiment, root)
     recorder = Recorder(opened)
     values = config.model_dump(by_alias=True, exclude={"gate": True, "dataset": BYTES})
@@ -151,7 +150,7 @@ def remove_partial_uploads(client: Any, run: Any) -> None:
 def run_tags(provenance: Provenance) -> dict[str, str]:
     """Tags for the user, the code, the DVC experiment and the machine, including the tags that MLflow's UI reads."""
     return {
-        "mlflow.user": _user(),
+        USER: user_name(),
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": "python -m pipeline.stages.train",
         "mlflow.source.git.commit": provenance.commit,
@@ -201,7 +200,7 @@ def _stop_monitor(run: RunAddress) -> None:
         _monitors.pop(run).finish()
 
 
-def _user() -> str:
+def user_name() -> str:
     """The user's name, or the user ID if a container defines no name for it."""
     try:
         return getpass.getuser()

@@ -29,6 +29,7 @@ PATIENCE = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print the password of an address
 }
 UNADDRESSABLE = re.compile("[?]|%[0-9a-fA-F]{2}|[\ud800-\udfff]")  # SQLAlchemy splits at the first, decodes the second
 RELATIVE = "sqlite:///"  # followed by a path; an absolute path starts with a fourth slash
@@ -166,6 +167,7 @@ def silence_mlflow() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # its warnings contain the address
 
 
 def relocate_own(store: Store) -> str | None:
@@ -226,15 +228,23 @@ def experiment_id(store: Store, name: str) -> str:
                 if found is None:  # otherwise another process created it
                     raise
     except MlflowException as error:
-        raise PipelineError(
-            f"the MLflow store {store.uri} cannot open or create the experiment {name!r}: {first_line(error)}"
-        ) from None
+        raise does_not_record(store, name, error) from None
     if found.lifecycle_stage != "active":
         raise PipelineError(
             f"the MLflow experiment {name!r} was deleted. Restore it (mlflow experiments restore --experiment-id "
             f"{found.experiment_id}) or set {EXPERIMENT_VARIABLE} to another name"
         )
     return str(found.experiment_id)
+
+
+def does_not_record(store: Store, name: str, error: Exception) -> PipelineError:
+    """The error for a store that refuses to open or create an experiment, or a run in it."""
+    if "error code 403" in str(error):
+        return PipelineError(
+            f"the MLflow server {store.uri} does not let this user write to the experiment {name!r}: ask its "
+            f"administrator for the permission EDIT, or unset {URI_VARIABLE} to record to mlflow.db"
+        )
+    return PipelineError(f"the MLflow store {store.uri} cannot record to the experiment {name!r}: {first_line(error)}")
 
 
 def run_list(store: Store, name: str) -> str:

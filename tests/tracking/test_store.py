@@ -129,7 +129,7 @@ def test_users_with_read_only_access_get_the_list_of_runs(tmp_path: Path) -> Non
 def test_an_experiment_that_the_store_cannot_create(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     forbid(store, "experiments")
-    with pytest.raises(PipelineError, match=r"cannot open or create the experiment 'mnist': .*forbidden"):
+    with pytest.raises(PipelineError, match=r"cannot record to the experiment 'mnist': .*forbidden"):
         experiment_id(store, "mnist")
 
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError, first_line
@@ -15,9 +16,11 @@ from pipeline.repository.dvc import experiments
 from pipeline.repository.git import check_repository, commits_of
 from pipeline.repository.reading import Reader, at_commit, in_folder, read_evaluation
 from pipeline.tracking.provenance import EXPERIMENT_TAG, REUSED_FROM
+from pipeline.tracking.runs import user_name
 from pipeline.tracking.store import Store, experiment_name
+from pipeline.tracking.tags import USER
 
-PAGE = 1000  # runs per request to the store
+PAGE = 200  # runs per request: with more, a busy server may take longer than MLflow's client waits
 State = Literal["joined", "only in DVC", "only in MLflow"]
 
 
@@ -41,10 +44,14 @@ class Row(NamedTuple):
 
 
 def join(store: Store) -> list[Row]:
-    """Match the working tree, all experiments and all runs. Raises PipelineError without git or the store."""
+    """Match the working tree, all experiments and all runs; of a shared store's runs, the user's own.
+
+    Raises PipelineError without git or the store.
+    """
     check_repository()
-    runs = all_runs(store)
     results = [result for result in (working_tree(), *find_experiments()) if result.experiment or result.run_id]
+    runs = all_runs(store, "" if store.file else own_runs())
+    runs |= named_runs(store, {result.run_id for result in results if result.run_id} - runs.keys())
     pairs = [(result, run_of(result, runs)) for result in results]
     found = {run.info.run_id: run for _, run in pairs if run is not None}
     sources = {run.data.tags.get(REUSED_FROM): ("", f"{run.info.run_name} reuses its model") for run in found.values()}
@@ -68,14 +75,33 @@ def others(store: Store, runs: Mapping[str, Run], found: Mapping[str, Run]) -> l
     ]
 
 
-def all_runs(store: Store) -> dict[str, Run]:
-    """Every run in the store by its ID, newest first, including deleted runs."""
+def own_runs() -> str:
+    """The filter for the runs of this user: the experiments of other users' runs are in their clones."""
+    name = user_name()
+    quote = '"' if "'" in name else "'"
+    return f"tags.`{USER}` = {quote}{name}{quote}"
+
+
+def named_runs(store: Store, run_ids: set[str]) -> dict[str, Run]:
+    """The runs with these IDs that the store has."""
+    client, runs = MlflowClient(store.uri), {}
+    for run_id in run_ids:
+        try:
+            runs[run_id] = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise does_not_list(store, error) from None
+    return runs
+
+
+def all_runs(store: Store, query: str) -> dict[str, Run]:
+    """Every run in the store that matches a filter by its ID, newest first, including deleted runs."""
     client, token = MlflowClient(store.uri), None
     runs: dict[str, Run] = {}
     try:
         places = [found.experiment_id for found in client.search_experiments()]
         while places:
-            page = client.search_runs(places, "", ViewType.ALL, PAGE, page_token=token)
+            page = client.search_runs(places, query, ViewType.ALL, PAGE, page_token=token)
             runs |= {run.info.run_id: run for run in page}
             token = page.token
             if not token:

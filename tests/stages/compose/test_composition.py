@@ -292,15 +292,15 @@ def test_composed_yaml_round_trips(tmp_path: Path) -> None:
 
 def test_an_edited_composed_yaml_is_validated_again(tmp_path: Path) -> None:
     path = tmp_path / "composed.yaml"
-    with pytest.raises(PipelineError, match=r"composed\.yaml is missing.*dvc repro compose"):
+    with pytest.raises(PipelineError, match=r"composed\.yaml is missing.*run `dvc repro`"):
         load_config(path)
     path.write_text("a: [", encoding="utf-8")
-    with pytest.raises(PipelineError, match=r"is not YAML.*dvc repro compose"):
+    with pytest.raises(PipelineError, match=r"is not YAML.*run `dvc repro`"):
         load_config(path)
     values = compose_text(tmp_path, "recipe: smoke")
     values["training"]["epochs"] = "many"
     path.write_text(to_yaml(values), encoding="utf-8")
-    with pytest.raises(PipelineError, match=r"training\.epochs: got 'many'.*dvc repro compose"):
+    with pytest.raises(PipelineError, match=r"training\.epochs: got 'many'.*run `dvc repro`"):
         load_config(path)
 
 
