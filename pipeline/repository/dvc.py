@@ -72,8 +72,8 @@ def check_undamaged(files: Iterable[Path]) -> None:
     for path in files:
         if path.exists() and known.get(str(path), md5(path)) != md5(path):
             raise PipelineError(
-                f"{path} is damaged: its MD5 is not the one in {LOCK}. Remove it and run `dvc repro`; if that does not "
-                "help, `make doctor` finds damaged files in DVC's cache"
+                f"{path} is damaged, or of another commit: its MD5 is not the one in {LOCK}. Remove it and run "
+                "`dvc repro`; if that does not help, `make doctor` finds damaged files in DVC's cache"
             )
 
 

@@ -31,6 +31,7 @@ REFUSED = "refused"  # the folder in the outbox for events that the store reject
 ASIDE = f"The event is set aside in {OUTBOX}/{REFUSED}/; everything else is recorded"
 REFUSALS = {*range(400, 500)} - {401, 403, 407, 408, 425, 429}  # except authentication, timeouts and rate limits
 FAILED = re.compile(r"failed with error code (\d{3})")  # MLflow's message if a response is not JSON
+NO_RESPONSE = re.compile("(?i)max retries exceeded|timed out")  # in MLflow's messages
 NUMBERED = re.compile(r"(?:event|file)-(\d+)")  # the entries of an outbox
 
 Event = dict[str, Any]
@@ -329,12 +330,12 @@ def send_unsent(root: Path) -> tuple[int, list[str]]:
 
     An event that was sent just before a failure may be sent twice; MLflow stores only one of two equal metrics.
     """
-    sent, problems = 0, []
+    sent, problems, unreachable = 0, [], set()
     # Of a run whose process was killed, there may be a lock alone.
     for outbox in sorted({path.with_suffix("") for path in (root / OUTBOX).glob("*") if path.name != REFUSED}):
         with outbox_lock(outbox):
             try:
-                sent += _send_outbox(outbox)
+                sent += _send_outbox(outbox, unreachable)
             except Exception as error:  # as above: report it and continue
                 problems.append(f"run {outbox.name} is still incomplete: {reason(error)}")
     return sent, problems
@@ -355,8 +356,12 @@ def current_address(uri: str, root: Path) -> str:
     return absolute(f"{RELATIVE}{store.file.name}", root)
 
 
-def _send_outbox(outbox: Path) -> bool:
-    """Send the events of one run. Returns whether there were any."""
+def _send_outbox(outbox: Path, unreachable: set[str]) -> bool:
+    """Send the events of one run. Returns whether there were any.
+
+    Raises any exception. Adds a store that does not respond to `unreachable`, and then raises ConnectionError without a
+    request, which could take half a minute.
+    """
     if not outbox.exists():  # another process has already sent it
         return False
     if not (outbox / "uri").exists() and not [*outbox.glob("event-*.json")]:  # killed before the first event
@@ -364,6 +369,8 @@ def _send_outbox(outbox: Path) -> bool:
         return False
     root = outbox.parent.parent
     uri = current_address((outbox / "uri").read_text(encoding="utf-8"), root)
+    if uri in unreachable:
+        raise ConnectionError("the store did not respond")
     client, run = client_of(uri), RunAddress(uri, outbox.name, None, root)
     for path in sorted(outbox.glob("event-*.json")):
         try:
@@ -375,6 +382,7 @@ def _send_outbox(outbox: Path) -> bool:
             send_event(client, outbox.name, event, file)
         except Exception as error:
             if not set_aside(run, event, file, error):
+                unreachable |= {uri} if NO_RESPONSE.search(str(error)) else set()
                 raise
         path.unlink()
     shutil.rmtree(outbox)

@@ -203,6 +203,17 @@ def test_events_of_a_database_that_does_not_exist_stay(tmp_path: Path) -> None:
     assert not (tmp_path / "absent.db").exists()
 
 
+def test_a_store_that_does_not_respond_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for number in range(3):
+        run = RunAddress("http://127.0.0.1:9", str(number), "0", tmp_path)
+        keep_event(run, {"kind": "tags", "values": {"device": "cpu"}}, None)
+    sent, problems = send_unsent(tmp_path)
+    assert sent == 0
+    assert "Max retries exceeded" in problems[0]
+    assert problems[1:] == [f"run {number} is still incomplete: the store did not respond" for number in (1, 2)]
+
+
 def test_a_lock_that_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".unsent").mkdir()
     (tmp_path / ".unsent" / "1.lock").touch()
