@@ -214,7 +214,7 @@ def test_a_lost_peer_is_named_and_ends_process_0(
 
 def test_a_lost_process_0_is_named(pool: ThreadPoolExecutor) -> None:
     leader, (peer,) = meet(pool)
-    threading.Timer(0.2, leader._peers[1].close).start()
+    threading.Timer(0.2, leader.close).start()
     with pytest.raises(PipelineError, match=r"^process 0 was lost"):
         peer.receive()
 
