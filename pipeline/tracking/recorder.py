@@ -27,6 +27,7 @@ BATCH = 100  # MLflow's maximum of params or tags per request
 
 KEPT = f"The missing records are kept in {OUTBOX}/; the next training or `make send` sends them"
 PRIVATE = 0o600  # only its owner has access
+CHECKSUM = "checksum"  # the key in a kept event that no kind of event uses itself
 REFUSED = "refused"  # the folder in the outbox for events that the store rejected
 ASIDE = f"The event is set aside in {OUTBOX}/{REFUSED}/; everything else is recorded"
 REFUSALS = {*range(400, 500)} - {401, 403, 407, 408, 425, 429}  # except authentication, timeouts and rate limits
@@ -164,17 +165,17 @@ def keep_event(run: RunAddress, event: Event, path: Path | None, refused: bool =
         folder.mkdir()
         shutil.copy(path, folder)
         event = event | {"file": f"{folder.name}/{path.name}", "sha256": sha256(folder / path.name)}
-    write_json(outbox / f"event-{number:06}.json", event | {"digest": text_digest(json.dumps(event))})
+    write_json(outbox / f"event-{number:06}.json", event | {CHECKSUM: text_digest(json.dumps(event))})
 
 
 def read_event(path: Path) -> tuple[Event, Path | None]:
     """Read an event that was kept, and the path of its file. Raises ValueError if either is damaged."""
     event = json.loads(path.read_text(encoding="utf-8"))
-    if event.pop("digest", None) not in (None, text_digest(json.dumps(event))):  # earlier versions wrote none
-        raise ValueError("its content does not match its digest")
+    if event.pop(CHECKSUM, None) not in (None, text_digest(json.dumps(event))):  # earlier versions wrote none
+        raise ValueError("its content does not match its checksum")
     file = path.parent / event.pop("file") if "file" in event else None
     if file is not None and event.pop("sha256", None) not in (None, sha256(file)):
-        raise ValueError(f"{file} does not match its digest")
+        raise ValueError(f"{file} does not match its checksum")
     return event, file
 
 
@@ -330,7 +331,8 @@ def send_unsent(root: Path) -> tuple[int, list[str]]:
 
     An event that was sent just before a failure may be sent twice; MLflow stores only one of two equal metrics.
     """
-    sent, problems, unreachable = 0, [], set()
+    sent, problems = 0, []
+    unreachable: set[str] = set()
     # Of a run whose process was killed, there may be a lock alone.
     for outbox in sorted({path.with_suffix("") for path in (root / OUTBOX).glob("*") if path.name != REFUSED}):
         with outbox_lock(outbox):

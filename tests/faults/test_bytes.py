@@ -73,7 +73,7 @@ def test_a_cached_file_has_a_flipped_bit(trial: Trial, tell: Tell, path: str) ->
     assert "Traceback" not in run.stdout
     if not run.returncode:
         assert results(trial.project).metrics == before.metrics, "no wrong number"
-    assert str(cached.relative_to(trial.root)) in trial.project.run("python", "-m", "pipeline.commands.doctor").stdout
+    assert str(cached) in trial.project.run("python", "-m", "pipeline.commands.doctor", "--json").stdout
     cached.unlink()
     (trial.root / path).unlink(missing_ok=True)
     trial.project.succeed("dvc", "repro", **trial.settings)

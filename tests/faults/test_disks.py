@@ -92,6 +92,7 @@ def test_a_folder_is_read_only(trial: Trial, tell: Tell, folder: str) -> None:
         assert "Traceback" not in first.stdout
     if first.returncode:
         assert "Read-only file system" in first.stdout
+    assert "refuses" not in first.stdout, first.stdout
     kept = [*(trial.root / ".unsent").glob("*/")]
     trial.recover()
     outcome = "the command named the folder" if first.returncode else "the run did not need the folder"

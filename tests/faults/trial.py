@@ -192,7 +192,8 @@ class Trial:
         """Send the records that the store did not accept. Returns whether there were any."""
         kept = [path for path in (self.root / ".unsent").glob("*/") if path.name != "refused"]
         if kept:
-            self.project.succeed("python", "-m", "pipeline.commands.runs", "send", **settings)
+            sent = self.project.succeed("python", "-m", "pipeline.commands.runs", "send", **settings)
+            assert "refuses" not in sent, sent
         return bool(kept)
 
     def check(self, **settings: str) -> None:

@@ -195,6 +195,22 @@ def test_a_damaged_event_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {entry.name for entry in aside.iterdir()} == {"event-000001.json", "file-1"}
 
 
+def test_a_kept_event_is_sent_as_it_was_recorded(tmp_path: Path) -> None:
+    client, run = new_run(tmp_path)
+    Recorder(run).params({"seed": 1})
+    run.outbox.mkdir()  # as if the store had not accepted something before
+    recorder = Recorder(run)
+    recorder.dataset("digits", "train", "a" * 32, 3, [8, 8])
+    recorder.metrics({"loss": 0.1 + 0.2}, 1, 1.5)
+    recorder.text("note.txt", "né\n\t中")
+    assert send_unsent(tmp_path) == (1, [])
+    sent = client.get_run(run.run_id)
+    (dataset,) = sent.inputs.dataset_inputs
+    assert (dataset.dataset.digest, dataset.tags[0].value) == ("a" * 32, "train")
+    assert sent.data.metrics == {"loss": 0.1 + 0.2}
+    assert Path(client.download_artifacts(run.run_id, "note.txt")).read_text(encoding="utf-8") == "né\n\t中"
+
+
 def test_events_of_a_database_that_does_not_exist_stay(tmp_path: Path) -> None:
     keep_event(RunAddress(f"sqlite:///{tmp_path}/absent.db", "1", "0", tmp_path), {"kind": "tags", "values": {}}, None)
     sent, (problem,) = send_unsent(tmp_path)
