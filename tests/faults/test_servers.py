@@ -159,7 +159,8 @@ def test_the_server_requires_a_login(trial: Trial, tell: Tell, store_server: str
         settings = {"MLFLOW_TRACKING_URI": address}
         output = trial.fail("dvc", "repro", **settings)
         assert "The server requires a login: set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME" in output
-        trial.recover(**settings, MLFLOW_TRACKING_TOKEN="let-me-in")
+        trial.project.succeed("dvc", "repro", **trial.settings, **settings, MLFLOW_TRACKING_TOKEN="let-me-in")
+    trial.check(MLFLOW_TRACKING_URI=store_server)
     tell("MLflow server: behind a login", "a proxy before a real server", "train named the variables to set")
 
 
