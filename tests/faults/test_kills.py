@@ -37,14 +37,10 @@ def test_a_stage_is_killed(
     worker = stage.endswith(".worker")
     output = trial.recover()
     resumed = "resuming after epoch" in output
-    what = "evaluate" if stage == "evaluate.worker" else stage
+    who = "`kill -9` of " + (f"the process that records for {stage.removesuffix('.worker')}" if worker else stage)
     ended = "the stage ended with a message" if killed.returncode else "the stage finished"
-    outcome = f"{ended}; `dvc repro` " + ("continued the training" if resumed else "ran the stage again")
-    tell(
-        f"`kill -9` of {what}" + (" (its recording process)" if worker else ""),
-        "before a file operation",
-        outcome + trial.repeated,
-    )
+    outcome = f"{ended}; `dvc repro` " + ("continued the training" if resumed else "ran the rest")
+    tell(who, "before a file operation", outcome + trial.repeated)
 
 
 @pytest.mark.faults
