@@ -1,6 +1,7 @@
 """Sources of the dataset that fail, each with a real HTTP server."""
 
 import random
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,7 @@ def test_a_source_refuses_connections(trial: Trial, tell: Tell) -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 def test_a_source_has_a_self_signed_certificate(trial: Trial, tell: Tell, tmp_path: Path) -> None:
     certificate = tmp_path / "self.pem"
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
