@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import yaml
 from mlflow import MlflowClient
@@ -146,7 +147,7 @@ def check_artifacts(client: MlflowClient, run: Run) -> None:
     models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
     assert [str(model.status) for model in models] == ["READY"], "the model is logged once"
     assert [output.model_id for output in run.outputs.model_outputs] == [models[0].model_id]
-    files = Path(models[0].artifact_location.removeprefix("file://"))
+    files = Path(unquote(models[0].artifact_location.removeprefix("file://")))
     if files.is_absolute() and not models[0].artifact_location.startswith("mlflow-artifacts"):
         digest = hashlib.md5((files / "data" / "model.keras").read_bytes()).hexdigest()
         assert digest == run.data.tags["dvc.model"]
@@ -188,10 +189,24 @@ class Trial:
 
     def recover(self, **settings: str) -> str:
         """Run `dvc repro` after the fault, check that nothing is lost, and return the output."""
-        output = self.project.succeed("dvc", "repro", **self.settings | settings)
+        result = self.project.run("dvc", "repro", **self.settings | settings)
+        remedy = self.repair(result.stdout) if result.returncode else ""
+        output = self.project.succeed("dvc", "repro", **self.settings | settings) if remedy else result.stdout
+        assert remedy or result.returncode == 0, output
         self.send(**settings)
         self.check(**settings)
+        self.repeated += remedy
         return output
+
+    def repair(self, output: str) -> str:
+        """Remove a file of DVC's that a killed DVC left half-written and that its message names."""
+        if ".dvc/tmp/rwlock" in output:
+            (self.root / ".dvc" / "tmp" / "rwlock").unlink()
+            return "; after `rm .dvc/tmp/rwlock`, which DVC left half-written"
+        if "dvc.lock' validation failed" in output:
+            self.project.succeed("git", "checkout", "dvc.lock")
+            return "; after `git checkout dvc.lock`, which DVC left half-written"
+        return ""
 
     def send(self, **settings: str) -> bool:
         """Send the records that the store did not accept. Returns whether there were any."""
