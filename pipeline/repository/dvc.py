@@ -59,7 +59,7 @@ def read_lock(read: Reader, place: str) -> dict[str, Any]:
 
 def outputs(lock: dict[str, Any]) -> dict[str, str]:
     """MD5 of each output, by path."""
-    return {out["path"]: out["md5"] for stage in _stages(lock).values() for out in stage.get("outs", [])}
+    return {path: output.md5 for path, output in all_outputs(lock).items()}
 
 
 def check_undamaged(files: Iterable[Path]) -> None:
@@ -70,7 +70,7 @@ def check_undamaged(files: Iterable[Path]) -> None:
     """
     known = outputs(read_lock(in_folder(Path()), "in the working tree"))
     for path in files:
-        if path.exists() and known.get(str(path), md5(path)) != md5(path):
+        if str(path) in known and path.exists() and md5(path) != known[str(path)]:
             raise PipelineError(
                 f"{path} is damaged, or of another commit: its MD5 is not the one in {LOCK}. Remove it and run "
                 "`dvc repro`; if that does not help, `make doctor` finds damaged files in DVC's cache"
@@ -105,9 +105,10 @@ def check_lock(lock: dict[str, Any], path: Path, content: bytes, place: str) -> 
 def is_consistent(lock: dict[str, Any]) -> bool:
     """Whether every stage in dvc.lock used the outputs of the others: not if only some stages were run."""
     try:
-        made = {str(out["path"]): out["md5"] for stage in _stages(lock).values() for out in stage.get("outs", [])}
-        used = [(str(dep["path"]), dep["md5"]) for stage in _stages(lock).values() for dep in stage.get("deps", [])]
-    except (AttributeError, KeyError, TypeError):  # of fetch or preprocess, which read_lock does not check
+        made = outputs(lock)
+        deps = [dep for stage in _stages(lock).values() for dep in stage.get("deps", [])]
+        used = [(str(dep["path"]), str(dep["md5"])) for dep in deps]
+    except (AttributeError, KeyError, TypeError):  # of dependencies that read_lock does not check
         return False
     return all((made.get(path) or folder_digest(made, path)) in (None, digest) for path, digest in used)
 

@@ -12,7 +12,7 @@ from typing import Any
 import mlflow.pyfunc
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelStatus
+from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
@@ -31,12 +31,9 @@ def log_network(
     The network maps images (N, *image_shape) to probabilities (N, classes) and was trained on the Keras `backend`.
     Does nothing if the run already has this network as its model: a training that is killed then logs it again.
     """
-    digest = md5(path)
-    if any(is_ready(model) and model.tags.get(DVC_HASH) == digest for model in own_models(client, run_id)):
-        return
     # To validate the example, MLflow would load the model and import Keras, which takes longer than a training.
     options = {"image_shape": tuple(image_shape), "classes": classes, "backend": backend}
-    flavor, tags = sys.modules[__name__], {DVC_HASH: digest}
+    flavor, tags = sys.modules[__name__], {DVC_HASH: md5(path)}
     log_model(client, run_id, NAME, flavor, tags, network_file=path, validate_serving_input=False, **options)
 
 
@@ -51,9 +48,16 @@ def describe_network(path: Path) -> tuple[list[int], int, str]:
 def log_model(
     client: MlflowClient, run_id: str, name: str, flavor: ModuleType, tags: dict[str, str], **options: Any
 ) -> str:
-    """Log the model that `flavor.save_model` writes from `options` to a run, and return its MLflow ID."""
+    """Log the model that `flavor.save_model` writes from `options` to a run, and return its MLflow ID.
+
+    If the run has a network with these tags, that is returned; if the upload of one failed, it is completed.
+    """
     run = client.get_run(run_id)
-    unfinished = [model for model in own_models(client, run_id) if name == NAME and not is_ready(model)]
+    networks = networks_of(client, run) if name == NAME else []
+    for model in networks:
+        if is_ready(model) and tags.items() <= model.tags.items():
+            return str(model.model_id)
+    unfinished = [model for model in networks if not is_ready(model)]
     if unfinished:
         (logged, *_) = unfinished
     else:
@@ -71,10 +75,9 @@ def log_model(
     return str(logged.model_id)
 
 
-def own_models(client: MlflowClient, run_id: str) -> list[LoggedModel]:
-    """The logged models of a run that hold its network: one, or none, or an unfinished one after a failed upload."""
-    experiment = client.get_run(run_id).info.experiment_id
-    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+def networks_of(client: MlflowClient, run: Run) -> list[LoggedModel]:
+    """The logged models of a run that hold its network, also those whose upload failed."""
+    found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
     return [model for model in found if model.name == NAME]
 
 

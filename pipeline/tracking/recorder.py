@@ -158,7 +158,7 @@ def keep_event(run: RunAddress, event: Event, path: Path | None, refused: bool =
     """Append an event and a copy of its file to the outbox, or to the refused events."""
     outbox = run.outbox.parent / REFUSED / run.run_id if refused else run.outbox
     outbox.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(name[1]) for entry in outbox.iterdir() if (name := NUMBERED.match(entry.name))), default=-1)
+    number = next_number(outbox)
     write_text(outbox / "uri", relative(run.uri, run.root), PRIVATE)  # the address may contain a password
     if path is not None:  # the file may be replaced before it is sent
         folder = outbox / f"file-{number}"
@@ -166,6 +166,11 @@ def keep_event(run: RunAddress, event: Event, path: Path | None, refused: bool =
         shutil.copy(path, folder)
         event = event | {"file": f"{folder.name}/{path.name}", "sha256": sha256(folder / path.name)}
     write_json(outbox / f"event-{number:06}.json", event | {CHECKSUM: text_digest(json.dumps(event))})
+
+
+def next_number(outbox: Path) -> int:
+    """The number of the next event in an outbox, or among the refused events of a run."""
+    return 1 + max((int(name[1]) for entry in outbox.iterdir() if (name := NUMBERED.match(entry.name))), default=-1)
 
 
 def read_event(path: Path) -> tuple[Event, Path | None]:
@@ -183,9 +188,11 @@ def put_away(path: Path, outbox: Path, what: str) -> None:
     """Move a kept event that is damaged to the refused events, so that later events are not blocked."""
     aside = outbox.parent / REFUSED / outbox.name
     aside.mkdir(parents=True, exist_ok=True)
-    for part in (path, outbox / f"file-{int(path.stem.removeprefix('event-'))}"):
-        if part.exists():
-            shutil.move(part, aside / part.name)
+    own = int(path.stem.removeprefix("event-"))
+    number = max(own, next_number(aside))  # other events may have been set aside under the same number
+    shutil.move(path, aside / f"event-{number:06}.json")
+    if (outbox / f"file-{own}").exists():
+        shutil.move(outbox / f"file-{own}", aside / f"file-{number}")
     say(f"{path} is damaged ({what}). {ASIDE}")
 
 

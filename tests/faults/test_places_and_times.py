@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.tracking.relocation import release
+from tests import web
 from tests.conftest import PATH, Project, Start
-from tests.faults import web
 from tests.faults.conftest import Tell
 from tests.faults.moments import VARIABLE
 from tests.faults.test_sources import source

@@ -7,14 +7,14 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from tests import web
 from tests.conftest import Start, environment, free_port, kill_all, serve_store
-from tests.faults import web
 from tests.faults.conftest import Tell
 from tests.faults.trial import Trial
 
@@ -78,24 +78,16 @@ def test_the_server_is_killed_during_the_run(trial: Trial, tell: Tell, start: St
     tell(f"MLflow server: killed during the run, {restart}", "`kill -9` after a random time", outcome)
 
 
-@contextmanager
-def proxy(server: str, misbehave: web.Answer) -> Iterator[str]:
-    """A proxy before a server; `misbehave` answers a request itself, or forwards it."""
-    with web.serving(misbehave) as address:
-        yield address
-
-
 @pytest.mark.faults
 @pytest.mark.parametrize("every", [3, 5, 7])
 def test_the_server_fails_from_time_to_time(trial: Trial, tell: Tell, store_server: str, every: int) -> None:
     def answer(request: web.Handler, number: int) -> None:
         if number % every == every - 1:
-            request.rfile.read(int(request.headers.get("Content-Length", 0)))
             request.send(b'{"error_code": "INTERNAL_ERROR", "message": "try later"}', 500)
         else:
             web.forward(request, store_server)
 
-    with proxy(store_server, answer) as address:
+    with web.serving(answer) as address:
         settings = {"MLFLOW_TRACKING_URI": address}
         first = trial.project.run("dvc", "repro", **trial.settings, **settings, **QUICK)
         assert "Traceback" not in first.stdout
@@ -116,7 +108,7 @@ def test_the_server_is_slow(trial: Trial, tell: Tell, store_server: str) -> None
             time.sleep(SLOW_SECONDS)
         web.forward(request, store_server)
 
-    with proxy(store_server, answer) as address:
+    with web.serving(answer) as address:
         trial.project.succeed("dvc", "repro", **trial.settings, MLFLOW_TRACKING_URI=address)
     trial.recover(MLFLOW_TRACKING_URI=store_server)
     tell("MLflow server: slow by 5 s", "a proxy before a real server", "the run is complete")
@@ -128,12 +120,11 @@ def test_the_server_has_no_logged_models(trial: Trial, tell: Tell, store_server:
 
     def answer(request: web.Handler, number: int) -> None:
         if "logged-models" in request.path:
-            request.rfile.read(int(request.headers.get("Content-Length", 0)))
             request.send(b"<!doctype html><title>404 Not Found</title>", 404)
         else:
             web.forward(request, store_server)
 
-    with proxy(store_server, answer) as address:
+    with web.serving(answer) as address:
         output = trial.project.succeed("dvc", "repro", **trial.settings, MLFLOW_TRACKING_URI=address)
     assert "refuses the model of run" in output
     run_id = json.loads((trial.root / "models" / "run.json").read_text(encoding="utf-8"))["run_id"]
@@ -152,10 +143,9 @@ def test_the_server_requires_a_login(trial: Trial, tell: Tell, store_server: str
         if request.headers.get("Authorization") == "Bearer let-me-in" or request.path == "/health":
             web.forward(request, store_server)
         else:
-            request.rfile.read(int(request.headers.get("Content-Length", 0)))
             request.send(b"<html>Who are you?</html>", 401)
 
-    with proxy(store_server, answer) as address:
+    with web.serving(answer) as address:
         settings = {"MLFLOW_TRACKING_URI": address}
         output = trial.fail("dvc", "repro", **settings)
         assert "The server requires a login: set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME" in output

@@ -2,13 +2,12 @@
 
 import random
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.faults import web
+from tests import web
 from tests.faults.conftest import Tell
 from tests.faults.trial import Trial
 
@@ -74,22 +73,11 @@ def test_a_source_refuses_connections(trial: Trial, tell: Tell) -> None:
 @pytest.mark.faults
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 def test_a_source_has_a_self_signed_certificate(trial: Trial, tell: Tell, tmp_path: Path) -> None:
-    certificate = tmp_path / "self.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-    make += [
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-        "-keyout",
-        str(certificate),
-        "-out",
-        str(tmp_path / "public.pem"),
-    ]
-    subprocess.run(make, check=True, capture_output=True)
-    certificate.write_bytes(certificate.read_bytes() + (tmp_path / "public.pem").read_bytes())
+    certificate = web.make_certificate(tmp_path)
     faulty = source(trial.settings["DATASET_MIRROR"], web.trickle, lambda number: False)
     with web.serving(faulty, certificate) as address:
         output = trial.project.fail("dvc", "repro", DATASET_MIRROR=address)
         assert f"{address}: its certificate is not trusted" in output
-        trial.project.succeed("dvc", "repro", DATASET_MIRROR=address, REQUESTS_CA_BUNDLE=str(tmp_path / "public.pem"))
+        trial.project.succeed("dvc", "repro", DATASET_MIRROR=address, REQUESTS_CA_BUNDLE=str(certificate))
     trial.recover()
     tell("source: self-signed certificate", "HTTPS server on loopback", "fetch named the reason and the remedy")

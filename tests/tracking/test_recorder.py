@@ -151,10 +151,7 @@ def test_an_event_that_can_be_neither_written_nor_kept_is_an_error(tmp_path: Pat
 
 
 def test_a_model_that_an_earlier_version_kept_is_sent(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    client = MlflowClient(uri)
-    place = client.create_experiment("digits", (tmp_path / "artifacts").as_uri())
-    run = RunAddress(uri, client.create_run(place).info.run_id, place, tmp_path)
+    client, run = new_run(tmp_path)
     network = tmp_path / "model.keras"
     keras.Sequential([keras.Input((4, 4), dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(2)]).save(network)
     keep_event(run, {"kind": "model"}, network)
@@ -209,6 +206,19 @@ def test_a_kept_event_is_sent_as_it_was_recorded(tmp_path: Path) -> None:
     assert (dataset.dataset.digest, dataset.tags[0].value) == ("a" * 32, "train")
     assert sent.data.metrics == {"loss": 0.1 + 0.2}
     assert Path(client.download_artifacts(run.run_id, "note.txt")).read_text(encoding="utf-8") == "né\n\t中"
+
+
+def test_damaged_events_with_the_same_number_are_all_set_aside(tmp_path: Path) -> None:
+    _, run = new_run(tmp_path)
+    picture = tmp_path / "picture.png"
+    for content in (b"first", b"second"):
+        picture.write_bytes(content)
+        keep_event(run, {"kind": "artifact", "folder": "plots"}, picture)
+        (run.outbox / "file-0" / "picture.png").write_bytes(content + b" damaged")
+        assert send_unsent(tmp_path) == (1, [])
+    aside = run.root / ".unsent" / "refused" / run.run_id
+    assert {path.read_bytes() for path in aside.glob("*/picture.png")} == {b"first damaged", b"second damaged"}
+    assert len(list(aside.glob("event-*.json"))) == 2
 
 
 def test_events_of_a_database_that_does_not_exist_stay(tmp_path: Path) -> None:

@@ -6,16 +6,13 @@ conf/config.yaml has the settings; docs/gate.md says what the gate can detect.
 
 import argparse
 import sys
-import traceback
 from pathlib import Path
 
-from pipeline.commands.gate.no_verdict import remove_report, write_reason
+from pipeline.commands.gate.no_verdict import reason_of, remove_report, write_reason
 from pipeline.commands.parser import command_parser
-from pipeline.core.errors import PipelineError, without_secrets
 from pipeline.core.process.surroundings import settle
 
 NO_COMPARISON = 2
-LONGEST = 200  # characters of an unexpected error to show
 
 
 def main() -> int:
@@ -47,15 +44,8 @@ def decide(arguments: argparse.Namespace) -> int:
         from pipeline.commands.gate.command import run
 
         return run(arguments)
-    except PipelineError as error:
-        reason = str(error)
-    except OSError as error:
-        reason = f"{error.filename or 'cannot write'}: {error.strerror or error}"
-    except KeyboardInterrupt:
-        reason = "interrupted"
-    except Exception as error:
-        traceback.print_exc()
-        reason = f"unexpected error {without_secrets(repr(error))[:LONGEST]}: see the traceback in the log"
+    except (Exception, KeyboardInterrupt) as error:
+        reason = reason_of(error)
     print(f"gate: {reason}", file=sys.stderr)
     if arguments.markdown:
         write_reason(arguments.markdown, reason)

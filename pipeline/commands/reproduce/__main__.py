@@ -7,12 +7,11 @@ Exit status: 0 reproduced, 1 not reproduced, 2 could not be tried. docs/outputs.
 import argparse
 import signal
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.gate.no_verdict import reason_of
 from pipeline.commands.parser import command_parser
-from pipeline.core.errors import PipelineError, without_secrets
 from pipeline.core.process.surroundings import settle
 
 NOT_TRIED = 2
@@ -55,17 +54,9 @@ def attempt(arguments: argparse.Namespace) -> int:
         from pipeline.commands.reproduce.command import run
 
         return run(arguments)
-    except PipelineError as error:
-        reason = str(error)
-    except OSError as error:
-        reason = f"{error.filename or 'cannot write'}: {error.strerror or error}"
-    except KeyboardInterrupt:
-        reason = "interrupted"
-    except Exception as error:
-        traceback.print_exc()
-        reason = f"unexpected error {without_secrets(repr(error))}: see the traceback"
-    print(f"reproduce: {reason}", file=sys.stderr)
-    return NOT_TRIED
+    except (Exception, KeyboardInterrupt) as error:
+        print(f"reproduce: {reason_of(error)}", file=sys.stderr)
+        return NOT_TRIED
 
 
 if __name__ == "__main__":

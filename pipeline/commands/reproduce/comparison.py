@@ -14,7 +14,7 @@ from pipeline.core import paths
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import parse_yaml
 from pipeline.core.machine import describe_machine
-from pipeline.repository.dvc import LOCK, all_outputs, code_of, read_lock
+from pipeline.repository.dvc import LOCK, code_of, outputs, read_lock
 from pipeline.repository.reading import at_commit, in_folder, read_yaml
 
 Outcome = Literal["same", "tolerated", "DIFFERS", "–"]
@@ -79,7 +79,7 @@ def compare(promise: Promise, clone: Clone) -> Comparison:
     Raises PipelineError if the clone has no dvc.lock.
     """
     lock = read_lock(in_folder(clone.root), "in the clone")
-    found = {path: out.md5 for path, out in all_outputs(lock).items()}
+    found = outputs(lock)
     promised, reproduced = results_of(promise, clone)
     required = require(promise, found, promised, reproduced, clone)
     rows = [output_row(path, promise, found.get(path), required) for path in promise.outputs]

@@ -15,14 +15,15 @@ __all__ = ["folder"]
 
 
 @pytest.fixture
-def clone(folder: Path) -> Clone:
-    """A clone that pins a package which is not installed here."""
+def clone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    """A clone that pins a package which is not installed here, and which pip finds in the clone."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     home = folder / "home"
     home.mkdir()
     pin = (folder / "requirements.txt").read_text(encoding="utf-8")
     digest = pin.partition("--hash=")[2]
-    index = f"--no-index --find-links={folder}\n"
-    (folder / "requirements.txt").write_text(f"{index}hello==1.0 \\\n    --hash={digest}", encoding="utf-8")
+    (folder / "requirements.txt").write_text(f"hello==1.0 \\\n    --hash={digest}", encoding="utf-8")
     return Clone(folder, home)
 
 

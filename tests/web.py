@@ -1,8 +1,9 @@
-"""HTTP servers that misbehave: sources of a dataset, and a proxy before an MLflow server."""
+"""HTTP servers on loopback that answer as a test decides: sources of a dataset, and proxies before an MLflow server."""
 
 import gzip
 import http.server
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +21,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: "Server"
+    body: bytes
 
     def do_GET(self) -> None:
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         with suppress(BrokenPipeError, ConnectionResetError):  # the client has gone away
             self.server.answer(self, self.server.count())
 
@@ -79,11 +82,19 @@ def serving(answer: Answer, certificate: Path | None = None) -> Iterator[str]:
             thread.join()
 
 
+def make_certificate(folder: Path) -> Path:
+    """Make a self-signed certificate for 127.0.0.1. The file holds its key, too."""
+    file = folder / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(file), "-out", str(file)]
+    subprocess.run(command, check=True, capture_output=True)
+    return file
+
+
 def forward(request: Handler, behind: str) -> None:
     """Answer as another server does."""
-    body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
     kept = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
-    got = requests.request(request.command, f"{behind}{request.path}", headers=kept, data=body, timeout=60)
+    got = requests.request(request.command, f"{behind}{request.path}", headers=kept, data=request.body, timeout=60)
     request.send(got.content, got.status_code, Content_Type=got.headers.get("Content-Type", "text/plain"))
 
 
