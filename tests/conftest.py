@@ -55,6 +55,7 @@ FORKING = "TESTS_FORK_SERVER"  # set to the folder with the fork server's `pytho
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--spawn", action="store_true", help="start a new interpreter for every command, without forks")
     parser.addoption("--sample", type=int, help="inject only this number of faults, of as many kinds as possible")
+    parser.addoption("--table", type=Path, help="write a table of the faults to this file")
     parser.addoption("--sample-seed", type=int, default=0, help="seed of the choice of faults")
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
@@ -478,6 +479,21 @@ def test_a_flipped_byte_in_the_model_is_detected(trained: Project) -> None:
     message = trained.fail("python", "-m", "pipeline.stages.evaluate")
     assert "evaluate: models/model.keras is not the file that train wrote: its MD5 is" in message
     assert "Remove it and run `dvc repro`" in message
+
+
+def test_damage_that_dvc_does_not_see_is_named(trained: Project) -> None:
+    """A file of the same size and time of modification, which evaluate could read."""
+    path = trained.root / "models" / "history.csv"
+    trained.succeed("dvc", "status")  # computes the MD5 of the copied files
+    before, content = path.stat(), path.read_bytes()
+    path.write_bytes(content.replace(b"\n1,", b"\n9,"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "up to date" in trained.succeed("dvc", "status")
+    output = trained.fail("dvc", "repro", "--force", "--single-item", "evaluate")
+    assert "evaluate: models/history.csv is damaged, or of another commit: its MD5 is not the one in dvc.lock" in output
+    path.unlink()
+    trained.succeed("dvc", "repro")
+    assert path.read_bytes() == content
 
 
 def test_repro_restores_a_deleted_folder(trained: Project) -> None:

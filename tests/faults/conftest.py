@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.machine import describe_machine, describe_versions
-from tests.conftest import ROOT, Project, copy, once
+from tests.conftest import Project, copy, once
 from tests.faults.moments import VARIABLE
 
 pytest.register_assert_rewrite("tests.faults.trial")
 
 from tests.faults.trial import Results, Trial, make_earlier, results  # noqa: E402 (once asserts are rewritten)
 
-TABLE = ROOT / "docs" / "faults.md"
 KINDS = Path(__file__).parent
 STARTED = time.monotonic()
 
@@ -109,12 +108,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for report in terminalreporter.stats.get(outcome, [])
         if report.when == "call" and "tests/faults/" in report.nodeid
     ]
-    if config.getoption("--sample") is not None or not reports:
+    table: Path | None = config.getoption("--table")
+    if table is None or not reports:
         return
     rows = table_rows(reports)
     minutes = (time.monotonic() - STARTED) / 60
     facts = f"{len(reports)} trials in {minutes:.0f} minutes on {describe_machine()}, {describe_versions()}."
-    TABLE.write_text(f"{HEADER}{facts}\n\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    table.write_text(f"{HEADER}{facts}\n\n" + "\n".join(rows) + "\n", encoding="utf-8")
 
 
 def table_rows(reports: list[pytest.TestReport]) -> list[str]:
