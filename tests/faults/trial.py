@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,13 +16,12 @@ from mlflow.entities import Run
 from pipeline.core.config import PackagedDataset
 from pipeline.core.paths import RAW_FILES
 from pipeline.stages.fetch.packaged import packaged_files
-from tests.conftest import CONF, Project
+from tests.conftest import CONF, Project, clone
 
 EPOCHS = 4
 TEST_IMAGES = 400  # another number than in the dataset digits, so that the files differ
 RESULTS = ("reports/errors.csv", "models/history.csv", "models/model.keras", "data/prepared/train.npz")
 FILE_NAMES = {role: path.name for role, path in RAW_FILES.items()}
-FILLED = ("experiments", "runs", "metrics", "params", "tags", "logged_models")  # MLflow's tables
 
 
 class Results(NamedTuple):
@@ -60,8 +58,6 @@ def make_earlier(folder: Path) -> None:
 
     The files of the next run's dataset are in the folder `mirror` beside the project.
     """
-    from tests.conftest import clone
-
     project = clone(folder)
     configuration, contents = tiny_dataset()
     (folder / "conf" / "dataset" / "tiny.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
@@ -237,8 +233,3 @@ class Trial:
     def fail(self, *command: str, **settings: str) -> str:
         """Run a command that the fault makes fail with a message, and return its output."""
         return self.project.fail(*command, **self.settings | settings)
-
-
-def messages(output: str) -> list[str]:
-    """The lines in which a stage says what went wrong."""
-    return re.findall(r"^(?:compose|fetch|preprocess|train|evaluate|tracking): .*", output, re.MULTILINE)
