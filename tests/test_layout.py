@@ -136,6 +136,7 @@ HARMLESS = {  # other files that stages open and that are not in their `deps`, a
     ("train", "composed.yaml"): "",
     ("evaluate", "composed.yaml"): "",
     ("evaluate", "dvc.lock"): "the digests of earlier outputs, to find damage",
+    ("train", "dvc.lock"): "tells whether DVC recorded an earlier training, which then is not continued",
     ("train", "params.yaml"): "provenance of the run",
     ("train", "requirements.txt"): "train warns if other versions are installed",
 }

@@ -261,6 +261,7 @@ def test_the_next_repro_resumes_an_interrupted_training(trained: Project, start:
     output = trained.succeed("dvc", "repro")
     assert re.search(r"resuming after epoch \d+ of 15", output)
     check_resumed(trained, 2)
+    assert list((trained.root / ".resume").iterdir()) == []
 
 
 def check_resumed(project: Project, count: int) -> None:
@@ -270,7 +271,6 @@ def check_resumed(project: Project, count: int) -> None:
     assert newest.info.status == "FINISHED"
     history = client(project).get_metric_history(newest.info.run_id, "train/loss")
     assert sorted(point.step for point in history) == list(range(1, 16)), "each epoch once"
-    assert list((project.root / ".resume").iterdir()) == []
 
 
 def test_a_killed_training_resumes_to_the_same_model_and_dvc_notices(trained: Project, start: Start) -> None:
@@ -289,6 +289,9 @@ def test_a_killed_training_resumes_to_the_same_model_and_dvc_notices(trained: Pr
     assert re.search(r"resuming after epoch \d+ of 15", output)
     check_resumed(trained, 3)
     assert (trained.root / "models" / "model.keras").read_bytes() == whole
+    again = trained.succeed("dvc", "repro", "--force", "--single-item", "train")
+    assert "resuming" not in again, "DVC has recorded the model"
+    check_resumed(trained, 4)
     changed = trained.succeed("dvc", "status", "evaluate")
     assert "modified:           models" in changed
     assert ran(trained.succeed("dvc", "repro")) == ["evaluate"], "the new run gets its metrics"

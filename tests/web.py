@@ -39,9 +39,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(promised or len(body)))
+        self.send_header("Connection", "close")  # otherwise a client may send its next request as the server closes
         self.end_headers()
         self.wfile.write(body)
-        self.close_connection = True
 
 
 Answer = Callable[[Handler, int], None]
@@ -126,11 +126,11 @@ def send_another_file(request: Handler, _: bytes) -> None:
 def trickle(request: Handler, content: bytes) -> None:
     request.send_response(200)
     request.send_header("Content-Length", str(len(content)))
+    request.send_header("Connection", "close")
     request.end_headers()
     for start in range(0, len(content), 4096):
         request.wfile.write(content[start : start + 4096])
         time.sleep(0.05)
-    request.close_connection = True
 
 
 def declare_gzip(request: Handler, content: bytes) -> None:

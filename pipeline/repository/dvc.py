@@ -62,13 +62,18 @@ def outputs(lock: dict[str, Any]) -> dict[str, str]:
     return {path: output.md5 for path, output in all_outputs(lock).items()}
 
 
+def recorded_outputs() -> dict[str, str]:
+    """MD5 of each output in the working tree's dvc.lock, by path."""
+    return outputs(read_lock(in_folder(Path()), "in the working tree"))
+
+
 def check_undamaged(files: Iterable[Path]) -> None:
     """Raise PipelineError if the MD5 of an output is not the one in dvc.lock.
 
     DVC computes it again only if a file's size or time of modification has changed, which is not so for a bit flipped
     on a disk or in DVC's cache.
     """
-    known = outputs(read_lock(in_folder(Path()), "in the working tree"))
+    known = recorded_outputs()
     for path in files:
         if str(path) in known and path.exists() and md5(path) != known[str(path)]:
             raise PipelineError(

@@ -40,7 +40,7 @@ def test_a_stage_is_killed(
     who = "`kill -9` of " + (f"the process that records for {stage.removesuffix('.worker')}" if worker else stage)
     ended = "the stage ended with a message" if killed.returncode else "the stage finished"
     outcome = f"{ended}; `dvc repro` " + ("continued the training" if resumed else "ran the rest")
-    tell(who, "before a file operation", outcome + trial.repeated)
+    tell(who, "before a file operation", outcome + trial.repaired)
 
 
 @pytest.mark.faults
@@ -50,7 +50,7 @@ def test_dvc_is_killed(trial: Trial, tell: Tell, operations: dict[str, list[str]
     killed = trial.project.run("dvc", "repro", **trial.settings, **{VARIABLE: f"dvc {number}"})
     assert killed.returncode == -signal.SIGKILL
     trial.recover()
-    tell("`kill -9` of `dvc repro`", "before a file operation of DVC", f"`dvc repro` ran the rest{trial.repeated}")
+    tell("`kill -9` of `dvc repro`", "before a file operation of DVC", f"`dvc repro` ran the rest{trial.repaired}")
 
 
 @pytest.mark.faults
@@ -62,7 +62,7 @@ def test_dvc_alone_is_killed(trial: Trial, tell: Tell, start: Start, moment: flo
     process.kill()
     process.wait()
     trial.recover()
-    tell("`kill -9` of `dvc repro` alone", "after a random time", f"its stage ended, too{trial.repeated}")
+    tell("`kill -9` of `dvc repro` alone", "after a random time", f"its stage ended, too{trial.repaired}")
 
 
 @pytest.mark.faults
@@ -76,7 +76,7 @@ def test_everything_is_killed_at_once(trial: Trial, tell: Tell, start: Start, mo
         kill_all(process)
     time.sleep(0.1)
     trial.recover()
-    tell("`kill -9` of DVC and its stages at once", "after a random time", f"`dvc repro` ran the rest{trial.repeated}")
+    tell("`kill -9` of DVC and its stages at once", "after a random time", f"`dvc repro` ran the rest{trial.repaired}")
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,10 @@
 """Preconditions for the promotion of the working tree's model."""
 
-from pathlib import Path
-
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import md5
-from pipeline.repository.dvc import LOCK, outputs, read_lock
+from pipeline.repository.dvc import LOCK, recorded_outputs
 from pipeline.repository.git import check_repository, commit_of, uncommitted
-from pipeline.repository.reading import in_folder
 
 COMMITTED = (
     *("dvc.yaml", LOCK, paths.PARAMS, paths.COMPOSED, paths.CONF, "pipeline"),
@@ -17,7 +14,7 @@ COMMITTED = (
 
 def check_model() -> str:
     """The MD5 of the model. Raises PipelineError if the model is missing or does not match dvc.lock."""
-    known = outputs(read_lock(in_folder(Path()), "in the working tree")).get(str(paths.MODEL))
+    known = recorded_outputs().get(str(paths.MODEL))
     if known is None:
         raise PipelineError(f"{LOCK} has no {paths.MODEL}: run `dvc repro`")
     if not paths.MODEL.is_file():

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.core import paths
+from pipeline.core.completion import remove_recorded
 from pipeline.core.config import Config, SeedNoise, configuration_digest
 from pipeline.core.dataset import Split
 from pipeline.core.device import use_device
@@ -58,6 +59,7 @@ def evaluate_and_record(config: Config, test: Split, opening: Future[Store], exe
     history = read_history(paths.HISTORY)
     with enough_memory(device):
         network = load_network(paths.MODEL, run.model_md5)
+    remove_recorded(paths.project_root() / paths.CHECKPOINTS, run.model_md5)
     if network.input_shape[1:] != test.images.shape[1:]:
         raise PipelineError(
             f"{paths.MODEL} expects images of shape {network.input_shape[1:]}, but the test images have shape "

@@ -12,17 +12,16 @@ from typing import Any
 
 import keras
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from pipeline.core.completion import COMPLETE, LOCK, hold
 from pipeline.core.errors import PipelineError, first_line
-from pipeline.core.files import replacing, sha256, write_json, write_text
+from pipeline.core.files import replacing, sha256, text_digest, write_json, write_text
 from pipeline.stages.train.feeding import ImagePool
 
 BEST = "best.npz"
 RUN = "run.json"
 TAG = "tag"
-LOCK = "lock"
 
 Epoch = dict[str, float]
 
@@ -52,8 +51,9 @@ def open_checkpoint(parent: Path, name: str) -> Iterator["Checkpoint"]:
         yield Checkpoint(folder)
     finally:
         lock.release()
-        if not folder.exists():  # discarded
-            for other in filter(None, map(hold, copies(parent, name))):
+        if not folder.exists() or (folder / COMPLETE).exists():
+            others = (other for other in copies(parent, name) if other != folder)
+            for other in filter(None, map(hold, others)):
                 shutil.rmtree(Path(other.lock_file).parent, ignore_errors=True)
                 other.release()
 
@@ -68,16 +68,6 @@ def last_epoch(folder: Path) -> str:
     with suppress(FileNotFoundError):
         return max((path.name for path in folder.glob("epoch-*.npz")), default="")
     return ""
-
-
-def hold(folder: Path) -> FileLock | None:
-    """Acquire the lock of a folder; return None if another process holds it or removes the folder."""
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, FileNotFoundError, FileExistsError):
-        return None
-    return lock
 
 
 class Checkpoint:
@@ -110,6 +100,23 @@ class Checkpoint:
             return epochs
         return []
 
+    def forget_damaged(self) -> str | None:
+        """Delete the state if a part of it cannot be read, and return the ID of its MLflow run, if it had one.
+
+        The training then starts again, in a new run: the other has the epochs that are lost.
+        """
+        for path in self.files():
+            try:
+                read_arrays(path)
+            except ValueError as error:
+                print(f"train: the checkpoint {path.stem} cannot be read ({error}): training starts without it")
+                run_id = self.run_id
+                for part in self.folder.iterdir():
+                    if part.name != LOCK:
+                        part.unlink()
+                return run_id
+        return None
+
     def save_best(self, learner: keras.Model) -> None:
         """Save the current weights as the best so far."""
         write_values(self.folder / BEST, kept_weights(learner))
@@ -138,13 +145,14 @@ class Checkpoint:
     @property
     def run_id(self) -> str | None:
         """ID of the MLflow run of the killed training run; None if there was none, or if the file is damaged."""
-        with suppress(FileNotFoundError, ValueError):
-            return str(json.loads((self.folder / RUN).read_text(encoding="utf-8")))
+        with suppress(FileNotFoundError, ValueError, TypeError):
+            run_id, digest = map(str, json.loads((self.folder / RUN).read_text(encoding="utf-8")))
+            return run_id if digest == text_digest(run_id) else None
         return None
 
     @run_id.setter
     def run_id(self, value: str) -> None:
-        write_json(self.folder / RUN, value)
+        write_json(self.folder / RUN, [value, text_digest(value)])
 
     def discard(self) -> None:
         """Delete the checkpoint, because the training run has ended."""
@@ -177,13 +185,18 @@ def read_values(path: Path, variables: list[keras.Variable]) -> str:
     Raises ValueError if the file is damaged or holds other variables.
     """
     expected = [(variable.shape, as_array(variable).dtype) for variable in variables]
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            text, values = str(arrays["text"]), [arrays[name] for name in arrays.files if name != "text"]
-    except Exception as error:  # zipfile and NumPy raise many kinds for damaged bytes
-        raise ValueError(first_line(error)) from error
+    text, values = read_arrays(path)
     if [(value.shape, value.dtype) for value in values] != expected:
         raise ValueError("it holds other variables")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     return text
+
+
+def read_arrays(path: Path) -> tuple[str, list[NDArray[Any]]]:
+    """Read what `write_values` wrote: the text, and the variables' values. Raises ValueError if it is damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return str(arrays["text"]), [arrays[name] for name in arrays.files if name != "text"]
+    except Exception as error:  # zipfile and NumPy raise many kinds for damaged bytes
+        raise ValueError(first_line(error)) from error

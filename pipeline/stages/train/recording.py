@@ -9,6 +9,7 @@ import keras
 
 from pipeline.core import paths
 from pipeline.core.backends import load_backend
+from pipeline.core.completion import mark_complete, remove_recorded
 from pipeline.core.config import Config
 from pipeline.core.dataset import Split
 from pipeline.core.device import use_devices
@@ -19,6 +20,7 @@ from pipeline.core.process.stage import stderr_held
 from pipeline.core.process.stopwatch import Stopwatch
 from pipeline.core.process.surroundings import computing_settings
 from pipeline.core.records import Provenance, TrainingRun
+from pipeline.repository.dvc import recorded_outputs
 from pipeline.stages.train.archive import save_network
 from pipeline.stages.train.checkpoint import Checkpoint, Epoch, open_checkpoint
 from pipeline.stages.train.fitting import compile_epochs
@@ -67,6 +69,7 @@ def train_and_record(
     watch.lap("log")
     compile_epochs(learner, images, validation, config)
     watch.lap("compile")
+    remove_recorded(root / paths.CHECKPOINTS, recorded_outputs().get(str(paths.MODEL)))
     with open_checkpoint(root / paths.CHECKPOINTS, training_name(config, device)) as checkpoint:
         recorder = open_run(config, store, provenance, checkpoint, device, executor)
         with ended_early(recorder, checkpoint):
@@ -85,8 +88,16 @@ def train_and_record(
             digest = record_model(recorder, config, trained)
             watch.lap("log")
             finish(recorder, describe(recorder, trained, digest, device, provenance, watch))
-        checkpoint.discard()
+        end(checkpoint, digest)
         release_peers(leader)
+
+
+def end(checkpoint: Checkpoint, model_md5: str) -> None:
+    """Discard the checkpoint of a complete training, unless DVC still has to record the model."""
+    if "DVC_STAGE" in os.environ:
+        mark_complete(checkpoint.folder, model_md5)
+    else:
+        checkpoint.discard()
 
 
 def save(trained: Trained) -> None:
@@ -140,6 +151,8 @@ def open_run(
 ) -> Recorder:
     """Open the MLflow run of the resumed training run, or a new one. The executor's process writes it."""
     root = paths.project_root()
+    if abandoned := executor.submit(continue_run, store, checkpoint.forget_damaged(), root).result():
+        Recorder(abandoned, executor).status("FAILED")
     run = executor.submit(continue_run, store, checkpoint.run_id, root).result()
     if run is None:
         tags = {"device": device, "keras.backend": keras.backend.backend()}

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.core.backends import load_backend
 from pipeline.core.backends.base import ArrayBatches
+from pipeline.core.completion import mark_complete, remove_recorded
 from pipeline.core.config import Config
 from pipeline.core.dataset import Split
 from pipeline.core.errors import PipelineError
@@ -285,6 +286,54 @@ def test_a_training_resumes_from_the_latest_epoch_of_concurrent_ones_and_leaves_
         assert last.folder.name == "name-left"
         last.discard()
     assert [*tmp_path.iterdir()] == []
+
+
+def test_the_checkpoint_of_a_complete_training_is_kept_until_its_model_is_recorded(tmp_path: Path) -> None:
+    (tmp_path / "name-left").mkdir()
+    with open_checkpoint(tmp_path, "name") as checkpoint:
+        (checkpoint.folder / "epoch-00009.npz").touch()
+        mark_complete(checkpoint.folder, "1" * 32)
+        remove_recorded(tmp_path, "1" * 32)
+        assert checkpoint.folder.exists(), "a process uses it"
+    assert [*tmp_path.iterdir()] == [checkpoint.folder]
+    for model_md5 in (None, "2" * 32):
+        remove_recorded(tmp_path, model_md5)
+    with open_checkpoint(tmp_path, "name") as later:
+        assert later.folder == checkpoint.folder, "DVC was killed"
+    remove_recorded(tmp_path, "1" * 32)
+    assert [*tmp_path.iterdir()] == []
+    remove_recorded(tmp_path / "absent", "1" * 32)
+
+
+@pytest.mark.parametrize("name", ["epoch-00002.npz", "best.npz"])
+@pytest.mark.parametrize("damage", [cut_short, flip_a_bit, lambda path: path.write_bytes(b"")])
+def test_a_damaged_checkpoint_is_forgotten_with_its_run(
+    tmp_path: Path, name: str, damage: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configured(tmp_path, training={"epochs": 2, "keep_best_epoch": True})
+    with open_checkpoint(tmp_path, "name") as checkpoint:
+        learn(config, checkpoint)
+        checkpoint.run_id = "0123"
+        tag, _ = checkpoint.tag
+        assert checkpoint.forget_damaged() is None
+        assert (checkpoint.run_id, checkpoint.tag) == ("0123", (tag, True))
+        damage(checkpoint.folder / name)
+        assert checkpoint.forget_damaged() == "0123"
+        assert f"{Path(name).stem} cannot be read" in capsys.readouterr().out
+        assert checkpoint.run_id is None
+        assert checkpoint.tag[0] != tag
+        with open_checkpoint(tmp_path, "name") as other:
+            assert other.folder != checkpoint.folder, "still locked"
+
+
+def test_a_damaged_run_id_is_not_used(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path)
+    checkpoint.run_id = "0123"
+    flip_a_bit(tmp_path / "run.json")
+    assert checkpoint.run_id is None
+    for content in ('"0123"', "{}", "[]", "[1]", "1", ""):
+        (tmp_path / "run.json").write_text(content, encoding="utf-8")
+        assert checkpoint.run_id is None
 
 
 def test_the_seed_determines_the_training(tmp_path: Path) -> None:
