@@ -24,7 +24,8 @@ from playwright.sync_api import sync_playwright
 from benchmarks.command import clone
 from benchmarks.figures import Figures, add
 from pipeline.core.files import write_text
-from pipeline.tracking.recorder import Recorder, RunAddress, send_unsent
+from pipeline.tracking.outbox import RunAddress, send_unsent
+from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.store import be_patient, experiment_id, open_store, page, run_list
 from pipeline.tracking.tags import USER
 from tests.browser.ui import launch, open_context, open_runs

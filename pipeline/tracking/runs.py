@@ -16,8 +16,9 @@ from pipeline.core.machine import describe_machine, describe_versions
 from pipeline.core.process.stage import chosen_backend
 from pipeline.core.process.surroundings import computing_settings
 from pipeline.core.records import Provenance
+from pipeline.tracking.outbox import RunAddress
 from pipeline.tracking.provenance import EXPERIMENT, EXPERIMENT_TAG, PATCH, REUSED_FROM, commands
-from pipeline.tracking.recorder import Recorder, RunAddress
+from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.store import Store, does_not_record, experiment_id, experiment_name
 from pipeline.tracking.tags import COMMIT, DVC_HASH, TRAINING, USER
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.commands.gate.report import parse_report
@@ -35,6 +36,8 @@ from pipeline.repository.reading import read_yaml
 from pipeline.stages.compose.composition import to_yaml
 from pipeline.stages.fetch.packaged import idx_bytes
 from pipeline.stages.preprocess.idx import read_idx
+from pipeline.tracking.events import Event
+from pipeline.tracking.outbox import CHECKSUM, RunAddress, keep_event, read_event
 from tests.commands.gate.test_report import ERRORS, as_bytes, metrics
 from tests.commands.serve.test_picture import canvas, png
 from tests.conftest import CONF, ROOT, compose_ours
@@ -195,6 +198,45 @@ def read_request(content: bytes) -> None:
             assert found.ravel().tolist() == np.array(value, int).ravel().tolist()
 
 
+def without_checksum(kept: bytes) -> Event:
+    """The content of a kept event."""
+    return {key: value for key, value in json.loads(kept).items() if key != CHECKSUM}
+
+
+def read_kept(content: bytes) -> None:
+    """An event that MLflow did not accept. What is read is what was kept, as its checksum says."""
+    path = file_with("event-000000.json", content)
+
+    def read() -> Event:
+        try:
+            return read_event(path)[0]
+        except ValueError as error:  # a message of put_away names the file
+            raise PipelineError(f"{path}: {error}") from None
+
+    found = accepted(read, str(path))
+    assert found is None or found in map(without_checksum, KEPT) or CHECKSUM not in json.loads(content)
+
+
+def read_state(content: bytes) -> None:
+    """A checkpoint of a killed training. What is read is what was written, as zip's checksums say."""
+    path = file_with("epoch-00001.npz", content)
+
+    from pipeline.stages.train.checkpoint import read_arrays  # imports Keras, which takes seconds
+
+    def read() -> tuple[str, list[NDArray[Any]]]:
+        try:
+            return read_arrays(path)
+        except ValueError as error:  # a message of forget_damaged names the file
+            raise PipelineError(f"{path}: {error}") from None
+
+    found = accepted(read, str(path))
+    if found is not None:
+        with np.load(io.BytesIO(content)) as arrays:
+            assert found[0] == str(arrays["text"])
+            for mine, name in zip(found[1], (name for name in arrays.files if name != "text"), strict=True):
+                np.testing.assert_array_equal(mine, arrays[name])
+
+
 def archive(split: Split) -> bytes:
     """The file of a split."""
     path = FOLDER / "split.npz"
@@ -209,6 +251,24 @@ def requests() -> list[bytes]:
     flat = {"columns": [f"1x{column}" for column in range(6)], "data": [[1, 2, 3, 4, 5, 255]]}
     bodies: list[Any] = [{"inputs": [image]}, {"instances": [{"b64": picture}, picture]}, {"dataframe_split": flat}]
     return [json.dumps(body).encode() for body in [*bodies, {"inputs": {"images": [image]}}]]
+
+
+def kept_events() -> list[bytes]:
+    """Events that are kept for an MLflow server."""
+    run = RunAddress("http://127.0.0.1:5000", "0123", None, FOLDER)
+    keep_event(run, {"kind": "metrics", "values": {"loss": 0.5}, "step": 3, "timestamp": 7}, None)
+    keep_event(run, {"kind": "text", "name": "note.txt", "content": "é\n"}, None)
+    return [path.read_bytes() for path in sorted(run.outbox.glob("event-*"))]
+
+
+def state() -> bytes:
+    """A checkpoint of a small network."""
+    content = io.BytesIO()
+    values: dict[str, Any] = {
+        str(index): array for index, array in enumerate((np.ones((2, 3), np.float32), np.int64(7)))
+    }
+    np.savez(content, allow_pickle=False, text=np.array('[{"epoch": 1.0}]'), **values)
+    return content.getvalue()
 
 
 def run_record() -> bytes:
@@ -285,6 +345,7 @@ PARAMS = [
 ]
 COMPOSED = (ROOT / "composed.yaml").read_bytes()
 EVALUATIONS = [as_bytes(metrics()), (ROOT / "reports" / "evaluation.json").read_bytes()]
+KEPT = kept_events()
 TARGETS = {
     "idx": Target(read_packed, [idx_bytes(IMAGES)], SIZES),
     "unpacked_idx": Target(read_unpacked, [gzip.decompress(idx_bytes(IMAGES))], SIZES),
@@ -297,5 +358,7 @@ TARGETS = {
     "gate_errors": Target(read_errors, [ERRORS.encode()], CSV_WORDS),
     "records": Target(read_records, [*EVALUATIONS, run_record()], JSON_WORDS),
     "picture": Target(read_drawing, [png(canvas(5, 8, 15, 6)), png(np.eye(9, dtype=np.uint8))], SIZES),
+    "kept_event": Target(read_kept, KEPT, JSON_WORDS),
+    "checkpoint": Target(read_state, [state()], ARRAYS),
     "request": Target(read_request, requests(), JSON_WORDS),
 }

@@ -8,7 +8,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.core.errors import PipelineError
-from pipeline.tracking.recorder import Recorder, RunAddress
+from pipeline.tracking.outbox import RunAddress
+from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.store import experiment_id, open_store
 from tests.conftest import Start, free_port, serve_store
 from tests.tracking.gateway import TOKEN, gateway

@@ -18,7 +18,9 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 
 from pipeline.core.process.worker import Worker
 from pipeline.stages.train.archive import save_network
-from pipeline.tracking.recorder import Recorder, RunAddress, is_refused, keep_event, send_unsent
+from pipeline.tracking.events import is_refused
+from pipeline.tracking.outbox import RunAddress, keep_event, send_unsent
+from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.store import experiment_id, open_store
 from tests.conftest import Start, free_port, kill_all, serve_store
 

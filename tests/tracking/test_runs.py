@@ -6,7 +6,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.core.config import flatten
-from pipeline.tracking.recorder import Recorder, RunAddress
+from pipeline.tracking.outbox import RunAddress
+from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.runs import epoch_metrics, system_metrics
 
 EPOCH = {"epoch": 3.0, "loss": 0.1, "val_loss": 0.2, "learning_rate": 0.3, "seconds": 4.0, "timestamp": 5.0}

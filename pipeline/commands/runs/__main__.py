@@ -14,7 +14,7 @@ from pipeline.tracking.store import open_store
 
 def send() -> None:
     """Send the outbox and print the result. Exits with status 1 if some records could not be sent."""
-    from pipeline.tracking.recorder import send_unsent
+    from pipeline.tracking.outbox import send_unsent
 
     open_store(paths.project_root())
     sent, problems = send_unsent(paths.project_root())

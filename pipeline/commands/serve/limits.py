@@ -1,6 +1,7 @@
 """Limits on the size, number and origin of requests."""
 
 import asyncio
+from contextlib import nullcontext
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -9,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST = 16 << 20  # bytes: JSON of 4,000 images
 AT_ONCE = 2  # requests processed concurrently: each takes up to 120 times its size in memory
+LARGE = 1 << 20  # bytes: of bodies that are larger, one is processed at a time
 WAITING = 16  # requests held in memory
 SCORING = "/invocations"
 PATIENCE = 30.0  # seconds for a body to arrive
@@ -20,6 +22,7 @@ class Limits:
     def __init__(self, app: ASGIApp, own_names: list[str]) -> None:
         self._app, self._own_names = app, own_names
         self._room, self._held = asyncio.Semaphore(AT_ONCE), 0
+        self._room_for_large = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -39,7 +42,8 @@ class Limits:
         try:
             self._check(Headers(scope=scope), scope["path"])
             body = await asyncio.wait_for(read_body(receive), PATIENCE)
-            async with self._room:
+            large = self._room_for_large if len(body) > LARGE else nullcontext()
+            async with large, self._room:
                 return await collected(self._app, scope, replay(body, receive))
         except RefusedError as error:
             answer = refusal(str(error), error.status)

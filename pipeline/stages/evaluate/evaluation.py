@@ -37,8 +37,9 @@ from pipeline.core.records import (
 from pipeline.stages.evaluate.documents import Findings, model_card, report_page, run_markdown, title
 from pipeline.stages.evaluate.drawing import History, draw_confusion, draw_curves, draw_mistakes, draw_reliability
 from pipeline.stages.evaluate.scoring import Mistake, Reliability, mistakes, reliability, score
+from pipeline.tracking.outbox import send_unsent, tell_failure
 from pipeline.tracking.provenance import commands
-from pipeline.tracking.recorder import Recorder, send_unsent, tell_failure
+from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.runs import continue_run, describe_run, epoch_metrics, link_run, start_run
 from pipeline.tracking.store import Store, page
 

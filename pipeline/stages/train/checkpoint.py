@@ -145,7 +145,7 @@ class Checkpoint:
     @property
     def run_id(self) -> str | None:
         """ID of the MLflow run of the killed training run; None if there was none, or if the file is damaged."""
-        with suppress(FileNotFoundError, ValueError, TypeError):
+        with suppress(FileNotFoundError, ValueError, TypeError, RecursionError):
             run_id, digest = map(str, json.loads((self.folder / RUN).read_text(encoding="utf-8")))
             return run_id if digest == text_digest(run_id) else None
         return None

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import keras
 
@@ -35,8 +36,9 @@ from pipeline.stages.train.training import (
     train,
     training_name,
 )
+from pipeline.tracking.outbox import send_unsent, tell_failure
 from pipeline.tracking.provenance import EXPERIMENT, find_provenance
-from pipeline.tracking.recorder import Recorder, send_unsent, tell_failure
+from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.runs import continue_run, epoch_metrics, look_up_packages, start_run, system_metrics
 from pipeline.tracking.store import Store
 from pipeline.tracking.tags import TRAINING
@@ -69,8 +71,7 @@ def train_and_record(
     watch.lap("log")
     compile_epochs(learner, images, validation, config)
     watch.lap("compile")
-    remove_recorded(root / paths.CHECKPOINTS, recorded_outputs().get(str(paths.MODEL)))
-    with open_checkpoint(root / paths.CHECKPOINTS, training_name(config, device)) as checkpoint:
+    with open_own_checkpoint(root / paths.CHECKPOINTS, training_name(config, device)) as checkpoint:
         recorder = open_run(config, store, provenance, checkpoint, device, executor)
         with ended_early(recorder, checkpoint):
             record_data(recorder, config, images, validation)
@@ -90,6 +91,12 @@ def train_and_record(
             finish(recorder, describe(recorder, trained, digest, device, provenance, watch))
         end(checkpoint, digest)
         release_peers(leader)
+
+
+def open_own_checkpoint(parent: Path, name: str) -> AbstractContextManager[Checkpoint]:
+    """Open the checkpoint of a training run, but not that of an earlier one whose model DVC has recorded."""
+    remove_recorded(parent, recorded_outputs().get(str(paths.MODEL)))
+    return open_checkpoint(parent, name)
 
 
 def end(checkpoint: Checkpoint, model_md5: str) -> None:
