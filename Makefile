@@ -64,7 +64,7 @@ test-services: .venv/requirements-dev.txt ## test a team's server: MLflow with l
 	$(BIN)/python -m pytest -m services -n 1
 
 faults: .venv/requirements-dev.txt ## kill, damage and exhaust everything that the pipeline uses, and write docs/faults.md; SAMPLE=20 tries 20 faults
-	$(BIN)/python -m pytest -m faults tests/faults $(if $(SAMPLE),--sample $(SAMPLE),--table docs/faults.md)
+	$(BIN)/python -m pytest -m faults -n 3 tests/faults $(if $(SAMPLE),--sample $(SAMPLE),--table docs/faults.md)
 
 fuzz: .venv/requirements-dev.txt ## fuzz the parsers and the server with 10,000 inputs each: up to ten minutes
 	FUZZ=1 $(BIN)/python -m pytest tests/fuzzing

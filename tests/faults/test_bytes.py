@@ -40,12 +40,11 @@ def flip(path: Path, seed: str, silently: bool = False) -> None:
 
 
 @pytest.mark.parametrize("silently", [False, True])
-@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("path", OUTPUTS)
-def test_a_result_has_a_flipped_bit(trial: Trial, tell: Tell, path: str, seed: int, silently: bool) -> None:
+def test_a_result_has_a_flipped_bit(trial: Trial, tell: Tell, path: str, silently: bool) -> None:
     """And the stage that reads it runs again."""
     trial.project.succeed("dvc", "repro", **trial.settings)
-    flip(trial.root / path, f"{path} {seed}", silently)
+    flip(trial.root / path, f"{path} {silently}", silently)
     run = trial.project.run("dvc", "repro", "--force", "--single-item", OUTPUTS[path], **trial.settings)
     assert "Traceback" not in run.stdout
     if run.returncode:

@@ -15,8 +15,8 @@ from tests.faults.moments import VARIABLE
 from tests.faults.trial import Results, Trial, client_of, leftovers, runs_of
 
 PROMOTE = ("python", "-m", "pipeline.commands.promote", "--base", "HEAD")
-STAGES = {"compose": 5, "fetch": 6, "preprocess": 8, "train": 20, "evaluate": 8}
-STAGES |= {"train.worker": 14, "evaluate.worker": 8}  # the processes that record
+STAGES = {"compose": 4, "fetch": 5, "preprocess": 6, "train": 18, "evaluate": 8}
+STAGES |= {"train.worker": 12, "evaluate.worker": 6}  # the processes that record
 
 
 def moments(number: int, name: str) -> list[float]:
@@ -66,7 +66,7 @@ def test_dvc_alone_is_killed(trial: Trial, tell: Tell, start: Start, moment: flo
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("moment", moments(14, "everything"))
+@pytest.mark.parametrize("moment", moments(12, "everything"))
 def test_everything_is_killed_at_once(trial: Trial, tell: Tell, start: Start, moment: float) -> None:
     """As when the machine loses power, but with a working disk cache."""
     process = start(["dvc", "repro"], trial.root, **trial.settings)
