@@ -273,6 +273,33 @@ def check_resumed(project: Project, count: int) -> None:
     assert sorted(point.step for point in history) == list(range(1, 16)), "each epoch once"
 
 
+def test_a_resumed_training_under_another_name_or_code_is_described_as_such(trained: Project, start: Start) -> None:
+    smoke = (trained.root / "conf" / "recipe" / "smoke.yaml").read_text(encoding="utf-8")
+    (trained.root / "conf" / "recipe" / "mine.yaml").write_text(
+        smoke.replace("recipe: smoke", "recipe: mine"), encoding="utf-8"
+    )
+    training = {"epochs": 15}
+    trained.params(recipe="smoke", training=training)
+    trained.succeed("dvc", "repro", "compose")
+    for recipe, threads in (("smoke", "1"), ("smoke", "2"), ("mine", "2")):
+        trained.params(recipe=recipe, training=training)
+        trained.succeed("python", "-m", "pipeline.stages.compose")
+        settings = {"PYTHONUNBUFFERED": "1", "TF_NUM_INTEROP_THREADS": threads}
+        process = start([sys.executable, "-m", "pipeline.stages.train"], trained.root, **settings)
+        assert process.stdout
+        next(line for line in process.stdout if line.startswith("epoch "))
+        process.kill()
+        process.wait()
+        run = runs(trained)[0]
+        assert f"TF_NUM_INTEROP_THREADS={threads}" in run.data.tags["environment"]
+        assert (run.data.params["recipe"], run.info.run_name.partition("-")[0]) == (recipe, recipe)
+    trained.succeed("dvc", "repro")
+    newest, earlier, *others = runs(trained)
+    assert (newest.info.status, earlier.info.status, len(others)) == ("FINISHED", "KILLED", 1)
+    history = client(trained).get_metric_history(newest.info.run_id, "train/loss")
+    assert sorted(point.step for point in history) == list(range(1, 16)), "each epoch once"
+
+
 def test_a_killed_training_resumes_to_the_same_model_and_dvc_notices(trained: Project, start: Start) -> None:
     trained.params(
         recipe="smoke", training={"epochs": 15, "deterministic": True}, model={"name": None, "hidden_units": 64}
@@ -316,6 +343,9 @@ def test_a_model_without_a_run_in_this_store_gets_a_restored_run(trained: Projec
     store = MlflowClient(other)
     (run,) = store.search_runs([store.get_experiment_by_name("digits").experiment_id])
     assert (run.data.tags["restored"], run.data.tags["restored.from"]) == ("true", before.info.run_id)
+    trained.succeed(*command, MLFLOW_TRACKING_URI=other)
+    (again,) = store.search_runs([run.info.experiment_id])
+    assert again.info.run_id == run.info.run_id, "it is used again"
     assert (run.data.tags["device"], run.data.tags["precision"]) == ("cpu", "float32")
     assert run.data.params == before.data.params
     for name in ("test/accuracy", "train/loss", "val/accuracy"):
@@ -484,6 +514,34 @@ def test_a_flipped_byte_in_the_model_is_detected(trained: Project) -> None:
     assert "Remove it and run `dvc repro`" in message
 
 
+@pytest.mark.parametrize(
+    ("stage", "values", "changed"),
+    [("train", {"dataset": "mnist"}, "fetch"), ("evaluate", {"seed": 7}, "preprocess"), ("preprocess", {}, "")],
+)
+def test_a_stage_does_not_use_results_of_another_configuration(
+    trained: Project, stage: str, values: dict[str, Any], changed: str
+) -> None:
+    trained.params(**{"recipe": "smoke", "training": {"epochs": None}, "optimizer": None} | values)
+    trained.succeed("dvc", "repro", "--single-item", "compose")
+    if changed:
+        output = trained.fail("dvc", "repro", "--force", "--single-item", stage)
+        wanted = f"{stage}: {changed} ran with another configuration: its composed/{changed}.yaml has changed. Run"
+        assert wanted in output
+    else:
+        trained.succeed("dvc", "repro", "--force", "--single-item", stage)
+
+
+@pytest.mark.parametrize("package", ["keras", "tensorflow"])
+def test_dvc_does_not_record_results_of_another_version_than_the_pinned_one(trained: Project, package: str) -> None:
+    path = trained.root / "requirements.txt"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(rf"^{package}==\S+", f"{package}==99.1", text, flags=re.MULTILINE), encoding="utf-8")
+    output = trained.fail("dvc", "repro")
+    assert re.search(rf"train: {package} \S+ is installed, but requirements.txt pins 99.1: DVC would take", output)
+    trained.succeed("dvc", "checkout", "train")
+    assert "pins 99.1: results may differ" in trained.succeed("python", "-m", "pipeline.stages.evaluate")
+
+
 def test_damage_that_dvc_does_not_see_is_named(trained: Project) -> None:
     """A file of the same size and time of modification, which evaluate could read."""
     path = trained.root / "models" / "history.csv"
@@ -583,7 +641,8 @@ def test_evaluate_imports_no_unused_packages(trained: Project) -> None:
 
 
 def test_training_works_with_standard_output_closed(trained: Project) -> None:
-    trained.succeed("sh", "-c", f"{sys.executable} -m pipeline.stages.train >&-")
+    for stage in ("fetch", "train"):
+        trained.succeed("sh", "-c", f"{sys.executable} -m pipeline.stages.{stage} >&-")
 
 
 @pytest.mark.long

@@ -47,8 +47,9 @@ def known_secrets() -> list[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """First non-blank line of an error's message, or the name of its class if there is no such line."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """First non-blank line of an error's message without secrets, or the name of its class if there is no such line."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return without_secrets(line[:LONGEST_MESSAGE])
 
 
 def is_exhausted(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ UNFINISHED = ".writing-"  # prefix of temporary folders; git and DVC ignore them
 # Limits of a YAML file: its length in bytes, the levels of nesting, and the times that aliases may expand its length.
 LARGEST, DEEPEST, EXPANSION = 1 << 18, 100, 10
 NUMBER = re.compile(r"[-+.]?\d[\w.:+-]*$")
+MISREAD = re.compile(r"[-+]?(0[0-9_]*[1-9_][0-9_]*|[0-9_]+(:[0-9_]+)+(\.[0-9_]*)?)")  # 010 is 8, and 1:30 is 90
 LONGEST_NUMBER = 1000  # digits
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -29,8 +30,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """Replace `path` atomically: yield a temporary path with the same name, and move it there if the block succeeds.
 
     Readers see the old file or the new one. A full disk, a kill or a power failure leaves the old one. What a killed
-    process left beside `path` is removed.
+    process left beside `path` is removed. Raises OSError if `path` is a device or a pipe.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_unfinished(path.parent)
     with temporary_folder(path.parent) as folder:
@@ -125,7 +128,7 @@ def check_yaml(text: str | bytes) -> None:
     """Raise yaml.YAMLError for a text that takes more memory or time than its length suggests.
 
     Nesting overflows libyaml's stack, which ends the process. Aliases of aliases expand to any size ("billion laughs").
-    PyYAML's time for a number is quadratic in its digits.
+    PyYAML's time for a number is quadratic in its digits. Numbers that YAML 1.1 reads as others are refused, too.
     """
     if len(text) > LARGEST:
         raise yaml.YAMLError(f"it is larger than {LARGEST >> 10} KiB")
@@ -140,6 +143,11 @@ def check_yaml(text: str | bytes) -> None:
         elif isinstance(event, yaml.ScalarEvent):
             if len(event.value) > LONGEST_NUMBER and event.implicit != (False, True) and NUMBER.match(event.value):
                 raise yaml.YAMLError(f"a number has more than {LONGEST_NUMBER:,} digits")
+            if event.implicit[0] and MISREAD.fullmatch(event.value):
+                raise yaml.YAMLError(
+                    f"YAML reads {event.value} as another number, octal or in base 60: write it in decimal without "
+                    "leading zeros, or in quotes"
+                )
             size += len(event.value) + 1
             sizes |= {event.anchor: len(event.value) + 1} if event.anchor else {}
         elif isinstance(event, yaml.CollectionStartEvent):

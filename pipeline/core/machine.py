@@ -1,13 +1,16 @@
 """Descriptions of the hardware and the package versions, which are reported with every result."""
 
+import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
+from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REQUIREMENTS
 from pipeline.core.process.stage import DEFAULT_BACKEND, chosen_backend
 
@@ -57,6 +60,29 @@ def pinned_versions(requirements: Path) -> dict[str, dict[str, str]]:
     for package, number, marker in PINNED.findall(text):
         found.setdefault(package, {})[number] = marker
     return found
+
+
+def check_versions(stage: str) -> None:
+    """Warn about versions of Keras and its backend that differ from the pinned ones, which are those that DVC compares.
+
+    Raises PipelineError in a stage of DVC, which would take the results for those of the pinned versions.
+    """
+    for difference in _other_versions(chosen_backend()):
+        if "DVC_STAGE" in os.environ:
+            raise PipelineError(
+                f"{difference}: DVC would take the results for those of the pinned version. Install it, or pin the "
+                "installed one"
+            )
+        print(f"{stage}: {difference}: results may differ")
+
+
+def _other_versions(backend: str) -> Iterator[str]:
+    requirements = requirements_of(backend)
+    pinned = pinned_versions(requirements)
+    for package in ("keras", backend):
+        versions, installed = pinned.get(package, {}), find_version(package)
+        if versions and installed not in (None, *versions):
+            yield f"{package} {installed} is installed, but {requirements} pins {' or '.join(versions)}"
 
 
 def computes_bfloat16() -> bool:

@@ -11,6 +11,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.files import parse_json, write_json
 from pipeline.core.validation import describe
 
+RunId = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_-]{0,255}$")]  # of MLflow: of a run, or of an experiment
 LARGEST_LOSS = 3.5e38  # of float32
 MOST_IMAGES = 2**32  # of an IDX file
 
@@ -86,7 +87,7 @@ class Provenance(Record):
 class TrainingRun(Record):
     """models/run.json, which train writes."""
 
-    run_id: str  # of MLflow
+    run_id: RunId
     model_md5: str
     device: str
     devices: PositiveInt = 1  # that shared each batch, on all machines together
@@ -165,8 +166,8 @@ class ScoredImages(Record):
 class RunReference(Record):
     """The model's MLflow run."""
 
-    run_id: str
-    experiment_id: str | None
+    run_id: RunId
+    experiment_id: RunId | None
 
 
 class ComparedEvaluation(Record):

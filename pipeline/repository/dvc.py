@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import md5
+from pipeline.core.paths import SETTINGS
 from pipeline.repository.git import git
 from pipeline.repository.reading import Reader, in_folder, read_yaml
 
@@ -80,6 +81,19 @@ def check_undamaged(files: Iterable[Path]) -> None:
                 f"{path} is damaged, or of another commit: its MD5 is not the one in {LOCK}. Remove it and run "
                 "`dvc repro`; if that does not help, `make doctor` finds damaged files in DVC's cache"
             )
+
+
+def check_upstream(stages: Iterable[str]) -> None:
+    """Raise PipelineError if one of these stages ran with another configuration than the current one.
+
+    `dvc repro` runs them first, but not with the options --single-item or --downstream, or if they are frozen.
+    """
+    known = _stages(read_lock(in_folder(Path()), "in the working tree"))
+    for stage in stages:
+        path = SETTINGS[stage]
+        used = {dep.get("path"): dep.get("md5") for dep in known.get(stage, {}).get("deps", [])}
+        if path.exists() and used.get(str(path), md5(path)) != md5(path):
+            raise PipelineError(f"{stage} ran with another configuration: its {path} has changed. Run `dvc repro`")
 
 
 class Output(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import first_line, without_secrets
+from pipeline.tracking.store import be_patient, silence_mlflow
 
 BATCH = 100  # MLflow's maximum of params or tags per request
 REFUSALS = {*range(400, 500)} - {401, 403, 407, 408, 425, 429}  # except authentication, timeouts and rate limits
@@ -85,8 +86,10 @@ def status_of(error: Exception) -> int | None:
 @functools.cache
 def client_of(uri: str) -> Any:
     """MLflow's client for a store, created on first use because it opens the database, which may fail."""
+    be_patient()
     from mlflow import MlflowClient
 
+    silence_mlflow()
     return MlflowClient(uri)
 
 

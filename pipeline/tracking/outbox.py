@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from pipeline.core.errors import first_line, without_secrets
-from pipeline.core.files import sha256, text_digest, write_json, write_text
+from pipeline.core.files import remove_unfinished, sha256, text_digest, write_json, write_text
 from pipeline.tracking.events import Event, client_of, is_refused, reason, send_event
 from pipeline.tracking.store import RELATIVE, Store, absolute, relative
 
-OUTBOX = ".unsent"
+OUTBOX, LOCK = ".unsent", ".lock"
 KEPT = f"The missing records are kept in {OUTBOX}/; the next training or `make send` sends them"
 PRIVATE = 0o600  # only its owner has access
 CHECKSUM = "checksum"  # the key in a kept event that no kind of event uses itself
+ANOTHER = "~"  # follows the run's ID in the name of an outbox of a second store
+NAME = re.compile(rf"[a-zA-Z0-9][\w-]{{0,255}}{ANOTHER}*")  # of an outbox: an ID that MLflow allows
 REFUSED = "refused"  # the folder in the outbox for events that the store rejected
 ASIDE = f"The event is set aside in {OUTBOX}/{REFUSED}/; everything else is recorded"
 NO_RESPONSE = re.compile("(?i)max retries exceeded|timed out")  # in MLflow's messages
@@ -36,8 +38,11 @@ class RunAddress(NamedTuple):
 
     @property
     def outbox(self) -> Path:
-        """The folder of events that the store has not accepted yet."""
-        return self.root / OUTBOX / self.run_id
+        """The folder of events that the store has not accepted yet. Each store of a run has its own."""
+        folder, address = self.root / OUTBOX / self.run_id, relative(self.uri, self.root)
+        while (folder / "uri").exists() and (folder / "uri").read_text(encoding="utf-8", errors="replace") != address:
+            folder = folder.with_name(f"{folder.name}{ANOTHER}")
+        return folder
 
 
 def keep_event(run: RunAddress, event: Event, path: Path | None, refused: bool = False) -> None:
@@ -75,7 +80,7 @@ def read_event(path: Path) -> tuple[Event, Path | None]:
 
 def put_away(path: Path, outbox: Path, what: str) -> None:
     """Move a kept event that is damaged to the refused events, so that later events are not blocked."""
-    aside = outbox.parent / REFUSED / outbox.name
+    aside = outbox.parent / REFUSED / outbox.name.rstrip(ANOTHER)
     aside.mkdir(parents=True, exist_ok=True)
     own = int(path.stem.removeprefix("event-"))
     number = max(own, next_number(aside))  # other events may have been set aside under the same number
@@ -101,8 +106,7 @@ def send_unsent(root: Path) -> tuple[int, list[str]]:
     """
     sent, problems = 0, []
     unreachable: set[str] = set()
-    # Of a run whose process was killed, there may be a lock alone.
-    for outbox in sorted({path.with_suffix("") for path in (root / OUTBOX).glob("*") if path.name != REFUSED}):
+    for outbox in outboxes(root):
         with outbox_lock(outbox):
             try:
                 sent += _send_outbox(outbox, unreachable)
@@ -112,7 +116,7 @@ def send_unsent(root: Path) -> tuple[int, list[str]]:
 
 
 def _send_outbox(outbox: Path, unreachable: set[str]) -> bool:
-    """Send the events of one run. Returns whether there were any.
+    """Send the events of one run. Returns whether the store accepted any.
 
     Raises any exception. Adds a store that does not respond to `unreachable`, and then raises ConnectionError without a
     request, which could take half a minute.
@@ -120,13 +124,16 @@ def _send_outbox(outbox: Path, unreachable: set[str]) -> bool:
     if not outbox.exists():  # another process has already sent it
         return False
     if not (outbox / "uri").exists() and not [*outbox.glob("event-*.json")]:  # killed before the first event
-        shutil.rmtree(outbox)
+        remove_unfinished(outbox)
+        with contextlib.suppress(OSError):  # it has other files: it is no outbox
+            outbox.rmdir()
         return False
     root = outbox.parent.parent
     uri = current_address((outbox / "uri").read_text(encoding="utf-8"), root)
     if uri in unreachable:
         raise ConnectionError("the store did not respond")
-    client, run = client_of(uri), RunAddress(uri, outbox.name, None, root)
+    client, run = client_of(uri), RunAddress(uri, outbox.name.rstrip(ANOTHER), None, root)
+    recorded = False
     for path in sorted(outbox.glob("event-*.json")):
         try:
             event, file = read_event(path)
@@ -134,14 +141,21 @@ def _send_outbox(outbox: Path, unreachable: set[str]) -> bool:
             put_away(path, outbox, first_line(error))
             continue
         try:
-            send_event(client, outbox.name, event, file)
+            send_event(client, run.run_id, event, file)
+            recorded = True
         except Exception as error:
             if not set_aside(run, event, file, error):
                 unreachable |= {uri} if NO_RESPONSE.search(str(error)) else set()
                 raise
         path.unlink()
     shutil.rmtree(outbox)
-    return True
+    return recorded
+
+
+def outboxes(root: Path) -> list[Path]:
+    """The outboxes of all runs, among them those of which a killed process left a lock alone."""
+    found = {path.with_suffix("") for path in (root / OUTBOX).glob("*") if path.is_dir() or path.suffix == LOCK}
+    return sorted(path for path in found if NAME.fullmatch(path.name) and path.name != REFUSED)
 
 
 def current_address(uri: str, root: Path) -> str:
@@ -163,7 +177,7 @@ def current_address(uri: str, root: Path) -> str:
 def outbox_lock(outbox: Path) -> Iterator[None]:
     """Hold the lock that every reader and writer of an outbox must hold."""
     outbox.parent.mkdir(exist_ok=True)
-    file = outbox.with_suffix(".lock")
+    file = outbox.with_suffix(LOCK)
     with FileLock(file):
         try:
             yield

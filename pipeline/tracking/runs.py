@@ -12,10 +12,11 @@ from urllib.request import url2pathname
 
 from pipeline.core import paths
 from pipeline.core.config import Config, flatten
+from pipeline.core.errors import PipelineError
 from pipeline.core.machine import describe_machine, describe_versions
 from pipeline.core.process.stage import chosen_backend
 from pipeline.core.process.surroundings import computing_settings
-from pipeline.core.records import Provenance
+from pipeline.core.records import Provenance, TrainingRun
 from pipeline.tracking.outbox import RunAddress
 from pipeline.tracking.provenance import EXPERIMENT, EXPERIMENT_TAG, PATCH, REUSED_FROM, commands
 from pipeline.tracking.recorder import Recorder
@@ -26,7 +27,9 @@ DESCRIPTION = "mlflow.note.content"  # the Markdown that the UI shows at the top
 BYTES = {"mirrors", "files", "about"}  # the dataset's origin; the run records its digests anyway
 SCORED = "test/accuracy"  # only evaluated runs have this metric
 UPLOADING = ".artifact.uploading."  # prefix of MLflow's temporary files
-PARENT = "mlflow.parentRunId"
+CUT = 250  # characters: MLflow's smallest limit of a param
+PARENT, NAME = "mlflow.parentRunId", "mlflow.runName"
+RESTORED_FROM = "restored.from"  # a tag: the ID of the run that is not in this store
 EPOCH_NAMES = {"seconds": "seconds_per_epoch"}
 
 _monitors: dict[RunAddress, Any] = {}  # the system monitors that run in this process, by run
@@ -49,26 +52,92 @@ def start_run(
     from mlflow.exceptions import MlflowException
 
     started = time.strftime("%Y-%m-%d %H:%M:%S")
-    tags = run_tags(provenance) | {"recipe": config.recipe, "started": started, **extra_tags}
+    tags = origin_tags(config, provenance, extra_tags)
     try:
         experiment = experiment_id(store, config.dataset.name)
         client = MlflowClient(store.uri)
-        found = (
-            client.search_runs([experiment], f"tags.`{TRAINING}` = '{tags[TRAINING]}'", max_results=1) if again else []
-        )
-        run = found[0] if found else client.create_run(experiment, tags=tags, run_name=run_name(config))
+        query = f"tags.`{TRAINING}` = '{tags.get(TRAINING)}'"
+        found = client.search_runs([experiment], query, max_results=1) if again else []
+        if found and (resumed := resume_run(store, found[0].info.run_id, config, root, provenance, extra_tags)):
+            return resumed
+        run = client.create_run(experiment, tags=tags | {"started": started})
     except MlflowException as error:
         raise does_not_record(store, experiment_name(config.dataset.name), error) from None
     opened = RunAddress(store.uri, run.info.run_id, experiment, root)
-    recorder = Recorder(opened)
+    record_origin(Recorder(opened), config, provenance)
+    return opened
+
+
+def resume_run(
+    store: Store,
+    run_id: str | None,
+    config: Config,
+    root: Path,
+    provenance: Provenance,
+    extra_tags: Mapping[str, str],
+) -> RunAddress | None:
+    """Continue the run of a killed training, with the current origin of its code and configuration.
+
+    None if the store does not have it. None, too, and the run has ended, if it is of another experiment or has other
+    params, which MLflow does not change: the new run gets all epochs.
+    """
+    from mlflow import MlflowClient
+
+    run = continue_run(store, run_id, root)
+    if run is None or run.experiment_id is None:  # the store does not answer
+        return run
+    recorder = Recorder(run)
+    known = MlflowClient(store.uri).get_run(run.run_id).data.params
+    here = run.experiment_id == experiment_id(store, config.dataset.name)
+    if not here or any(map(differs, known.values(), map(params_of(config).get, known))):
+        recorder.status("KILLED")
+        return None
+    recorder.tags(origin_tags(config, provenance, extra_tags))
+    record_origin(recorder, config, provenance)
+    return run
+
+
+def differs(known: str, value: str | None) -> bool:
+    """Whether a param of a run has another value; MLflow may have cut a long one, and a user may have added one."""
+    return value not in (known, None) and not (len(known) >= CUT and value.startswith(known))
+
+
+def origin_tags(config: Config, provenance: Provenance, extra_tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags for the configuration, the code and the machine of a run, and its name."""
+    return run_tags(provenance) | {NAME: run_name(config), "recipe": config.recipe, **extra_tags}
+
+
+def params_of(config: Config) -> dict[str, str]:
+    """The configuration as MLflow's params."""
     values = config.model_dump(by_alias=True, exclude={"gate": True, "dataset": BYTES})
-    recorder.params(dict(flatten(values)))
+    return {key: str(value) for key, value in flatten(values)}
+
+
+def record_origin(recorder: Recorder, config: Config, provenance: Provenance) -> None:
+    """Record the configuration and the code of a run, and how to reproduce it."""
+    recorder.params(params_of(config))
     for path in (paths.COMPOSED, paths.PARAMS):
         recorder.artifact(path, "config")
     if provenance.patch:
         recorder.text(PATCH, provenance.patch)
     describe_run(recorder, "Not evaluated yet.", commands(provenance, recorder.run_id, chosen_backend()))
-    return opened
+
+
+def find_restored(store: Store, trained: TrainingRun, config: Config, root: Path) -> RunAddress | None:
+    """The run that an earlier evaluation recorded for a model whose own run is not in this store.
+
+    None if there is none, or if the store does not answer.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    query = f"tags.`{RESTORED_FROM}` = '{trained.run_id}' and tags.`dvc.model` = '{trained.model_md5}'"
+    try:
+        experiment = experiment_id(store, config.dataset.name)
+        found = MlflowClient(store.uri).search_runs([experiment], query, max_results=1)
+    except (MlflowException, PipelineError):
+        return None
+    return RunAddress(store.uri, found[0].info.run_id, experiment, root) if found else None
 
 
 def link_run(store: Store, run_id: str, config: Config, root: Path, provenance: Provenance) -> RunAddress | None:

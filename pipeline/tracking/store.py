@@ -33,11 +33,14 @@ PATIENCE = {
 }
 UNADDRESSABLE = re.compile("[?]|%[0-9a-fA-F]{2}|[\ud800-\udfff]")  # SQLAlchemy splits at the first, decodes the second
 RELATIVE = "sqlite:///"  # followed by a path; an absolute path starts with a fourth slash
+SAME_DRIVER = "sqlite+pysqlite:"  # SQLAlchemy's other name of it
+NO_FILE = ("", ":memory:", "file:")  # beginnings of an SQLite path that names no file, or a file in another syntax
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": "One run per trained model: metrics, curves, plots, a report, and commands to reproduce it."
     "\n\nChild runs reuse the model of their parent run.",  # the collapsed description shows only the first line
 }
+ARTIFACTS = "mlartifacts"
 VIEW = "results"  # the name of the view with the columns below
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 FIXED = {"0": 70, "attributes.`Run Name`": 265, "runDateAndNestInfo": 150, "duration": 75}  # MLflow's columns; pixels
@@ -69,18 +72,21 @@ class Store(NamedTuple):
 
     @property
     def file(self) -> Path | None:
-        """The file of an SQLite database; None for any other store, including a database in memory."""
-        path = self.uri.removeprefix(RELATIVE)
-        return None if path in ("", ":memory:", self.uri) or "?" in path else Path(path)
+        """The file of an SQLite database; None for any other store."""
+        path = self.uri.removeprefix(RELATIVE).partition("?")[0]
+        return Path(path) if self.uri.startswith(RELATIVE) else None
 
 
 def locate_store(root: Path) -> Store:
     """The store that MLFLOW_TRACKING_URI names, else mlflow.db in the project's real root; artifacts in mlartifacts/.
 
-    Anchored to the root because DVC deletes the temporary folders in which it runs experiments.
-    Raises PipelineError if the address names a folder, which MLflow 3 refuses, or cannot express the root's path.
+    Anchored to the root because DVC deletes the temporary folders in which it runs experiments. If several projects
+    share a database elsewhere, artifacts are beside it: a project may be removed.
+    Raises PipelineError if the address names a folder, which MLflow 3 refuses, or no file, or cannot express the root's
+    path.
     """
     uri, root = os.environ.get(URI_VARIABLE) or f"{RELATIVE}mlflow.db", root.absolute()
+    uri = f"sqlite:{uri.removeprefix(SAME_DRIVER)}" if uri.startswith(SAME_DRIVER) else uri
     try:
         scheme = urlsplit(uri).scheme
     except ValueError as error:
@@ -90,7 +96,15 @@ def locate_store(root: Path) -> Store:
             f"{URI_VARIABLE}={uri}: {UNSUPPORTED}. Unset it to record to {root.name}/mlflow.db, or set it to a server "
             "or a database; `mlflow migrate-filestore` converts the old runs"
         )
-    store = Store(absolute(uri, root), root / "mlartifacts")
+    path = uri.removeprefix(RELATIVE).partition("?")[0]
+    if scheme == "sqlite" and (not uri.startswith(RELATIVE) or path in NO_FILE or path.startswith(NO_FILE[1:])):
+        raise PipelineError(
+            f"{URI_VARIABLE}={uri}: name a file, as in {RELATIVE}mlflow.db. A database in memory is lost when a stage "
+            "ends"
+        )
+    store = Store(absolute(uri, root), root / ARTIFACTS)
+    if store.file and not store.file.resolve().is_relative_to(root.resolve()):
+        store = store._replace(artifacts=store.file.resolve().with_name(ARTIFACTS))
     if store.uri != uri and UNADDRESSABLE.search(str(root)):
         raise PipelineError(
             f"the URL of an SQLite database cannot contain the folder {str(root)!r}: rename it, or set {URI_VARIABLE} "
@@ -144,10 +158,10 @@ def _prepare(store: Store, root: Path) -> None:
         lock = root / "mlflow.db.lock" if file is None else file.with_name(f"{file.name}.lock")
         with FileLock(lock), default_location(store):  # creating the tables concurrently would break them
             if file is not None and not (file.exists() and file.stat().st_size):
-                with replacing(file) as new:  # atomic: a kill between two tables would leave it broken
+                with replacing(file.resolve()) as new:  # atomic: a kill between two tables would leave it broken
                     mlflow.MlflowClient(f"{RELATIVE}{new}").search_experiments(max_results=1)
             mlflow.MlflowClient(store.uri).search_experiments(max_results=1)
-            old = relocate_own(store)
+            old = relocate_own(store, root)
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
         remedy = LOGIN if "error code 401" in str(error) else f"Check {URI_VARIABLE}, and that the store is writable"
         raise PipelineError(f"the MLflow store {store.uri} cannot be used: {first_line(error)}. {remedy}") from None
@@ -157,7 +171,8 @@ def _prepare(store: Store, root: Path) -> None:
 
 
 def be_patient() -> None:
-    """Limit how long MLflow waits for a server. Call this before importing MLflow."""
+    """Limit how long MLflow waits for a server, and let it report failures. Call this before importing MLflow."""
+    os.environ.pop("MLFLOW_ENABLE_ASYNC_LOGGING", None)  # MLflow would lose records that a server does not accept
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
 
@@ -170,7 +185,7 @@ def silence_mlflow() -> None:
     logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # its warnings contain the address
 
 
-def relocate_own(store: Store) -> str | None:
+def relocate_own(store: Store, root: Path) -> str | None:
     """Update the artifact locations of a moved or copied project, and return the earlier one; None if unchanged.
 
     Only the project's own database is updated: several projects may share a database elsewhere. A read-only database
@@ -180,8 +195,8 @@ def relocate_own(store: Store) -> str | None:
 
     from pipeline.tracking.relocation import relocate
 
-    file, home = store.file, store.artifacts.parent
-    if file is None or file.resolve().parent != home.resolve():
+    file = store.file
+    if file is None or file.resolve().parent != root.resolve():
         return None
     with contextlib.suppress(SQLAlchemyError):
         return relocate(store.uri, store.artifacts, file.with_name(f"{file.name}.use"))

@@ -65,3 +65,11 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_stay
         write_json(tmp_path / "value.json", 1)
         assert {path.name for path in tmp_path.iterdir()} == {living.name, "value.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match="it is not a file"), replacing(path):
+            pass
+    assert (tmp_path / "pipe").is_fifo()

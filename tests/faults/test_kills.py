@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from psutil import Process, wait_procs
 
 from tests.conftest import PATH, Project, Start, copy, kill_all, once
 from tests.faults.conftest import Tell
@@ -54,13 +55,17 @@ def test_dvc_is_killed(trial: Trial, tell: Tell, operations: dict[str, list[str]
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("moment", moments(4, "dvc alone"))
-def test_dvc_alone_is_killed(trial: Trial, tell: Tell, start: Start, moment: float) -> None:
+@pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh"])
+@pytest.mark.parametrize("moment", moments(2, "dvc alone"))
+def test_dvc_alone_is_killed(trial: Trial, tell: Tell, start: Start, moment: float, shell: str) -> None:
     """The stage that it was running notices it and ends, so that it does not train beside the next one."""
-    process = start([sys.executable, "-m", "dvc", "repro"], trial.root, **trial.settings, PATH=PATH)
+    process = start([sys.executable, "-m", "dvc", "repro"], trial.root, **trial.settings, PATH=PATH, SHELL=shell)
     time.sleep(1 + moment * 9)
+    stages = [each for each in Process(process.pid).children(recursive=True) if "pipeline.stages" in each.cmdline()[-1]]
     process.kill()
     process.wait()
+    _, alive = wait_procs(stages, 30)
+    assert not alive, "it ended"
     trial.recover()
     tell("`kill -9` of `dvc repro` alone", "after a random time", f"its stage ended, too{trial.repaired}")
 

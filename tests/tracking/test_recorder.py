@@ -68,6 +68,45 @@ def test_events_are_kept_while_the_server_is_down_and_sent_later(
     assert send_unsent(tmp_path) == (0, [])
 
 
+def test_records_of_two_stores_are_kept_apart(
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And MLflow's asynchronous logging, which would lose them, is off."""
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    port, other = free_port(), f"http://127.0.0.1:{free_port()}"
+    uri = f"http://127.0.0.1:{port}"
+    process = serve_store(start, tmp_path, port)
+    run_id = MlflowClient(uri).create_run("0").info.run_id
+    kill_all(process)
+    for name, address in (("a", uri), ("b", other), ("c", uri)):  # train records in one, and evaluate in another
+        Recorder(RunAddress(address, run_id, "0", tmp_path)).metrics({name: 1.0}, 1)
+    assert len([*(tmp_path / ".unsent").iterdir()]) == 2
+    serve_store(start, tmp_path, port)
+    sent, (problem,) = send_unsent(tmp_path)
+    assert sent == 1
+    assert f"run {run_id}~ is still incomplete: " in problem
+    assert MlflowClient(uri).get_run(run_id).data.metrics == {"a": 1, "c": 1}
+    (tmp_path / ".unsent" / f"{run_id}~" / "uri").write_text(uri, encoding="utf-8")  # it is available
+    assert send_unsent(tmp_path) == (1, [])
+    assert "Traceback" not in capsys.readouterr().out
+
+
+def test_files_that_are_no_outbox_stay(tmp_path: Path) -> None:
+    _, run = new_run(tmp_path)
+    keep_event(run, {"kind": "tags", "values": {"a": "b"}}, None)
+    others = ["refused/0123/event-000000.json", "refused.zip", ".DS_Store", "backup/refused/event-000000.json"]
+    for name in others:
+        (tmp_path / ".unsent" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".unsent" / name).write_text("{}", encoding="utf-8")
+    (tmp_path / ".unsent" / "killed").mkdir()
+    (tmp_path / ".unsent" / "0123.lock").touch()
+    assert send_unsent(tmp_path) == (1, [])
+    left = (path for path in (tmp_path / ".unsent").rglob("*") if path.is_file())
+    assert sorted(str(path.relative_to(tmp_path / ".unsent")) for path in left) == sorted(others)
+    assert not (tmp_path / ".unsent" / "killed").exists()
+
+
 def test_events_of_a_killed_worker_are_kept_and_sent_later(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(uri)
@@ -217,7 +256,7 @@ def test_damaged_events_with_the_same_number_are_all_set_aside(tmp_path: Path) -
         picture.write_bytes(content)
         keep_event(run, {"kind": "artifact", "folder": "plots"}, picture)
         (run.outbox / "file-0" / "picture.png").write_bytes(content + b" damaged")
-        assert send_unsent(tmp_path) == (1, [])
+        assert send_unsent(tmp_path) == (0, [])
     aside = run.root / ".unsent" / "refused" / run.run_id
     assert {path.read_bytes() for path in aside.glob("*/picture.png")} == {b"first damaged", b"second damaged"}
     assert len(list(aside.glob("event-*.json"))) == 2

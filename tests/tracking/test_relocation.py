@@ -57,7 +57,32 @@ def test_a_project_with_a_shared_database_leaves_other_projects_runs_alone(tmp_p
     second = reopen(tmp_path / "second", uri=owner.uri)
     run_id = record(MlflowClient(second.uri), experiment_id(second, "second"))
     assert has_note(reopen(tmp_path / "owner"), run_id)
-    assert (tmp_path / "second" / "mlartifacts").is_dir()
+    assert not (tmp_path / "second" / "mlartifacts").exists()
+
+
+def test_the_artifacts_of_a_shared_database_survive_the_projects(tmp_path: Path) -> None:
+    """Also if the projects reach it by a symbolic link, before it exists."""
+    shared = tmp_path / "shared" / "mlflow.db"
+    shared.parent.mkdir()
+    first = reopen(tmp_path / "first", uri=f"sqlite:///{shared}")
+    run_id = record(MlflowClient(first.uri), experiment_id(first, "mnist"))
+    shutil.rmtree(tmp_path / "first")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "mlflow.db").symlink_to(shared)
+    second = reopen(tmp_path / "second")
+    assert has_note(second, run_id)
+    assert has_note(second, record(MlflowClient(second.uri), experiment_id(second, "mnist")))
+    assert not (tmp_path / "first").exists()
+    assert not (tmp_path / "second" / "mlartifacts").exists()
+
+
+def test_a_link_to_a_database_that_does_not_exist_yet_stays(tmp_path: Path) -> None:
+    shared = tmp_path / "shared.db"
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "mlflow.db").symlink_to(shared)
+    reopen(tmp_path / "one")
+    assert (tmp_path / "one" / "mlflow.db").is_symlink()
+    assert shared.stat().st_size
 
 
 def test_a_database_that_another_project_created_belongs_to_its_owner(tmp_path: Path) -> None:

@@ -27,6 +27,26 @@ def test_a_relative_database_is_anchored_too(tmp_path: Path, monkeypatch: pytest
     assert locate_store(tmp_path).uri == "sqlite:////elsewhere/mine.db"
 
 
+def test_other_spellings_of_a_database_are_anchored_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for uri in ("sqlite+pysqlite:///mine.db", "sqlite:///mine.db?timeout=30"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        store = locate_store(tmp_path)
+        assert store.uri.partition("?")[0] == f"sqlite:///{tmp_path}/mine.db"
+        assert store == (store.uri, tmp_path / "mlartifacts")
+        assert store.file == tmp_path / "mine.db"
+        open_store(tmp_path)
+        assert (tmp_path / "mine.db").stat().st_size
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///file:a.db?uri=true", "sqlite+pysqlite://"]
+)
+def test_a_database_without_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(PipelineError, match=r"MLFLOW_TRACKING_URI=sqlite.*: name a file, as in sqlite:///mlflow\.db\."):
+        open_store(tmp_path)
+
+
 @pytest.mark.parametrize("uri", ["postgresql://127.0.0.1:9/mlflow", "sqlite:////dev/null/mlflow.db"])
 def test_a_database_that_cannot_be_used_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

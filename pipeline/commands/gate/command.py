@@ -1,6 +1,7 @@
 """The gate command: compare, report and record."""
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -41,6 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def write_report(comparison: Comparison, path: Path, url: str | None) -> None:
     """Write the report, and the picture beside it if the models disagree on any image."""
+    if path.exists() and not path.is_file():  # a pipe, such as /dev/stdout, which has nothing beside it
+        path.write_text(for_markdown(comparison, url), encoding="utf-8")
+        return
     from pipeline.commands.gate.picture import draw_disagreement
     from pipeline.core.pictures import save_picture
 
@@ -56,4 +60,5 @@ def tag_run(comparison: Comparison) -> None:
     if run is None:
         return
     command = [sys.executable, "-m", "pipeline.commands.runs", "tag", run.run_id, json.dumps(tags(comparison))]
-    subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    with contextlib.suppress(OSError, ValueError):  # the verdict does not depend on it
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

@@ -1,6 +1,6 @@
 """Render the verdict for the terminal, pull requests, machines and MLflow."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Group
@@ -48,11 +48,11 @@ def for_markdown(comparison: Comparison, picture: str | None) -> str:
     parts = [MARKER, f"### Gate: {comparison.title}", _markdown_table(HEADER, comparison.verdict.checks)]
     changes = changed_params(comparison)
     if changes:
-        rows = [[f"`{value}`" for value in change] for change in _cut(changes)]
+        rows = [map(_code, change) for change in _cut(changes)]
         parts += ["#### Changed parameters", _markdown_table(("key", "baseline", "candidate"), rows)]
     if picture:
         parts.append(f"![Images that only one of the two models misclassifies]({picture})")
-    parts.append("\n".join(f"- {line}" for line in facts(comparison)))
+    parts.append("\n".join(f"- {_text(line)}" for line in facts(comparison)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -132,10 +132,17 @@ def _cut(changes: list[Change]) -> list[Change]:
     return [*changes[:SHOWN], (f"and {more} more", "…", "…")] if more > 0 else changes
 
 
-def _markdown_table(header: tuple[str, ...], rows: Any) -> str:
+def _markdown_table(header: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in row)} |" for row in lines)
+    return "\n".join(f"| {' | '.join(map(_text, row))} |" for row in lines)
 
 
-def _cell(value: Any) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
+def _text(value: Any) -> str:
+    """One line of Markdown. A report may quote a file of the pull request: it must not add HTML or call other users."""
+    line = " ".join(str(value).replace("|", "\\|").split())
+    return line if line.startswith("`") else line.replace("<", "&lt;").replace("@", "&#64;")
+
+
+def _code(value: Any) -> str:
+    """A value as it is written, which Markdown does not interpret."""
+    return "`" + str(value).replace("`", "'") + "`"

@@ -12,7 +12,6 @@ from typing import Any
 
 from pipeline.commands.gate.no_verdict import reason_of
 from pipeline.commands.parser import command_parser
-from pipeline.core.process.surroundings import settle
 
 NOT_TRIED = 2
 
@@ -24,7 +23,6 @@ def interrupt(*_: Any) -> None:
 
 def main() -> int:
     """Parse the command line and reproduce."""
-    settle()
     parser = command_parser("reproduce", __doc__)
     parser.add_argument("revision", metavar="REV", nargs="?", default="HEAD", help="git revision (default: HEAD)")
     parser.add_argument(
@@ -52,7 +50,9 @@ def attempt(arguments: argparse.Namespace) -> int:
         signal.signal(number, interrupt)
     try:
         from pipeline.commands.reproduce.command import run
+        from pipeline.core.process.surroundings import settle
 
+        settle()
         return run(arguments)
     except (Exception, KeyboardInterrupt) as error:
         print(f"reproduce: {reason_of(error)}", file=sys.stderr)

@@ -12,8 +12,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import IO, NoReturn
+
+import psutil
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.process.surroundings import limit_threads, settle, use_own_keras_settings
@@ -22,6 +24,8 @@ from pipeline.core.process.worker import RARELY, exit_at_once
 DEFAULT_BACKEND = "tensorflow"
 BACKENDS = {DEFAULT_BACKEND, "jax", "torch"}
 CRASH = "Fatal Python error"  # the start of faulthandler's output
+SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish", "ash", "busybox"}
+INITS = {"init", "systemd", "launchd"}  # processes that adopt those whose parent has ended
 # `read` fails when the process, which holds the other end of the pipe, ends. The process handles signals.
 WATCH = f'trap "" HUP INT TERM; read -r ended || {{ grep -qs "{CRASH}" "$1" && cat "$1" >&2; rm -f "$1"; }}'
 
@@ -40,7 +44,7 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}", description=description).parse_args()
     if "DVC_STAGE" in os.environ:
-        threading.Thread(target=interrupt_without, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=interrupt_without, args=(find_dvc(),), daemon=True).start()
     rescue = " (`dvc checkout` restores the earlier results.)" if cleared and "DVC_STAGE" in os.environ else ""
     try:
         run()
@@ -54,15 +58,37 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
     exit_at_once()
 
 
-def interrupt_without(parent: int) -> None:
-    """Interrupt this process once its parent has ended, as Ctrl-C does: without DVC, its results would be lost.
+def interrupt_without(dvc: list[psutil.Process]) -> None:
+    """Interrupt this process once one of `dvc` has ended, as Ctrl-C does: without DVC, its results would be lost.
 
-    `dvc repro` then continues a training after its last epoch.
+    A next run would otherwise train beside this process, which would overwrite its results.
     """
-    while os.getppid() == parent:
+    while dvc and all(map(lives, dvc)):
         time.sleep(0.5)
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in a shell's background jobs
     os.kill(os.getpid(), signal.SIGTERM if ignored else signal.SIGINT)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process has not ended."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def find_dvc() -> list[psutil.Process]:
+    """DVC's process and the shells between it and this one; empty if DVC has ended already.
+
+    Not every shell replaces itself by the command that DVC gives it: Debian's /bin/sh waits for it.
+    """
+    with suppress(psutil.Error):
+        parents = psutil.Process().parents()
+        for number, process in enumerate(parents, 1):
+            if process.name() not in SHELLS:
+                adopted = process.name() in INITS or process.pid == 1
+                return [] if adopted and not any("dvc" in word for word in process.cmdline()) else parents[:number]
+    return []
 
 
 @contextmanager

@@ -32,9 +32,10 @@ def settle() -> None:
     for name in ("NO_PROXY", "no_proxy"):
         listed = filter(None, os.environ.get(name, "").split(","))
         os.environ[name] = ",".join(dict.fromkeys([*listed, *LOOPBACK]))
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # None if it was closed; characters that it cannot encode become "?"
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 (until the end)
+        getattr(sys, name).reconfigure(errors="replace")  # characters that it cannot encode become "?"
 
 
 def limit_threads() -> None:
@@ -51,7 +52,8 @@ def limit_threads() -> None:
 
 def computing_settings() -> str:
     """Variables of `COMPUTING` that are set, such as `DEVICE=cpu OMP_NUM_THREADS=1`."""
-    return shlex.join(f"{name}={os.environ[name]}" for name in COMPUTING if os.environ.get(name))
+    text = shlex.join(f"{name}={os.environ[name]}" for name in COMPUTING if os.environ.get(name))
+    return text.encode(errors="replace").decode()  # a value may have bytes that are not UTF-8
 
 
 def use_own_keras_settings() -> None:

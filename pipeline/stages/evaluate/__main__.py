@@ -7,18 +7,21 @@ import os
 
 from pipeline.core import paths
 from pipeline.core.dataset import load_split
+from pipeline.core.machine import check_versions
 from pipeline.core.process.stage import check_backend, importing_keras, run_stage
 from pipeline.core.process.worker import Worker
 from pipeline.core.validation import load_config
-from pipeline.repository.dvc import check_undamaged
+from pipeline.repository.dvc import check_undamaged, check_upstream
 from pipeline.tracking.store import open_store
 
 
 def run() -> None:
     """Evaluate models/model.keras."""
     check_backend()
+    check_versions("evaluate")
     config = load_config(stage="evaluate")
     if "DVC_STAGE" in os.environ:  # dvc.lock is current
+        check_upstream(("fetch", "preprocess", "train"))
         check_undamaged((paths.RUN, paths.HISTORY, paths.STATISTICS))
     with Worker() as worker:  # imports MLflow while this process imports Keras
         opening = worker.submit(open_store, paths.project_root(), required=False)

@@ -40,7 +40,15 @@ from pipeline.stages.evaluate.scoring import Mistake, Reliability, mistakes, rel
 from pipeline.tracking.outbox import send_unsent, tell_failure
 from pipeline.tracking.provenance import commands
 from pipeline.tracking.recorder import Recorder
-from pipeline.tracking.runs import continue_run, describe_run, epoch_metrics, link_run, start_run
+from pipeline.tracking.runs import (
+    RESTORED_FROM,
+    continue_run,
+    describe_run,
+    epoch_metrics,
+    find_restored,
+    link_run,
+    start_run,
+)
 from pipeline.tracking.store import Store, page
 
 BATCH = 1000
@@ -222,6 +230,8 @@ def find_run(
     """Return the run to record in: the training run, or a restored or child run in its place."""
     root, provenance = paths.project_root(), trained.provenance
     run = executor.submit(continue_run, store, trained.run_id, root).result()
+    if run is None and (earlier := executor.submit(find_restored, store, trained, config, root).result()):
+        return Recorder(earlier, executor)
     if run is None:
         print(f"evaluate: MLflow has no run {trained.run_id}: recording a restored run for this model")
         run = executor.submit(start_run, store, config, root, provenance, restored_tags(trained)).result()
@@ -242,7 +252,7 @@ def find_run(
 
 def restored_tags(run: TrainingRun) -> dict[str, str]:
     """Tags of the run of a model that came from DVC's cache or a remote, and whose own run is not in this store."""
-    tags = {"restored": "true", "restored.from": run.run_id, "dvc.model": run.model_md5}
+    tags = {"restored": "true", RESTORED_FROM: run.run_id, "dvc.model": run.model_md5}
     made = {"device": run.device, "devices": str(run.devices), "keras.backend": run.backend}
     return tags | made | run.model_dump(include={"precision", "machine", "versions", "environment"})
 

@@ -1,7 +1,6 @@
 """Sources of a dataset's files, and verified downloads from them."""
 
 import gzip
-import shutil
 import sys
 import time
 import zlib
@@ -15,7 +14,7 @@ import urllib3
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from pipeline.core.config import RemoteFile
-from pipeline.core.errors import PipelineError, without_secrets
+from pipeline.core.errors import PipelineError, first_line, without_secrets
 from pipeline.core.files import replacing, sha256
 from pipeline.core.sources import is_address
 
@@ -52,7 +51,7 @@ def fetch_file(file: RemoteFile, destination: Path, sources: Iterable[str]) -> s
                 if is_address(source):
                     download(f"{source.rstrip('/')}/{file.name}", temporary, file.size)
                 else:
-                    copy(Path(source), file.name, temporary)
+                    copy(Path(source), file.name, temporary, file.size)
                 check_intact(temporary, file.sha256)
             return source
         except SourceError as error:
@@ -70,16 +69,20 @@ def fetch_file(file: RemoteFile, destination: Path, sources: Iterable[str]) -> s
     )
 
 
-def copy(folder: Path, name: str, destination: Path) -> None:
-    """Copy a file from a local folder. Raises SourceError if the folder or the file is missing or not readable."""
-    if not folder.is_dir():
-        raise SourceError("no such folder")
-    if not (folder / name).is_file():
-        raise SourceError(f"the folder has no {name}")
+def copy(folder: Path, name: str, destination: Path, size: int) -> None:
+    """Copy the first `size` + 1 bytes of a file. Raises SourceError if the folder or the file cannot be read."""
     try:
-        shutil.copyfile(folder / name, destination)
+        if not folder.is_dir():
+            raise SourceError("no such folder")
+        if not (folder / name).is_file():
+            raise SourceError(f"the folder has no {name}")
+        with (folder / name).open("rb") as file:
+            content = file.read(size + 1)
     except PermissionError:
         raise SourceError(f"no permission to read {name}") from None
+    except OSError as error:
+        raise SourceError(f"{name} cannot be read ({error.strerror})") from None
+    destination.write_bytes(content)
 
 
 def download(url: str, destination: Path, size: int) -> None:
@@ -95,6 +98,10 @@ def download(url: str, destination: Path, size: int) -> None:
             return download_rest(url, destination, size)
         except (InterruptedDownloadError, requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
             reason = describe(error)
+        except OSError as error:
+            if error.errno is not None:  # of the destination
+                raise
+            raise SourceError(first_line(error)) from None  # of Requests, about its settings
     raise SourceError(f"{reason} ({ATTEMPTS} attempts)")
 
 

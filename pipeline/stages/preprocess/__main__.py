@@ -4,12 +4,15 @@ Gray levels are stored as bytes. The network's first layer scales them to [0, 1]
 input in the same way as in training.
 """
 
+import os
+
 from pipeline.core import paths
 from pipeline.core.dataset import Split, save_split
 from pipeline.core.files import replacing
 from pipeline.core.process.stage import run_stage
 from pipeline.core.records import DataStatistics
 from pipeline.core.validation import load_config
+from pipeline.repository.dvc import check_upstream
 from pipeline.stages.preprocess.idx import read_pair
 from pipeline.stages.preprocess.report import count_duplicates, describe_split
 from pipeline.stages.preprocess.samples import draw_samples
@@ -19,6 +22,8 @@ from pipeline.stages.preprocess.split import hold_out
 def run() -> None:
     """Write data/prepared and reports/data."""
     config = load_config(stage="preprocess")
+    if "DVC_STAGE" in os.environ:  # dvc.lock is current
+        check_upstream(("fetch",))
     classes = config.dataset.classes
     raw = paths.RAW_FILES
     everything = Split(*read_pair(raw["train_images"], raw["train_labels"], classes))

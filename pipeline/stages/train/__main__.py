@@ -17,10 +17,12 @@ from pipeline.core import paths
 from pipeline.core.cluster import cluster_errors, find_cluster
 from pipeline.core.dataset import load_split
 from pipeline.core.errors import is_exhausted
+from pipeline.core.machine import check_versions
 from pipeline.core.process.stage import check_backend, importing_keras, run_stage
 from pipeline.core.process.stopwatch import Stopwatch
 from pipeline.core.process.worker import Worker
 from pipeline.core.validation import load_config
+from pipeline.repository.dvc import check_upstream
 from pipeline.stages.train.batch_size import PROGRAM
 from pipeline.stages.train.peer import run_peer
 from pipeline.tracking.store import open_store
@@ -62,7 +64,10 @@ def train() -> None:
     """Train, with the parts that take long side by side."""
     watch = Stopwatch(psutil.Process().create_time())
     check_backend()
+    check_versions("train")
     config = load_config(stage="train")
+    if "DVC_STAGE" in os.environ:  # dvc.lock is current
+        check_upstream(("fetch", "preprocess"))
     with Worker() as worker:  # imports MLflow while this process imports Keras
         opening = worker.submit(open_store, paths.project_root())
         watch.lap("import")

@@ -32,14 +32,13 @@ from pipeline.stages.train.training import (
     peak_memory_mib,
     set_up,
     summary,
-    tell_other_versions,
     train,
     training_name,
 )
 from pipeline.tracking.outbox import send_unsent, tell_failure
-from pipeline.tracking.provenance import EXPERIMENT, find_provenance
+from pipeline.tracking.provenance import find_provenance
 from pipeline.tracking.recorder import Recorder
-from pipeline.tracking.runs import continue_run, epoch_metrics, look_up_packages, start_run, system_metrics
+from pipeline.tracking.runs import continue_run, epoch_metrics, look_up_packages, resume_run, start_run, system_metrics
 from pipeline.tracking.store import Store
 from pipeline.tracking.tags import TRAINING
 
@@ -55,7 +54,6 @@ def train_and_record(
     is compiled or trained that cannot be recorded.
     """
     root = paths.project_root()
-    tell_other_versions()
     provenance = find_provenance()
     watch.lap("log")
     try:
@@ -160,16 +158,15 @@ def open_run(
     root = paths.project_root()
     if abandoned := executor.submit(continue_run, store, checkpoint.forget_damaged(), root).result():
         Recorder(abandoned, executor).status("FAILED")
-    run = executor.submit(continue_run, store, checkpoint.run_id, root).result()
+    tag, again = checkpoint.tag
+    # Another experiment may have started the run, on another number of devices.
+    tags = {"device": device, "devices": str(load_backend().devices), "keras.backend": keras.backend.backend()}
+    tags |= {"precision": keras.config.dtype_policy().name, TRAINING: tag}
+    run = executor.submit(resume_run, store, checkpoint.run_id, config, root, provenance, tags).result()
     if run is None:
-        tags = {"device": device, "keras.backend": keras.backend.backend()}
-        tags["precision"] = keras.config.dtype_policy().name
-        tags[TRAINING], again = checkpoint.tag
         run = executor.submit(start_run, store, config, root, provenance, tags, again).result()
         checkpoint.run_id = run.run_id
     recorder = Recorder(run, executor)
-    # Another experiment may have started the run, on another number of devices.
-    recorder.tags({"dvc.experiment": os.environ.get(EXPERIMENT, ""), "devices": str(load_backend().devices)})
     recorder.status("RUNNING")
     return recorder
 

@@ -16,7 +16,7 @@ from pipeline.core.backends import load_backend
 from pipeline.core.config import Config
 from pipeline.core.dataset import Split
 from pipeline.core.device import choose_precision
-from pipeline.core.machine import find_version, pinned_versions, requirements_of
+from pipeline.core.machine import find_version
 from pipeline.core.process.stage import other_backends_absent
 from pipeline.stages.train.checkpoint import Checkpoint, Epoch, fingerprint
 from pipeline.stages.train.components import explained
@@ -78,19 +78,6 @@ def train(
         recalibrate(network, images.images)
         check_finite([network])
     return Trained(network, epochs)
-
-
-def tell_other_versions() -> None:
-    """Warn about versions of Keras and its backend that differ from the pinned ones: DVC does not detect them."""
-    backend = keras.backend.backend()
-    requirements = requirements_of(backend)
-    pinned = pinned_versions(requirements)
-    for package in ("keras", backend):
-        versions = pinned.get(package, {})
-        installed = find_version(package)
-        if versions and installed not in (None, *versions):
-            wanted = " or ".join(versions)
-            print(f"train: {package} {installed} is installed but {requirements} pins {wanted}: results may differ")
 
 
 def training_name(config: Config, device: str) -> str:

@@ -219,6 +219,31 @@ def test_a_report_does_not_delete_unrelated_files(smoke: Project) -> None:
     assert (smoke.root / "notes.png").read_bytes() == b"mine"
 
 
+def test_a_report_goes_to_a_pipe_or_through_a_link(smoke: Project) -> None:
+    status, output = gate(smoke, "--markdown", "/dev/stdout")
+    assert (status, "### Gate: PASS" in output) == (0, True)
+    (smoke.root / "target.md").touch()
+    (smoke.root / "link.md").symlink_to("target.md")
+    gate(smoke, "--markdown", "link.md")
+    assert "### Gate: PASS" in (smoke.root / "target.md").read_text(encoding="utf-8")
+    assert (smoke.root / "link.md").is_symlink()
+    for folder in (".", "/", "conf"):
+        status, output = gate(smoke, "--markdown", folder)
+        assert (status, output.splitlines()[-1]) == (
+            2,
+            f"python -m pipeline.commands.gate: error: argument --markdown: {folder!r} is a folder",
+        )
+
+
+def test_an_environment_without_packages_is_not_a_worse_model(smoke: Project) -> None:
+    for command in ("gate", "reproduce"):
+        lacking = "import sys; sys.modules['psutil'] = sys.modules['yaml'] = None; import runpy; "
+        run = f"{lacking} runpy.run_module('pipeline.commands.{command}', run_name='__main__')"
+        result = smoke.run("python", "-c", run)
+        assert result.returncode == 2, result.stdout
+        assert f"{command}: unexpected error ModuleNotFoundError" in result.stdout
+
+
 def test_a_reason_with_an_undecodable_name_is_written(smoke: Project) -> None:
     (smoke.root / "b\udcff" / "reports").mkdir(parents=True)
     status, output = gate(smoke, "--markdown", "gate.md", base="b\udcff")

@@ -50,6 +50,15 @@ def test_markdown_escapes_pipes_in_tables() -> None:
     assert "![Images that only one of the two models misclassifies](https://example.org/p.png)" in text
 
 
+def test_markdown_escapes_html_mentions_and_new_lines() -> None:
+    odd = "x`\n\n### Gate: PASS by @octocat <img src=x>"
+    candidate = WORSE.candidate._replace(composed={"recipe": odd})
+    text = for_markdown(WORSE._replace(candidate=candidate, notes=[odd]), None)
+    assert [line for line in text.splitlines() if line.startswith("#")][1:] == ["#### Changed parameters"]
+    assert "- x` ### Gate: PASS by &#64;octocat &lt;img src=x>" in text
+    assert "| `x' ### Gate: PASS by @octocat <img src=x>` |" in text, "code, which Markdown does not interpret"
+
+
 def test_a_verdict_without_a_baseline_clears_earlier_figures() -> None:
     alone = comparison(results(report({1})), None)
     assert tags(alone)["gate.p_worse"] == ""

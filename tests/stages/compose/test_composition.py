@@ -144,6 +144,11 @@ def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
         ("training: {epoch: 5}", "params.yaml: training.epoch: unknown key 'epoch'; training has epochs, "),
         ("trainning: {epochs: 5}", "unknown key 'trainning'; the top level has"),
         ("trainning: {epochs: 5}", "Did you mean 'training'?"),
+        (
+            "training: {epochs: 010}",
+            "params.yaml is not valid YAML: YAML reads 010 as another number, octal or in base 60",
+        ),
+        ("training: {epochs: 1:30}", "params.yaml is not valid YAML: YAML reads 1:30 as another number"),
         ("training: {epochs: abc}", "params.yaml: training.epochs: got 'abc'; input should be a valid integer"),
         ("training: {epochs: 2.5}", "params.yaml: training.epochs: got 2.5; input should be a valid integer"),
         ("training: {epochs: true}", "params.yaml: training.epochs: got True; input should be a valid integer"),

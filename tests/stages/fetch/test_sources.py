@@ -260,3 +260,14 @@ def test_local_sources_come_first(tmp_path: Path) -> None:
     assert places(dataset, root, "/m") == ["/m", str(tmp_path / "shared" / "mnist"), *dataset.mirrors]
     assert places(dataset, root, "m")[0] == str(root / "m"), "also in the temporary folders of DVC"
     assert places(dataset, root, "https://m")[0] == "https://m"
+
+
+def test_settings_of_a_source_that_are_wrong_do_not_affect_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "lost.pem"))
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / FILE.name).write_bytes(CONTENT)
+    sources = ["https://127.0.0.1:9/", str(tmp_path / ("x" * 300)), str(tmp_path / "local")]
+    assert fetch_file(FILE, tmp_path / "images.gz", sources) == sources[-1]
+    assert "lost.pem; trying the next source" in capsys.readouterr().out
