@@ -5,6 +5,7 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 from scipy.ndimage import center_of_mass
 
 from pipeline.core.errors import PipelineError
@@ -27,7 +28,7 @@ def read_picture(content: bytes) -> NDArray[np.uint8]:
 def open_picture(content: bytes) -> Image.Image:
     """Decode a PNG to grayscale, with transparent pixels white."""
     try:
-        picture = Image.open(io.BytesIO(content), formats=["PNG"])
+        picture = PngImageFile(io.BytesIO(content))  # Image.open also prints a warning for a large picture
         if max(picture.size) > LARGEST:
             raise PipelineError(
                 f"the picture is {picture.width}×{picture.height} pixels: the limit is {LARGEST} per side"

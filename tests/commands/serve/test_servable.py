@@ -148,14 +148,14 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def damaged(width: int = 2, height: int = 2, extra: bytes = b"", color: int = 0) -> str:
+def damaged(width: int = 2, height: int = 2, extra: bytes = b"", color: int = 0, bits: int = 8) -> str:
     """A PNG with valid checksums, and with a header or a chunk that is wrong, in base64."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, color, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
     pixels = chunk(b"IDAT", zlib.compress(b"\0\0\1" * 2))
     return base64.b64encode(b"\x89PNG\r\n\x1a\n" + header + pixels + extra + chunk(b"IEND", b"")).decode()
 
 
-DAMAGED = (damaged(65_535, 65_535), damaged(extra=chunk(b"iCCP", b"")))
+DAMAGED = damaged(extra=chunk(b"iCCP", b""))
 TURNED = Image.Exif()
 TURNED[ORIENTATION] = 6
 
@@ -180,7 +180,11 @@ TURNED[ORIENTATION] = 6
         ([{"images": [[0, 1], [2, 3]], "b64": encoded(PICTURE)}], "image 0 is not a PNG or JPEG picture"),
         ([encoded(PICTURE)] * 4001, "a request can contain at most 4,000 pictures, got 4,001"),
         (["A" * (1 << 17)], "image 0 is not a PNG or JPEG picture in base64 of at most 65,536 bytes"),
-        *(([text], "image 0 is not a PNG or JPEG picture in base64") for text in DAMAGED),
+        ([DAMAGED], "image 0 is not a PNG or JPEG picture in base64"),
+        # Their pixels are damaged: decoding them would be another error, and would take memory.
+        ([damaged(13_300, 13_300, bits=1)], "image 0 has 13300×13300 pixels, expected 2×2"),
+        ([{"b64": damaged(65_535, 65_535)}], "image 0 has 65535×65535 pixels, expected 2×2"),
+        ([damaged(bits=16)], "image 0 has a palette, transparency or 16 bits (mode I;16)"),
         ([encoded(PICTURE.convert("P"))], "image 0 has a palette, transparency or 16 bits (mode P)"),
         ([encoded(PICTURE, "JPEG", exif=TURNED)], "image 0 has an EXIF orientation: rotate its pixels instead"),
         ([[0, 1, 2]], "expected images of shape (N, 2, 2), got shape (1, 3)"),
