@@ -1,6 +1,12 @@
-"""The command line of a command."""
+"""The command line of a command, and its errors."""
 
 import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.core.errors import PipelineError
 
 
 def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -10,3 +16,33 @@ def command_parser(name: str, description: str | None) -> argparse.ArgumentParse
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+@contextmanager
+def one_line_errors(name: str, interrupted: str = "interrupted") -> Iterator[None]:
+    """End the process after the block, with one line for an error that the user can fix, and exit status 1.
+
+    Such errors are PipelineError, OSError, Ctrl-C, and an output that cannot be written, as on a full disk. A reader
+    that closes the pipe, as `head` does, knows why, and gets no line. Any other exception keeps its traceback.
+    """
+    status: str | int | None = 0
+    try:
+        yield
+    except SystemExit as end:
+        status = end.code
+    except PipelineError as error:
+        status = f"{name}: {error}"
+    except KeyboardInterrupt:
+        status = f"\n{name}: {interrupted}"
+    except BrokenPipeError:
+        status = 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        status = f"{name}: {where}{error.strerror or error}"
+    try:
+        sys.stdout.flush()  # Python would do it later, and print a traceback
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            status = status or f"{name}: standard output: {error.strerror}"
+    sys.exit(status)

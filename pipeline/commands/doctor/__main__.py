@@ -4,16 +4,15 @@ Changes nothing. Exit status: 0 if the pipeline can run, 1 if a problem prevents
 """
 
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.commands.doctor.data import check_cache, check_configuration, check_dataset, check_store
 from pipeline.commands.doctor.environment import check_disk, check_dvc, check_git, check_packages, check_python
 from pipeline.commands.doctor.finding import Finding
 from pipeline.commands.doctor.hardware import check_backends, check_gpus, check_processor
-from pipeline.commands.parser import command_parser
+from pipeline.commands.parser import command_parser, one_line_errors
 from pipeline.core.errors import first_line
 from pipeline.core.process.surroundings import settle
 
@@ -58,26 +57,29 @@ def show(found: list[Finding]) -> None:
 
 
 def main() -> None:
-    """Run all checks side by side and print what they found."""
+    """Parse the command line and run the checks."""
     settle()
     parser = command_parser("doctor", __doc__)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("--only", nargs="+", choices=CHECKS, metavar="CHECK", help=f"of {', '.join(CHECKS)}")
     arguments = parser.parse_args()
+    with one_line_errors("doctor"):
+        examine(arguments.only or CHECKS, arguments.json)
+
+
+def examine(topics: Iterable[str], as_json: bool) -> None:
+    """Run checks side by side and print what they found. Exits with status 1 if they found a problem."""
     with ThreadPoolExecutor(len(CHECKS)) as pool:
-        found = [finding for part in pool.map(findings, arguments.only or CHECKS) for finding in part]
+        found = [finding for part in pool.map(findings, topics) for finding in part]
     problems = [each for each in found if each.level == "problem"]
-    try:
-        if arguments.json:
-            print(json.dumps([each._asdict() for each in found], indent=2, ensure_ascii=False))
-        else:
-            show(found)
-            number = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
-            print(f"\n{number} to solve before the pipeline can run" if problems else "\nThe pipeline can run")
-        sys.stdout.flush()
-    except BrokenPipeError:  # as in `make doctor | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1 if problems else 0)
+    if as_json:
+        print(json.dumps([each._asdict() for each in found], indent=2, ensure_ascii=False))
+    else:
+        show(found)
+        number = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        print(f"\n{number} to solve before the pipeline can run" if problems else "\nThe pipeline can run")
+    if problems:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ model, which has the name of the dataset. The alias `champion` moves to it, and 
 """
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.commands.parser import command_parser
+from pipeline.commands.parser import command_parser, one_line_errors
 from pipeline.core.process.surroundings import settle
 
 if TYPE_CHECKING:
@@ -36,17 +35,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rollback and arguments.without_champion:
         parser.error("argument --without-champion: not allowed with argument --rollback")
-    from pipeline.core.errors import PipelineError
-
-    try:
+    with one_line_errors("promote", "interrupted; run the same command again to finish"):
         act(arguments)
-    except PipelineError as error:
-        sys.exit(f"promote: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\npromote: interrupted; run the same command again to finish")
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"promote: {where}{error.strerror or error}")
 
 
 def act(arguments: argparse.Namespace) -> None:

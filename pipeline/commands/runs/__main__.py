@@ -3,7 +3,7 @@
 import json
 import sys
 
-from pipeline.commands.parser import command_parser
+from pipeline.commands.parser import command_parser, one_line_errors
 from pipeline.commands.ports import port_number
 from pipeline.commands.runs.ui import serve
 from pipeline.core import paths
@@ -66,7 +66,7 @@ def main() -> None:
     ui = commands.add_parser("ui", help="serve the MLflow UI and print the address of the runs")
     ui.add_argument("--port", type=port_number, default=5000, help="first port to try (default: %(default)s)")
     arguments = parser.parse_args()
-    try:
+    with one_line_errors("tracking"):
         match arguments.command:
             case "send":
                 send()
@@ -76,8 +76,6 @@ def main() -> None:
                 check()
             case _:
                 serve(paths.project_root(), arguments.port)
-    except PipelineError as error:
-        sys.exit(f"tracking: {error}")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,9 @@
 Environment variables: MLFLOW_TRACKING_URI.
 """
 
-import sys
-
-from pipeline.commands.parser import command_parser
+from pipeline.commands.parser import command_parser, one_line_errors
 from pipeline.commands.ports import port_number
 from pipeline.core import paths
-from pipeline.core.errors import PipelineError
 from pipeline.core.process.surroundings import settle
 from pipeline.core.validation import load_config
 
@@ -21,16 +18,10 @@ def main() -> None:
     parser.add_argument("--alias", default="champion", help="alias of the version to serve (default: %(default)s)")
     parser.add_argument("--port", type=port_number, default=5001, help="first port to try (default: %(default)s)")
     arguments = parser.parse_args()
-    try:
+    with one_line_errors("serve"):
         from pipeline.commands.serve.server import serve  # takes seconds: only after the arguments are valid
 
         serve(paths.project_root(), arguments.name or load_config().dataset.name, arguments.alias, arguments.port)
-    except PipelineError as error:
-        sys.exit(f"serve: {error}")
-    except KeyboardInterrupt:
-        print()
-    except OSError as error:
-        sys.exit(f"serve: {error.filename or 'cannot serve'}: {error.strerror or error}")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,10 @@ def serve(root: Path, name: str, alias: str, port: int) -> None:
         if sys.stdout.isatty():
             webbrowser.open(address)
     print("Press Ctrl-C to stop.", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        print()
 
 
 def with_page(served: Served, name: str) -> FastAPI:
