@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 from pipeline.commands.doctor.data import check_cache, check_configuration, check_dataset, check_store
 from pipeline.commands.doctor.environment import check_disk, check_dvc, check_git, check_packages, check_python
@@ -73,7 +74,7 @@ def examine(topics: Iterable[str], as_json: bool) -> None:
         found = [finding for part in pool.map(findings, topics) for finding in part]
     problems = [each for each in found if each.level == "problem"]
     if as_json:
-        print(json.dumps([each._asdict() for each in found], indent=2, ensure_ascii=False))
+        print(json.dumps([asdict(each) for each in found], indent=2, ensure_ascii=False))
     else:
         show(found)
         number = f"{len(problems)} problem{'s' * (len(problems) > 1)}"

@@ -14,7 +14,7 @@ import requests
 from pipeline.commands.doctor.finding import Finding
 from pipeline.core import paths
 from pipeline.core.config import Config, IdxDataset
-from pipeline.core.errors import PipelineError, first_line, without_secrets
+from pipeline.core.errors import PipelineError, first_line
 from pipeline.core.files import md5, sha256
 from pipeline.core.sources import is_address, places
 from pipeline.core.validation import load_config
@@ -49,7 +49,7 @@ def check_dataset() -> Iterator[Finding]:
         return
     for source in places(dataset, paths.project_root(), os.environ.get("DATASET_MIRROR")):
         if answers(source, dataset.files.train_labels.name):
-            yield Finding("data", "ok", f"{dataset.name} will be fetched from {without_secrets(source)}")
+            yield Finding("data", "ok", f"{dataset.name} will be fetched from {source}")
             return
     remedy = "DATASET_MIRROR=/folder/with/the/four/files dvc repro, or dvc exp run -S dataset=digits"
     yield Finding("data", "problem", f"{dataset.name} is not in {paths.RAW}, and no source answers", remedy)
@@ -113,6 +113,30 @@ def why_not_writable(file: Path) -> str:
     return "" if os.access(file, os.W_OK) else "attempt to write a readonly database"
 
 
+def check_tables(uri: str) -> Finding | None:
+    """Why a database has not all tables of this version of MLflow, without changing it; None if it has them."""
+    import sqlalchemy
+    from mlflow.store.db import utils
+
+    engine = sqlalchemy.create_engine(uri)
+    tables = sqlalchemy.inspect(engine).get_table_names()
+    if not tables:
+        return Finding("MLflow", "ok", f"{uri}: empty; the first run creates MLflow's tables")
+    if "alembic_version" not in tables or "experiments" not in tables:
+        fact = f"{uri}: a database of another program: the first run would add MLflow's tables to it"
+        return Finding("MLflow", "problem", fact, f"set {URI_VARIABLE} to a database of its own, or unset it")
+    with engine.connect() as connection:
+        version = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
+    newest = utils._get_latest_schema_revision()
+    if version != newest:
+        fact = f"{uri}: MLflow's tables have the schema {version}, but this version of MLflow uses {newest}"
+        return Finding("MLflow", "problem", fact, f"mlflow db upgrade {uri}, or install the MLflow that created it")
+    if not utils._all_tables_exist(engine):
+        fact = f"{uri}: some of MLflow's tables are missing"
+        return Finding("MLflow", "problem", fact, f"restore a backup, or set {URI_VARIABLE} to another store")
+    return None
+
+
 def check_runs(store: Store) -> Iterator[Finding]:
     """Whether MLflow can read the store's experiments, and its champion for the configured dataset."""
     be_patient()
@@ -120,15 +144,17 @@ def check_runs(store: Store) -> Iterator[Finding]:
     from mlflow.exceptions import MlflowException
 
     silence_mlflow()
-    client, config = MlflowClient(store.uri), read_config()
-    where = without_secrets(store.uri)
     try:
+        if not store.remote and (found := check_tables(store.uri)):  # MLflow's client would create or change tables
+            yield found
+            return
+        client, config = MlflowClient(store.uri), read_config()
         experiments = client.search_experiments()
-    except Exception as error:  # MLflow raises anything for a store of another version
-        remedy = f"mlflow db upgrade {where}" if "schema" in str(error) else f"check {URI_VARIABLE}"
-        yield Finding("MLflow", "problem", f"{where}: {first_line(error)}", remedy)
+    except Exception as error:  # MLflow raises anything
+        yield Finding("MLflow", "problem", f"{store.uri}: {first_line(error)}", f"check {URI_VARIABLE}")
         return
-    yield Finding("MLflow", "ok", f"{where}: experiments {', '.join(each.name for each in experiments) or 'none'}")
+    names = ", ".join(each.name for each in experiments) or "none"
+    yield Finding("MLflow", "ok", f"{store.uri}: experiments {names}")
     if config is None:
         return
     try:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from pipeline.commands.doctor.environment import check_disk
+from pipeline.commands.doctor.finding import Finding
 from pipeline.core.containers import processor_quota
 from tests.conftest import PATH, Project, environment
+from tests.web import Handler, serving
 
 DOCTOR = ("python", "-m", "pipeline.commands.doctor")
 CPU_GROUP = Path("/sys/fs/cgroup/cpu")  # version 1 of cgroups
@@ -154,6 +156,67 @@ def test_a_server_that_does_not_answer(trained_once: Project) -> None:
     assert (status, problems(found)) == (1, ["MLflow"])
     assert "cannot be reached" in found["MLflow"][0]["fact"]
     assert "hidden" not in json.dumps(found)
+
+
+def test_a_database_of_another_program_is_not_changed(trained_once: Project, tmp_path: Path) -> None:
+    file = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE customers(x)")
+    before = file.read_bytes()
+    for address in (f"sqlite:///{file}", f"sqlite+pysqlite:///{file}", f"sqlite:///{file}?timeout=5"):
+        status, found = examine(trained_once, "MLflow", MLFLOW_TRACKING_URI=address)
+        assert (status, problems(found)) == (1, ["MLflow"])
+        assert "a database of another program" in found["MLflow"][0]["fact"]
+        assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ("UPDATE alembic_version SET version_num = '451aebb31d03'", "have the schema 451aebb31d03, but this version"),
+        ("DELETE FROM alembic_version", "have the schema None, but this version"),
+        ("DROP TABLE inputs", "some of MLflow's tables are missing"),
+        ("DROP TABLE alembic_version", "a database of another program"),
+    ],
+)
+def test_a_store_of_another_version_is_not_changed(trained: Project, change: str, fact: str) -> None:
+    file = trained.root / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute(change)
+        connection.commit()
+    before = file.read_bytes()
+    status, found = examine(trained, "MLflow")
+    assert (status, problems(found)) == (1, ["MLflow"])
+    assert fact in found["MLflow"][0]["fact"]
+    assert file.read_bytes() == before
+
+
+def test_an_empty_database_stays_empty(trained_once: Project, tmp_path: Path) -> None:
+    file = tmp_path / "empty.db"
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE x(y)")
+        connection.execute("DROP TABLE x")
+    before = file.read_bytes()
+    status, found = examine(trained_once, "MLflow", MLFLOW_TRACKING_URI=f"sqlite:///{file}")
+    assert (status, problems(found)) == (0, [])
+    assert file.read_bytes() == before
+
+
+def test_no_finding_contains_a_password_or_a_control_character(trained_once: Project) -> None:
+    """The server is healthy, and drops every other request: MLflow's message contains its address."""
+
+    def answer(handler: Handler, _: int) -> None:
+        if handler.path == "/health":
+            handler.send(b"OK")
+
+    with serving(answer) as address:
+        hurried = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}
+        place = address.replace("//", "//admin:s3cretPW@")
+        _, found = examine(trained_once, "MLflow", MLFLOW_TRACKING_URI=place, **hurried)
+    assert problems(found) == ["MLflow"]
+    assert "s3cretPW" not in json.dumps(found)
+    finding = Finding("DVC", "ok", "remote: s3://key:s3cretPW@host\x1b[2J", "dvc remote add https://u:s3cretPW@host")
+    assert finding == Finding("DVC", "ok", "remote: s3://***@host\\x1b[2J", "dvc remote add https://***@host")
 
 
 @pytest.mark.parametrize("name", ["openvino", "tensorflwo"])
