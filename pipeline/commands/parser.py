@@ -40,7 +40,8 @@ def one_line_errors(name: str, interrupted: str = "interrupted") -> Iterator[Non
         where = f"{error.filename}: " if error.filename else ""
         status = f"{name}: {where}{error.strerror or error}"
     try:
-        sys.stdout.flush()  # Python would do it later, and print a traceback
+        if sys.stdout:  # None if it was closed
+            sys.stdout.flush()  # Python would do it later, and print a traceback
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):

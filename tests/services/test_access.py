@@ -1,10 +1,15 @@
 """Users without a permission get one line that says what to do, and nothing is trained in vain."""
 
+import sys
+import warnings
+from typing import Any
+
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from tests.commands.promote.command import PROMOTE
-from tests.conftest import ROOT
+from tests.conftest import PATH, ROOT
 from tests.services.conftest import Join
 from tests.services.services import ADMIN, Member, Team
 
@@ -12,6 +17,7 @@ pytestmark = pytest.mark.services
 
 TRAIN = ("python", "-m", "pipeline.stages.train")
 USERS = ("python", "deploy/users.py")
+AGAIN = "run the same command again: the last password that it prints for a name is valid"
 
 
 def line(output: str) -> str:
@@ -76,3 +82,46 @@ def test_only_the_administrator_adds_users(team: Team) -> None:
     for user, error in (("author", "only the server's administrator adds users"), (ADMIN, "the user reader exists")):
         printed = line(Member(ROOT, team, user).fail(*USERS, "reader"))
         assert printed.startswith(f"users: {error}"), printed
+
+
+@pytest.fixture
+def administrator(client: MlflowClient) -> Any:
+    """The administrator's client for users and roles."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow.server.auth.client import AuthServiceClient
+    return AuthServiceClient(client.tracking_uri)
+
+
+def test_a_role_that_a_killed_call_left_incomplete_is_completed(team: Team, administrator: Any) -> None:
+    (promoter,) = [role for role in administrator.list_roles("default") if role.name == "promoter"]
+    before = permissions(administrator, promoter.id)
+    for each in administrator.list_role_permissions(promoter.id):
+        administrator.remove_role_permission(each.id)
+    Member(ROOT, team, ADMIN).succeed(*USERS, "--role", "promoter", "paula")
+    assert permissions(administrator, promoter.id) == before
+    administrator.unassign_role("paula", promoter.id)
+    printed = line(Member(ROOT, team, ADMIN).fail(*USERS, "--role", "promoter", "paula"))
+    assert printed.startswith("users: the user paula exists")
+    assert [role.name for role in administrator.list_user_roles("paula")] == ["promoter"]
+
+
+def permissions(administrator: Any, role: int) -> dict[str, str]:
+    """What a role may do with each kind of resource."""
+    return {each.resource_type: each.permission for each in administrator.list_role_permissions(role)}
+
+
+@pytest.mark.parametrize("output", ["> /dev/full", ">&-", "| :"])
+def test_no_user_is_created_whose_password_cannot_be_printed(team: Team, administrator: Any, output: str) -> None:
+    member = Member(ROOT, team, ADMIN)
+    printed = member.run("sh", "-c", f"python deploy/users.py nina {output}", PATH=PATH).stdout
+    assert "Traceback" not in printed
+    assert len(printed.splitlines()) <= 1, printed
+    with pytest.raises(MlflowException, match="not found"):
+        administrator.get_user("nina")
+
+
+def test_interrupted_calls_end_with_one_line(team: Team) -> None:
+    command = f"timeout --signal=INT --kill-after=60 1 {sys.executable} deploy/users.py ina 2>&1; echo $?"
+    printed = Member(ROOT, team, ADMIN).run("sh", "-c", command, PATH=PATH).stdout.splitlines()
+    assert [each for each in printed if each] == [f"users: interrupted; {AGAIN}", "124"]
