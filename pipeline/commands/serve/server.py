@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pipeline.commands.ports import HOST, free_port
+from pipeline.commands.serve.connections import BACKLOG, Connection
 from pipeline.commands.serve.limits import SCORING, Limits, refusal
 from pipeline.commands.serve.payload import images_in
 from pipeline.commands.serve.picture import SIDE, read_picture
@@ -25,6 +26,7 @@ from pipeline.tracking.tags import ACCURACY
 PAGE = Path(__file__).parent / "page.html"
 DOCS = Path(__file__).parent / "docs.html"
 LARGEST = 1 << 20  # bytes of a picture
+GRACE = 5  # seconds for responses that are being computed when the server is stopped
 PNG, JSON = "image/png", "application/json"
 OWN_NAMES = [HOST, "localhost"]  # any other name is DNS rebinding: a foreign domain that resolves to this machine
 # Routes of MLflow and FastAPI: two are replaced below, the others are pages that load code from other sites.
@@ -40,7 +42,16 @@ def serve(root: Path, name: str, alias: str, port: int) -> None:
     """Serve on loopback until interrupted, and print the address. Raises PipelineError if no model can be loaded."""
     served = load_registered(open_store(root), name, alias)
     app = with_page(served, name)
-    config = uvicorn.Config(app, host=HOST, port=free_port(port), log_level="warning")
+    config = uvicorn.Config(
+        app,
+        host=HOST,
+        port=free_port(port),
+        http=Connection,
+        ws="none",
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=GRACE,
+        log_level="error",  # a warning for each invalid request would fill a disk
+    )
     listener = config.bind_socket()
     # Otherwise each response waits 40 ms for the ACK of its headers: asyncio sets this only on sockets that it creates.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

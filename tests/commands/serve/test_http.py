@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import psutil
 import pytest
 import requests
 
+from pipeline.commands.serve.connections import PATIENCE
 from tests.commands.serve.conftest import Registered
 from tests.commands.serve.test_picture import canvas, png
 from tests.commands.serve.test_servable import damaged
@@ -186,6 +188,63 @@ def test_slow_clients_do_not_block_others(registered: Registered, address: str) 
     check_answers(address, registered)
     for connection in slow:
         connection.close()
+
+
+FILES = 256  # files that a process may open, as on some systems
+HALF = b"GET / HTTP/1.1\r\nHost: 127"
+DRIP = b"POST /read HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx"
+
+
+@contextmanager
+def connections(address: str, number: int, content: bytes) -> Iterator[list[socket.socket]]:
+    """Connections whose clients send a part of a request, and wait."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    opened = []
+    try:
+        for _ in range(number):
+            opened.append(socket.create_connection((host, int(port)), timeout=60))
+            opened[-1].sendall(content)
+        yield opened
+    finally:
+        for connection in opened:
+            connection.close()
+
+
+@pytest.fixture
+def limited(registered: Registered, start: Start) -> tuple[str, "subprocess.Popen[str]"]:
+    """A server that may open few files, and its address."""
+    port = str(free_port())
+    command = ["sh", "-c", f'ulimit -n {FILES}; exec "$@"', "sh", sys.executable, "-m", "pipeline.commands.serve"]
+    process = start([*command, "--name", registered.name, "--port", port], registered.root)
+    assert process.stdout
+    while process.stdout.readline() != "Press Ctrl-C to stop.\n":
+        assert process.poll() is None
+    return f"http://127.0.0.1:{port}", process
+
+
+@pytest.mark.parametrize("content", [b"", HALF, DRIP, b"GET /about HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\0\r\n\r\n"])
+def test_clients_that_stop_sending_do_not_block_others(
+    limited: tuple[str, "subprocess.Popen[str]"], content: bytes
+) -> None:
+    address, process = limited
+    with connections(address, 300, content):
+        for _ in range(3):
+            assert requests.get(f"{address}/about", timeout=5).status_code == 200
+            answer = requests.post(f"{address}/read", data=png(canvas(50, 80, 150, 60)), timeout=5)
+            assert answer.status_code == 200, answer.text
+        begun = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[0].strip() == "", "nothing is logged"
+        assert time.monotonic() - begun < 4
+        assert process.returncode == 0
+
+
+def test_a_client_that_stops_sending_is_disconnected(address: str) -> None:
+    begun = time.monotonic()
+    for content in (b"", HALF):
+        with connections(address, 1, content) as (connection,), suppress(ConnectionResetError):
+            assert connection.recv(1) == b""
+    assert time.monotonic() - begun < 3 * PATIENCE
 
 
 def test_requests_from_other_sites_are_rejected(address: str) -> None:
