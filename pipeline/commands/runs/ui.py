@@ -36,7 +36,8 @@ def serve(root: Path, port: int) -> None:
     command += ["--allowed-hosts", f"{HOST}:{port},localhost:{port}"]  # by default MLflow also answers to 10.any.name
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # ends the server with this process
     place = {"MLFLOW_BACKEND_STORE_URI": store.uri}  # not an argument, which all users of a machine can read
-    server = subprocess.Popen(command, env=os.environ | PATIENCE | LEAN | place)
+    # Its log is not the result of this command, and MLflow prints a traceback if it cannot write to standard output.
+    server = subprocess.Popen(command, env=os.environ | PATIENCE | LEAN | place, stdout=sys.stderr)
     try:
         wait_until_up(server, port)
         address = page(store, runs, port)

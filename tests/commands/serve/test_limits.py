@@ -34,7 +34,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 def test_bodies_that_arrive_slowly_do_not_block_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "ARRIVING", 4 * LARGE)
+    monkeypatch.setattr(limits, "ARRIVING", 5 * LARGE)
 
     async def test() -> None:
         app, later, now = Limits(Response(status_code=204), []), asyncio.Event(), asyncio.Event()
@@ -47,6 +47,7 @@ def test_bodies_that_arrive_slowly_do_not_block_others(monkeypatch: pytest.Monke
         assert await ask(app, 2 * LARGE, now) == 503
         for each in small:
             each.cancel()
+        await asyncio.gather(*small, return_exceptions=True)
         later.set()
         assert {await each for each in large[:2]} == {204}
         assert await ask(app, 2 * LARGE, now) == 204
