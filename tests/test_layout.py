@@ -186,7 +186,7 @@ MAY_IMPORT = {  # docs/architecture.md
     "tracking": SHARED,
     "registry": SHARED | {"registry"},
     **{f"stages/{name}": SHARED | {f"stages/{name}"} for name in STAGES},
-    "commands/parser.py": set(),
+    "commands/parser.py": {"core"},
     "commands/ports.py": {"core"},
     "commands/doctor": SHARED | {"commands/parser.py", "commands/doctor"},
     "commands/gate": SHARED | {"commands/parser.py", "commands/gate"},
