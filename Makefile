@@ -18,6 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 COMPILE := uv pip compile -q --universal --python-version 3.11 --generate-hashes
 # Of several machines that train together, only the first one runs the pipeline.
 PIPELINE = $(if $(filter-out 0,$(JAX_PROCESS_ID)),pipeline.stages.train,dvc repro)
+quoted = '$(subst ','\'',$(1))'
 TORCH = $(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements-torch.txt)
 N ?= 5
 
@@ -32,17 +33,17 @@ repro: .venv/$(LOCK) ## set up the environment and run the pipeline; DEVICES=N o
 	$(BIN)/python -m $(PIPELINE)
 
 seeds: .venv/$(LOCK) ## train the current configuration with seeds 1 to N (default 5), as DVC experiments, for the gate
-	$(BIN)/python -m dvc exp run --queue -S '++seed=range(1,$(shell expr $(N) + 1))'
+	$(BIN)/python -m dvc exp run --queue -S '++seed=range(1,$(shell expr $(call quoted,$(N)) + 1))'
 	$(BIN)/python -m dvc exp run --run-all
 
 gate: .venv/$(LOCK) ## check that this model is not worse than that of the merge base; BASE=REV sets another baseline
-	$(BIN)/python -m pipeline.commands.gate $(if $(BASE),--base $(BASE)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
+	$(BIN)/python -m pipeline.commands.gate $(if $(BASE),--base $(call quoted,$(BASE))) $(if $(MARKDOWN),--markdown $(call quoted,$(MARKDOWN)))
 
 promote: .venv/requirements$(if $(GPU),-gpu).txt ## make this model the champion if it passes the gate (BASE=REV); ROLLBACK=1 restores the previous champion, WITHOUT_CHAMPION=1 compares only with BASE
-	$(BIN)/python -m pipeline.commands.promote $(if $(BASE),--base $(BASE)) $(if $(ROLLBACK),--rollback) $(if $(WITHOUT_CHAMPION),--without-champion)
+	$(BIN)/python -m pipeline.commands.promote $(if $(BASE),--base $(call quoted,$(BASE))) $(if $(ROLLBACK),--rollback) $(if $(WITHOUT_CHAMPION),--without-champion)
 
 reproduce: .venv/$(LOCK) ## run a commit's pipeline in a fresh clone with its own environment, and compare with its dvc.lock (REV=HEAD); PROMISE=tests/promises/digits takes seconds, REUSE=1 uses this environment, KEEP=1 keeps the clone
-	$(BIN)/python -m pipeline.commands.reproduce $(or $(REV),HEAD) $(if $(PROMISE),--promise $(PROMISE)) $(if $(REUSE),--reuse) $(if $(UPDATE),--update) $(if $(KEEP),--keep)
+	$(BIN)/python -m pipeline.commands.reproduce $(call quoted,$(or $(REV),HEAD)) $(if $(PROMISE),--promise $(call quoted,$(PROMISE))) $(if $(REUSE),--reuse) $(if $(UPDATE),--update) $(if $(KEEP),--keep)
 
 test: .venv/requirements-dev.txt ## set up the test environment and run the tests
 	$(BIN)/python -m pytest
@@ -64,7 +65,7 @@ test-services: .venv/requirements-dev.txt ## test a team's server: MLflow with l
 	$(BIN)/python -m pytest -m services -n 1
 
 faults: .venv/requirements-dev.txt ## kill, damage and exhaust everything that the pipeline uses, and write docs/faults.md; SAMPLE=20 tries 20 faults
-	$(BIN)/python -m pytest -m faults -n 3 tests/faults $(if $(SAMPLE),--sample $(SAMPLE),--table docs/faults.md)
+	$(BIN)/python -m pytest -m faults -n 3 tests/faults $(if $(SAMPLE),--sample $(call quoted,$(SAMPLE)),--table docs/faults.md)
 
 fuzz: .venv/requirements-dev.txt ## fuzz the parsers and the server with 10,000 inputs each: up to ten minutes
 	FUZZ=1 $(BIN)/python -m pytest tests/fuzzing

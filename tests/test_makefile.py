@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -134,6 +135,24 @@ def test_a_backend_is_installed_and_used(folder: Path) -> None:
 @pytest.mark.parametrize(("number", "program"), [("", "dvc repro"), ("0", "dvc repro"), ("1", "pipeline.stages.train")])
 def test_only_the_first_of_several_machines_runs_the_pipeline(folder: Path, number: str, program: str) -> None:
     assert f"/python -m {program}\n" in make(folder, "--dry-run", "repro", f"JAX_PROCESS_ID={number}")
+
+
+WORDS = "HEAD@{1 day ago} it's"
+VARIABLES = [
+    ("reproduce", "REV"),
+    ("reproduce", "PROMISE"),
+    ("gate", "BASE"),
+    ("gate", "MARKDOWN"),
+    ("promote", "BASE"),
+    ("faults", "SAMPLE"),
+]
+
+
+@pytest.mark.parametrize(("target", "variable"), VARIABLES)
+def test_a_value_with_spaces_is_one_argument(folder: Path, target: str, variable: str) -> None:
+    shutil.copy(folder / "requirements.txt", folder / "requirements-dev.txt")
+    command = make(folder, "--dry-run", target, f"{variable}={WORDS}").splitlines()[-1]
+    assert WORDS in shlex.split(command)
 
 
 def test_promotion_needs_tensorflow_with_every_backend(folder: Path) -> None:
