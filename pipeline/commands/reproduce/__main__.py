@@ -5,6 +5,7 @@ Exit status: 0 reproduced, 1 not reproduced, 2 could not be tried. docs/outputs.
 """
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from pipeline.commands.gate.no_verdict import reason_of
 from pipeline.commands.parser import command_parser
+from pipeline.core.paths import project_root
 
 NOT_TRIED = 2
 
@@ -39,6 +41,10 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the clone")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     arguments = parser.parse_args()
+    root, folder = project_root(), arguments.promise
+    arguments.promise = Path(os.path.relpath(folder.resolve(), root))
+    if arguments.promise.parts[:1] == ("..",):
+        parser.error(f"--promise {folder} is outside the project, {root}")
     if arguments.update and arguments.promise == Path():
         parser.error("--update needs --promise: `dvc repro` writes the project's own dvc.lock")
     return attempt(arguments)

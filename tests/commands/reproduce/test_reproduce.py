@@ -14,7 +14,6 @@ import yaml
 from tests.commands.reproduce.command import REPRODUCE, outcomes, refusal, replace, reproduce
 from tests.conftest import Project, Start
 
-RECORDS = {"models/run.json", "reports/evaluation.json", "reports/metrics.json", "reports/model_card.md"}
 FOREIGN = {  # each would change the run, or make it fail
     **{"DEVICE": "gpu", "MLFLOW_EXPERIMENT_NAME": "mine", "DVC_ROOT": "/nowhere", "DVC_EXP_NAME": "mine"},
     **{"TF_NUM_INTRAOP_THREADS": "none", "MLFLOW_TRACKING_TOKEN": "mine", "DVC_EXP_BASELINE_REV": "mine"},
@@ -37,8 +36,8 @@ def test_a_commit_is_reproduced_without_the_settings_and_changes_of_the_user(
     found = reproduce(committed, **own, **FOREIGN, GIT_DIR=str(committed.root / ".git"))
     assert (found["status"], found["reproduced"]) == (0, True), found
     assert outcomes(found, "same") >= {"data/raw", "data/prepared/train.npz", "models/model.keras", "test loss"}
-    assert outcomes(found, "–") == {*RECORDS, "reports/report.html"}
-    assert len(outcomes(found, "same")) + len(RECORDS) + 1 == len(found["rows"]) == 27
+    assert outcomes(found, "–") == {"models/run.json", "reports/model_card.md", "reports/report.html"}
+    assert len(outcomes(found, "same")) + 3 == len(found["rows"]) == 27
     assert "HEAD is" in found["progress"]
     assert "2 uncommitted changes in the working tree are left out" in found["progress"]
 
@@ -87,9 +86,24 @@ def test_a_promise_in_a_folder_is_made_and_kept(project: Project, temporary: Pat
     changed = project.succeed("git", "status", "--porcelain").split()
     assert changed == ["??", "tests/promises/digits/dvc.lock", "??", "tests/promises/digits/reports/"]
     project.commit()
-    found = reproduce(project, "--promise", "tests/promises/digits", **settings)
+    found = reproduce(project, "--promise", str(folder), **settings)
     assert (found["status"], outcomes(found, "tolerated")) == (0, set())
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("named", [".", "{root}", "tests/..", "../project"])
+def test_the_project_is_not_updated_as_a_promise(project: Project, named: str) -> None:
+    result = project.run(*REPRODUCE, "--update", "--promise", named.format(root=project.root))
+    assert result.returncode == 2
+    assert "--update needs --promise: `dvc repro` writes the project's own dvc.lock" in result.stdout
+    assert project.succeed("git", "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("named", ["..", "/etc", "tests/../../other"])
+def test_a_promise_outside_the_project_is_one_line(project: Project, named: str) -> None:
+    result = project.run(*REPRODUCE, "--promise", named)
+    assert result.returncode == 2
+    assert f": error: --promise {named} is outside the project, {project.root}" in result.stdout.splitlines()[-1]
 
 
 def test_a_failing_stage_shows_its_message(committed: Project, temporary: Path) -> None:
