@@ -1,6 +1,7 @@
 """Compare the results in a clone with what the commit promises."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,17 +11,19 @@ from pipeline.commands.gate.results import Results, check_comparable, gate_of, r
 from pipeline.commands.gate.verdict import judge
 from pipeline.commands.reproduce.clone import Clone
 from pipeline.commands.reproduce.promise import Promise, check_committed
+from pipeline.commands.reproduce.records import compare_records
 from pipeline.core import paths
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, first_line
 from pipeline.core.files import parse_yaml
 from pipeline.core.machine import describe_machine
-from pipeline.repository.dvc import LOCK, code_of, outputs, read_lock
+from pipeline.repository.dvc import LOCK, Output, all_outputs, code_of, outputs, read_lock
 from pipeline.repository.reading import at_commit, in_folder, read_yaml
 
 Outcome = Literal["same", "tolerated", "DIFFERS", "–"]
 TRAINED = ("train", "evaluate")  # stages whose outputs depend on the processor
 DRAWN = ".png"  # its compression may depend on the processor, too
 PROMISED = (".keras", ".csv", DRAWN)  # of TRAINED; other files contain times, and the ID of their MLflow run
+RECORDS = (str(paths.EVALUATION), str(paths.METRICS))  # in git, so that their fields can be compared
 MEMORY = re.compile(r", [\d.]+ GiB")
 FIGURES = ("accuracy", "errors", "loss", "calibration_error")
 NO_FLOOR = "floor"  # the check of the gate that does not compare
@@ -79,15 +82,14 @@ def compare(promise: Promise, clone: Clone) -> Comparison:
     Raises PipelineError if the clone has no dvc.lock.
     """
     lock = read_lock(in_folder(clone.root), "in the clone")
-    found = outputs(lock)
-    promised, reproduced = results_of(promise, clone)
-    required = require(promise, found, promised, reproduced, clone)
-    rows = [output_row(path, promise, found.get(path), required) for path in promise.outputs]
-    contradictory = check_committed(promise)
-    rows += [Row(path, "DIFFERS", "", "", f"the file in git is not the one in {LOCK}") for path in contradictory]
+    found = all_outputs(lock)
+    promised, reproduced, unread = results_of(promise, clone)
+    required = require(promise, outputs(lock), promised, reproduced, clone)
+    rows = [output_row(path, promise, found, required, clone) for path in dict.fromkeys([*promise.outputs, *found])]
+    rows += stage_rows(lock["stages"], rows, found)
     if promised and reproduced:
         rows += figure_rows(promised, reproduced, required)
-    notes = ["–: not compared, because it contains times and the ID of its run", *required.notes]
+    notes = ["–: not compared, because it contains times and the ID of its run", *required.notes, *unread]
     notes += [f"{LOCK} is older than the code: {', '.join(changed)}"] if (changed := other_code(promise, lock)) else []
     comparison = Comparison(promise, rows, notes)
     if promise.folder != Path() and not comparison.reproduced:
@@ -106,19 +108,52 @@ def other_code(promise: Promise, lock: dict[str, Any]) -> list[str]:
     return sorted(path for path, digest in before.items() if after.get(path, digest) != digest)
 
 
-def output_row(path: str, promise: Promise, found: str | None, required: Requirement) -> Row:
-    """Compare one output by its digest."""
-    stage, digest = promise.outputs[path]
-    if found is None:
-        return Row(path, "DIFFERS", digest[:7], "", "not written")
-    shown = (digest[:7], found[:7])
-    if digest == found:
+def output_row(path: str, promise: Promise, found: dict[str, Output], required: Requirement, clone: Clone) -> Row:
+    """Compare one output by its digest, or a record in git by its fields."""
+    promised, made = promise.outputs.get(path), found.get(path)
+    shown = (promised.md5[:7] if promised else "", made.md5[:7] if made else "")
+    if complaint := complaint_about(promised, made) or check_committed(promise, path, clone.root):
+        return Row(path, "DIFFERS", *shown, complaint)
+    if made is None or promised == made:  # it is not None, which mypy does not know
         return Row(path, "same", *shown)
-    if stage in TRAINED and not path.endswith(PROMISED):
+    if path in RECORDS:
+        return Row(path, *record_outcome(path, promise, required, clone, shown))
+    if made.stage in TRAINED and not path.endswith(PROMISED):
         return Row(path, "–", *shown)
-    if stage not in TRAINED and not path.endswith(DRAWN):
+    if made.stage not in TRAINED and not path.endswith(DRAWN):
         return Row(path, "DIFFERS", *shown, "must be equal on every machine")
     return Row(path, outcome(False, required), *shown)
+
+
+def complaint_about(promised: Output | None, made: Output | None) -> str:
+    """Why an output cannot be compared with its promise; empty if it can."""
+    if promised is None:
+        return f"written, but {LOCK} does not promise it"
+    if made is None:
+        return "not written"
+    return "" if promised.stage == made.stage else f"an output of {made.stage}, but promised as one of {promised.stage}"
+
+
+def record_outcome(
+    path: str, promise: Promise, required: Requirement, clone: Clone, shown: tuple[str, str]
+) -> tuple[Outcome, str, str, str]:
+    """Compare a record field by field: its outcome, its digests, and the fields that differ."""
+    read = in_folder(clone.root)
+    try:
+        differences = compare_records(promise.read(Path(path)) or b"", read(Path(path)) or b"")
+    except ValueError as error:
+        return "DIFFERS", *shown, f"not a record ({first_line(error)})"
+    same = not differences.fields
+    found = outcome(same, required) if differences.explicable else "DIFFERS"
+    return found, *shown, "equal but for times and the ID of its run" if same else f"differs in {differences}"
+
+
+def stage_rows(stages: Iterable[str], rows: list[Row], found: dict[str, Output]) -> list[Row]:
+    """A row for each stage of which nothing was compared."""
+    compared = {found[row.name].stage for row in rows if row.name in found and row.outcome != "–"}
+    return [
+        Row(stage, "DIFFERS", "", "", "none of its outputs was compared") for stage in stages if stage not in compared
+    ]
 
 
 def figure_rows(promised: Results, reproduced: Results, required: Requirement) -> list[Row]:
@@ -135,20 +170,22 @@ def outcome(same: bool, required: Requirement) -> Outcome:
     return "same" if same else "tolerated" if required.tolerable and not required.equal else "DIFFERS"
 
 
-def results_of(promise: Promise, clone: Clone) -> tuple[Results | None, Results | None]:
-    """The promised and the reproduced results in the gate's format; None if a version wrote another one."""
+def results_of(promise: Promise, clone: Clone) -> tuple[Results | None, Results | None, list[str]]:
+    """The promised and the reproduced results in the gate's format, and why one is None, as of an earlier version."""
     composed = read_yaml(in_folder(clone.root), paths.COMPOSED, "in the clone")
-    found = []
+    found, notes = [], []
     for read, name, place in (
         (promise.read, "the promise", promise.place),
         (in_folder(clone.root), "the reproduction", "in the clone"),
     ):
+        results, reason = None, f"there is no {paths.EVALUATION} {place}"
         try:
             results = read_results(read, name, place)
-        except PipelineError:
-            results = None
+        except PipelineError as error:
+            reason = str(error)
         found.append(results and results._replace(composed=composed))
-    return found[0], found[1]
+        notes += [] if results else [f"the figures of the test set are compared only as fields of records: {reason}"]
+    return found[0], found[1], notes
 
 
 def require(

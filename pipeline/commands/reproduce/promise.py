@@ -15,7 +15,7 @@ from pipeline.core.files import parse_yaml, write_text
 from pipeline.core.process.stage import DEFAULT_BACKEND
 from pipeline.repository.dvc import LOCK, Output, all_outputs, read_lock
 from pipeline.repository.git import commit_of, is_shallow
-from pipeline.repository.reading import Reader, at_commit, in_folder, read_evaluation
+from pipeline.repository.reading import Reader, at_commit, in_folder, read_evaluation, read_yaml
 
 # In the model card, which every version commits: '… s on CPU in float32, … MiB. AMD EPYC (AVX2), …, Linux; Python …'.
 TRAINED_ON = re.compile(r" s on (?P<device>[^,]+?)(?: in \w+)?, .*?MiB(?: of memory)?\. (?P<machine>.+); Python ")
@@ -91,14 +91,22 @@ def read_hardware(read: Reader) -> tuple[str, str]:
     return (found["device"].lower(), found["machine"]) if found else ("", "")
 
 
-def check_committed(promise: Promise) -> list[str]:
-    """The promised files that git has with other content than dvc.lock says."""
-    committed = ((path, promise.read(Path(path))) for path in promise.outputs if Path(path).suffix)
-    return [
-        path
-        for path, content in committed
-        if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != promise.outputs[path].md5
-    ]
+def check_committed(promise: Promise, path: str, root: Path) -> str:
+    """What is wrong with a promised file in git; empty if nothing is. `root` has the commit's dvc.yaml."""
+    content = promise.read(Path(path)) if Path(path).suffix else None
+    if content is None:
+        left_to_git = Path(path) in REPORTS and path in uncached(root)
+        return "the file is not in git" if left_to_git else ""
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    return "" if digest == promise.outputs[path].md5 else f"the file in git is not the one in {LOCK}"
+
+
+def uncached(root: Path) -> set[str]:
+    """The outputs that dvc.yaml leaves to git (`cache: false`)."""
+    stages = read_yaml(in_folder(root), Path("dvc.yaml"), "in the clone")["stages"].values()
+    entries = [entry for stage in stages for kind in ("outs", "metrics", "plots") for entry in stage.get(kind) or []]
+    options = [each for entry in entries if isinstance(entry, dict) for each in entry.items()]
+    return {path for path, values in options if values.get("cache") is False}
 
 
 def write_promise(root: Path, folder: Path) -> str:

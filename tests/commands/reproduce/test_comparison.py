@@ -4,9 +4,11 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from pipeline.commands.reproduce.clone import Clone, surroundings
 from pipeline.commands.reproduce.comparison import Comparison, compare
@@ -61,7 +63,7 @@ def another_machine(root: Path) -> None:
 def set_digest(root: Path, path: str, digest: str) -> None:
     """Set the digest of an output in dvc.lock."""
     lock = root / "dvc.lock"
-    found = re.compile(rf"(path: {re.escape(path)}\n      hash: md5\n      md5: )\w+(\.dir)?")
+    found = re.compile(rf"(path: {re.escape(path)}\n *hash: md5\n *md5: )\w+(\.dir)?")
     text, count = found.subn(rf"\g<1>{digest}", lock.read_text(encoding="utf-8"))
     assert count
     lock.write_text(text, encoding="utf-8")
@@ -110,8 +112,10 @@ def test_a_promise_that_is_older_than_the_code_is_told(compared: Compare) -> Non
 
 def test_an_output_that_no_stage_writes_is_named(compared: Compare) -> None:
     found = compared(made=lambda root: replace(root / "dvc.lock", "models/history.csv", "models/curves.csv"))
-    (row,) = [row for row in found.rows if row.outcome == "DIFFERS"]
-    assert (row.name, row.remark) == ("models/history.csv", "not written")
+    assert {row.name: row.remark for row in found.rows if row.outcome == "DIFFERS"} == {
+        "models/history.csv": "not written",
+        "models/curves.csv": "written, but dvc.lock does not promise it",
+    }
 
 
 def test_the_pipeline_uses_the_promised_device_and_instructions(committed: Project, compared: Compare) -> None:
@@ -163,3 +167,155 @@ def spoil_reports(root: Path, count: int) -> None:
     evaluation.write_text(json.dumps(found), encoding="utf-8")
     for path in (evaluation, errors):
         set_digest(root, str(path.relative_to(root)), md5(path))
+
+
+def change_record(name: str, change: Callable[[dict[str, Any]], Any]) -> Change:
+    """Change a record in reports/ and its digest in dvc.lock: as a forged promise."""
+
+    def run(root: Path) -> None:
+        path = root / "reports" / name
+        record = json.loads(path.read_text(encoding="utf-8"))
+        change(record)
+        path.write_text(json.dumps(record), encoding="utf-8")
+        set_digest(root, f"reports/{name}", md5(path))
+
+    return run
+
+
+def replace_with_accuracy(record: dict[str, Any]) -> None:
+    record.clear()
+    record["test"] = {"accuracy": 0.9999}
+
+
+FORGED: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {  # and the fields that a message names
+    "accuracy, ci_low": ("metrics.json", lambda record: record.update(accuracy=0.99, ci_low=0.98)),
+    "params": ("metrics.json", lambda record: record.update(params=1)),
+    "test.confusion_matrix": ("evaluation.json", lambda record: record["test"].update(confusion_matrix=[[1]])),
+    "test.accuracy_low": ("evaluation.json", lambda record: record["test"].update(accuracy_low=0.5)),
+    "test.per_class.precision": ("evaluation.json", lambda record: record["test"]["per_class"].update(precision=[1])),
+    "training.epochs": ("evaluation.json", lambda record: record["training"].update(epochs=True)),
+    "more": ("evaluation.json", replace_with_accuracy),
+}
+
+
+@pytest.mark.parametrize("field", FORGED)
+def test_a_forged_record_differs(compared: Compare, field: str) -> None:
+    name, change = FORGED[field]
+    found = compared(change_record(name, change))
+    assert of(found, "DIFFERS") == {f"reports/{name}"}
+    (row,) = [row for row in found.rows if row.name == f"reports/{name}"]
+    assert "differs in " in row.remark
+    assert row.remark.endswith(field)
+
+
+def test_a_record_without_the_figures_is_told(compared: Compare) -> None:
+    found = compared(change_record("evaluation.json", replace_with_accuracy))
+    assert any("are compared only as fields of records: reports/evaluation.json at " in note for note in found.notes)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"[" * 100_000])
+def test_an_unreadable_record_differs(compared: Compare, content: bytes) -> None:
+    def spoil(root: Path) -> None:
+        (root / "reports" / "metrics.json").write_bytes(content)
+        set_digest(root, "reports/metrics.json", md5(root / "reports" / "metrics.json"))
+
+    found = compared(spoil)
+    assert (found.reproduced, of(found, "DIFFERS")) == (False, {"reports/metrics.json"})
+
+
+def test_times_and_the_run_may_differ(compared: Compare) -> None:
+    def later(record: dict[str, Any]) -> None:
+        record["training"]["fit_seconds"] += 1
+        record["mlflow"]["run_id"] = "f" * 32
+
+    found = compared(change_record("evaluation.json", later))
+    assert (found.reproduced, of(found, "same")) == (True, {row.name for row in found.rows})
+
+
+def test_what_the_processor_does_not_explain_is_not_tolerated(compared: Compare) -> None:
+    def promised(root: Path) -> None:
+        another_machine(root)
+        change_record("metrics.json", lambda record: record.update(params=1))(root)
+        change_record("evaluation.json", lambda record: record["test"].update(loss=record["test"]["loss"] + 1e-6))(root)
+
+    found = compared(promised, another_model)
+    assert of(found, "tolerated") == {"models/model.keras", "reports/evaluation.json", "test loss"}
+    assert of(found, "DIFFERS") == {"reports/metrics.json"}
+
+
+REPORTS = ["evaluation.json", "errors.csv", "metrics.json", "model_card.md"]
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_report_that_is_not_in_git_differs(compared: Compare, name: str) -> None:
+    found = compared(lambda root: (root / "reports" / name).unlink())
+    assert (found.reproduced, of(found, "DIFFERS")) == (False, {f"reports/{name}"})
+
+
+def change_lock(change: Callable[[dict[str, Any]], Any]) -> Change:
+    """Change the stages in dvc.lock."""
+
+    def run(root: Path) -> None:
+        lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
+        change(lock["stages"])
+        (root / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False), encoding="utf-8")
+
+    return run
+
+
+INCOMPLETE: dict[str, tuple[Callable[[dict[str, Any]], Any], set[str]]] = {
+    "no stages after fetch": (
+        lambda stages: [stages.pop(name) for name in ("preprocess", "train", "evaluate")],
+        {"models/model.keras", "data/prepared/test.npz", "reports/errors.csv"},
+    ),
+    "no outputs of train": (lambda stages: stages["train"].update(outs=[]), {"models/model.keras", "models/run.json"}),
+    "data as an output of train": (
+        lambda stages: stages["train"]["outs"].extend(stages["preprocess"]["outs"]),
+        {"data/prepared/test.npz"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INCOMPLETE)
+def test_an_incomplete_promise_is_not_reproduced(compared: Compare, name: str) -> None:
+    change, differing = INCOMPLETE[name]
+    found = compared(change_lock(change))
+    assert not found.reproduced
+    assert differing <= of(found, "DIFFERS")
+
+
+def test_something_of_every_stage_is_compared(compared: Compare) -> None:
+    """Also if a version of train had only an output with times."""
+
+    def only_the_run(stages: dict[str, Any]) -> None:
+        stages["train"]["outs"] = [out for out in stages["train"]["outs"] if out["path"] == "models/run.json"]
+
+    def another_run(root: Path) -> None:
+        change_lock(only_the_run)(root)
+        set_digest(root, "models/run.json", "a" * 32)
+
+    found = compared(change_lock(only_the_run), another_run)
+    (row,) = [row for row in found.rows if row.outcome == "DIFFERS"]
+    assert (row.name, row.remark) == ("train", "none of its outputs was compared")
+
+
+def test_the_evaluation_of_an_earlier_version_is_compared(compared: Compare) -> None:
+    """It was reports/metrics.json, and had fewer fields."""
+
+    def earlier(root: Path) -> None:
+        (root / "reports" / "evaluation.json").rename(root / "reports" / "metrics.json")
+        change_record("metrics.json", lambda record: record["training"].pop("precision"))(root)
+        left_out = "reports/evaluation.json"
+        change_lock(lambda stages: stages["evaluate"]["outs"].remove(out_of(stages, left_out)))(root)
+
+    found = compared(earlier, earlier)
+    assert (found.reproduced, of(found, "same")) == (True, {row.name for row in found.rows})
+    assert "test accuracy" in of(found, "same")
+    found = compared(change_record("metrics.json", lambda record: record["test"].update(accuracy_high=1.0)))
+    assert of(found, "DIFFERS") == {"reports/metrics.json"}
+
+
+def out_of(stages: dict[str, Any], path: str) -> dict[str, Any]:
+    """The entry of an output of evaluate in dvc.lock."""
+    (found,) = [out for out in stages["evaluate"]["outs"] if out["path"] == path]
+    return dict(found)
