@@ -5,14 +5,18 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.utils import canonicalize_name
 
 from pipeline.core import paths
 from pipeline.core.config import Config
+from pipeline.core.machine import pinned_versions
 from pipeline.core.settings import USED, settings_of
 from pipeline.stages.compose.composition import compose_config, to_yaml
 from tests.conftest import FORKING, ROOT, Project, opened_by
@@ -68,26 +72,39 @@ NO_DEPENDENCY = {  # imports of the stages that are not in their `deps`, and the
 
 
 SOURCE = re.compile(r"/__pycache__/(\w+)\.cpython-\d+\.pyc$")
-NAME = re.compile(r"pipeline(?:\.\w+)+")  # of a module or of an object in it
-TARGET = re.compile(rf"_target_: ({NAME.pattern})")
+NAME = re.compile(r"\w+(?:\.\w+)+")  # of a module or of an object in it
+TARGET = re.compile(r"_target_: (pipeline(?:\.\w+)+)")
 
 
 def imported(path: Path) -> set[Path]:
-    """Files of the pipeline that a file imports in any scope, or names in a string, such as those of programs."""
-    names = set()
+    """Files of the project that a file imports in any scope, or names in a string, such as those of programs."""
+    return files_of(imported_names(path) | named(path))
+
+
+def imported_names(path: Path) -> set[str]:
+    """Full names of the modules that a file imports in any scope, and of the objects that it imports from them."""
+    names, package = set(), path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        if isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()  # of a relative import
+            module = ".".join([*above, *filter(None, [node.module])])
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NAME.fullmatch(node.value):
-            names |= {node.value, node.value.rpartition(".")[0]}
-    return files_of(names)
+    return names
+
+
+def named(path: Path) -> set[str]:
+    """What may be a module, or an object in it, among the strings of a file."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    texts = [text for text in texts if NAME.fullmatch(text)]
+    return {*texts, *(text.rpartition(".")[0] for text in texts)}
 
 
 def files_of(names: set[str]) -> set[Path]:
-    """Files of the pipeline's modules among some names."""
-    places = [ROOT / name.replace(".", "/") for name in names if name.split(".")[0] == "pipeline"]
+    """Files of the project's modules among some names."""
+    places = [ROOT / name.replace(".", "/") for name in names]
     files = {place.with_suffix(".py") for place in places} | {place / "__init__.py" for place in places}
     return {file for file in files if file.is_file()}
 
@@ -114,6 +131,32 @@ def test_names_in_strings_and_in_conf_count_as_imports() -> None:
     train = ROOT / "pipeline" / "stages" / "train"
     assert train / "batch_size.py" in imported(train / "batch_size.py"), "the program that it starts"
     assert {train / "convnet.py", train / "augmentation.py"} <= configured()
+
+
+def test_every_kind_of_import_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    files = [tmp_path / "pipeline" / name for name in ("a/b.py", "a/c.py", "d.py", "e/__init__.py")]
+    files += [tmp_path / "benchmarks" / f"{number}.py" for number in "xyz"]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    imports = ("from . import c", "from ..d import F", "from .. import e", "import benchmarks.x")
+    strings = ("'benchmarks.y'", "'benchmarks.z.F'", "'pipeline.nothing'")
+    files[0].write_text("\n".join([*imports, "from benchmarks import nothing", *strings]), encoding="utf-8")
+    assert imported(files[0]) == set(files[1:])
+
+
+DEVELOPMENT = ("requirements-dev.txt", "requirements-team.txt", "requirements-uv.txt")  # not of the pipeline
+
+
+def test_imports_are_of_the_standard_library_or_pinned() -> None:
+    files = [path for path in ROOT.glob("requirements*.txt") if path.name not in DEVELOPMENT]
+    pinned = {canonicalize_name(name) for path in files for name in pinned_versions(path)}
+    found = packages_distributions().items()
+    installed = {module for module, packages in found if pinned & set(map(canonicalize_name, packages))}
+    known = {"pipeline", *sys.stdlib_module_names, *installed, *pinned}
+    for path in modules():
+        assert {name.partition(".")[0] for name in imported_names(path)} <= known, path
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -163,15 +206,16 @@ def test_all_files_that_a_stage_opens_are_dependencies(trained_once: Project) ->
 
 def opened_files(project: Project) -> set[tuple[str, str]]:
     """Stage and path of each file in the project that a stage opened; not of temporary and empty ones."""
-    found = set()
+    opened: Counter[tuple[str, str, bool]] = Counter()
     for line in opened_by(project).read_text(encoding="utf-8").splitlines():
         stage, _, name = line.partition("\t")
-        path = Path(SOURCE.sub(r"/\1.py", name))
-        # An import opens bytecode, even if it does not exist. train also opens all sources, to name its checkpoint.
-        ours = stage in STAGES and path.is_relative_to(project.root) and not name.endswith(".py")
-        if ours and path.is_file() and path.stat().st_size:
-            found.add((stage, str(path.relative_to(project.root))))
-    return found
+        path = Path(SOURCE.sub(r"/\1.py", name))  # an import opens bytecode, even if it does not exist
+        if stage in STAGES and path.is_relative_to(project.root) and path.is_file() and path.stat().st_size:
+            opened[stage, str(path.relative_to(project.root)), name.endswith(".py")] += 1
+    # train also opens all sources, to name its checkpoint: each as often as those that it does not use.
+    sources = {key for key in opened if key[0] == "train" and key[2] and key[1].startswith("pipeline/")}
+    listed = min((opened[key] for key in sources), default=0) if len(sources) == len(modules()) else 0
+    return {key[:2] for key, count in opened.items() if count > listed or key not in sources}
 
 
 def known_to(stage: str) -> set[str]:
@@ -198,7 +242,9 @@ MAY_IMPORT = {  # docs/architecture.md
 
 
 def part(path: Path) -> str:
-    """The folder below pipeline/ that a file belongs to."""
+    """The folder below pipeline/ that a file belongs to; `outside` for other files of the project."""
+    if not path.is_relative_to(ROOT / "pipeline"):
+        return "outside"
     found = path.relative_to(ROOT / "pipeline").parts
     return "/".join(found[:2]) if found[0] in ("stages", "commands") else found[0]
 
