@@ -4,10 +4,13 @@
 input that fails is left in the current folder, after the traceback.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from tests.fuzzing.folder import VARIABLE, make_folder
 
 INPUTS = 12_000
 OPTIONS = (f"-runs={INPUTS}", "-timeout=20", "-rss_limit_mb=2048", "-max_len=4096", "-verbosity=0")
@@ -26,8 +29,20 @@ def fuzz(name: str, options: list[str]) -> None:
     words = FOLDER / "words"
     lines = ('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in target.words)
     words.write_text("".join(lines), encoding="ascii")
-    atheris.Setup([sys.argv[0], *OPTIONS, f"-dict={words}", *options, str(corpus)], target.parse)
+
+    def parse(content: bytes) -> None:
+        target.parse(content)
+
+    atheris.Setup([sys.argv[0], *OPTIONS, f"-dict={words}", *options, str(corpus)], parse)
     atheris.Fuzz()
+
+
+def fuzz_in_child(name: str, options: list[str], output: int | None = None) -> "subprocess.CompletedProcess[bytes]":
+    """Fuzz one parser in another process, which atheris ends before it could remove its files."""
+    command = [sys.executable, "-m", "tests.fuzzing", name, *options]
+    with tempfile.TemporaryDirectory(dir=make_folder()) as folder:
+        settings = os.environ | {VARIABLE: folder}
+        return subprocess.run(command, env=settings, stdout=output, stderr=output and subprocess.STDOUT, check=False)
 
 
 def fuzz_all() -> int:
@@ -36,8 +51,7 @@ def fuzz_all() -> int:
 
     failed = 0
     for name in TARGETS:
-        command = [sys.executable, "-m", "tests.fuzzing", name]
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        result = fuzz_in_child(name, [], subprocess.PIPE)
         failed += result.returncode != 0
         print(f"{name}: {f'{INPUTS:,} inputs' if result.returncode == 0 else 'FAILED'}", flush=True)
         if result.returncode:
@@ -46,6 +60,6 @@ def fuzz_all() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
+    if VARIABLE in os.environ:
         fuzz(sys.argv[1], sys.argv[2:])
-    sys.exit(fuzz_all())
+    sys.exit(fuzz_in_child(sys.argv[1], sys.argv[2:]).returncode if sys.argv[1:] else fuzz_all())

@@ -1,13 +1,10 @@
 """What the fuzzers call: each function takes the bytes of one file, and fails unless they are accepted or refused."""
 
-import atexit
 import base64
 import functools
 import gzip
 import io
 import json
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -41,11 +38,10 @@ from pipeline.tracking.outbox import CHECKSUM, RunAddress, keep_event, read_even
 from tests.commands.gate.test_report import ERRORS, as_bytes, metrics
 from tests.commands.serve.test_picture import canvas, png
 from tests.conftest import CONF, ROOT, compose_ours
+from tests.fuzzing.folder import make_folder
 from tests.fuzzing.inputs import accepted
 
-MEMORY = Path("/dev/shm")  # on Linux: a disk takes milliseconds for each file
-FOLDER = Path(tempfile.mkdtemp(prefix="fuzzing-", dir=MEMORY if MEMORY.is_dir() else None))
-atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
+FOLDER = make_folder()
 IMAGES = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 LABELS = np.array([9, 0], np.uint8)
 
@@ -53,7 +49,7 @@ LABELS = np.array([9, 0], np.uint8)
 class Target(NamedTuple):
     """A parser under test, intact files of its format, and words that have a meaning in it."""
 
-    parse: Callable[[bytes], None]
+    parse: Callable[[bytes], bool]  # returns whether the parser accepts the file
     intact: list[bytes]
     words: list[bytes]
 
@@ -65,7 +61,7 @@ def file_with(name: str, content: bytes) -> Path:
     return path
 
 
-def read_packed(content: bytes) -> None:
+def read_packed(content: bytes) -> bool:
     """A gzipped IDX file. The oracle is NumPy, on what Python's gzip unpacks."""
     path = file_with("images.gz", content)
     found = accepted(lambda: read_idx(path, 3), str(path))
@@ -74,14 +70,15 @@ def read_packed(content: bytes) -> None:
         sizes = np.frombuffer(unpacked, ">u4", 3, offset=4)
         assert unpacked[:4] == b"\0\0\x08\3"
         np.testing.assert_array_equal(found, np.frombuffer(unpacked, np.uint8, offset=16).reshape(sizes))
+    return found is not None
 
 
-def read_unpacked(content: bytes) -> None:
+def read_unpacked(content: bytes) -> bool:
     """The content of such a file, in which a fuzzer could not change a byte otherwise."""
-    read_packed(gzip.compress(content, 1, mtime=0))
+    return read_packed(gzip.compress(content, 1, mtime=0))
 
 
-def read_split(content: bytes) -> None:
+def read_split(content: bytes) -> bool:
     """A .npz file of images and labels. The oracle is NumPy's own reader."""
     path = file_with("train.npz", content)
     found = accepted(lambda: load_split(path), str(path))
@@ -93,34 +90,38 @@ def read_split(content: bytes) -> None:
                 )
         assert len(found.images) == len(found.labels)
         assert (found.images.dtype.name, found.labels.dtype.name, found.images.ndim) == ("uint8", "uint8", 3)
+    return found is not None
 
 
-def read_composed(content: bytes) -> None:
+def read_composed(content: bytes) -> bool:
     """composed.yaml, as each command reads it. The oracle is PyYAML's loader in Python."""
     path = file_with("composed.yaml", content)
     found = accepted(lambda: load_config(path), str(path))
     if found is not None:
         with suppress(yaml.YAMLError):  # libyaml accepts more tabs
             assert found == Config.model_validate(yaml.load(content, yaml.SafeLoader))
+    return found is not None
 
 
-def compose_params(content: bytes) -> None:
+def compose_params(content: bytes) -> bool:
     """params.yaml. What composes is written as text, and read again as the same values."""
     path = file_with("params.yaml", content)
     found = accepted(lambda: compose_ours(path), str(path))
     if found is not None:
         assert Config.model_validate(parse_yaml(to_yaml(found))).model_dump(by_alias=True) == found
+    return found is not None
 
 
-def read_dvc_lock(content: bytes) -> None:
+def read_dvc_lock(content: bytes) -> bool:
     """dvc.lock of a base revision."""
     found = accepted(lambda: read_lock(lambda _: content, "here"), "dvc.lock")
     if found is not None:
         assert json.dumps([code_of(found), is_consistent(found)], sort_keys=True)
         assert isinstance(outputs(found), dict)
+    return found is not None
 
 
-def judge_composed(content: bytes) -> None:
+def judge_composed(content: bytes) -> bool:
     """composed.yaml and a recipe's record of seed noise of a base revision."""
     values = accepted(lambda: read_yaml(lambda _: content, Path("composed.yaml"), "here"), "composed.yaml")
     if values is not None:
@@ -129,9 +130,10 @@ def judge_composed(content: bytes) -> None:
         assert all(map(str, (recipe_of(results), configuration_of(results), seed_of(results))))
         gate_of(results)
         accepted(lambda: with_record(results, lambda _: content, "here"), "conf/recipe/")
+    return values is not None
 
 
-def read_evaluation(content: bytes) -> None:
+def read_evaluation(content: bytes) -> bool:
     """reports/evaluation.json beside an intact reports/errors.csv, which lists two images of ten."""
     found = accepted(lambda: parse_report(content, ERRORS.encode(), "here"), "reports/evaluation.json")
     if found is not None:
@@ -139,9 +141,10 @@ def read_evaluation(content: bytes) -> None:
         assert (test["errors"], test["images"], test["per_class"]["images"]) == (2, 10, [5, 5])
         assert [test["accuracy"], *test["per_class"]["recall"]] == pytest.approx([0.8] * 3, abs=1e-5)
         assert 0 <= found.metrics.test.loss < 1e39
+    return found is not None
 
 
-def read_errors(content: bytes) -> None:
+def read_errors(content: bytes) -> bool:
     """reports/errors.csv beside an intact reports/evaluation.json."""
     found = accepted(lambda: parse_report(as_bytes(metrics()), content, "here"), "reports/")
     if found is not None:
@@ -149,6 +152,7 @@ def read_errors(content: bytes) -> None:
         assert found.wrong == {int(row[0]): (int(row[1]), int(row[2])) for row in rows}
         assert sorted(label for label, _ in found.wrong.values()) == [0, 1]
         assert all(0 <= float(row[3]) <= 1 for row in rows)
+    return found is not None
 
 
 RECORDS: dict[str, type[Record]] = {
@@ -159,25 +163,29 @@ RECORDS: dict[str, type[Record]] = {
 }
 
 
-def read_records(content: bytes) -> None:
+def read_records(content: bytes) -> bool:
     """Each JSON file that stages exchange. What is read is written, and read again as the same values."""
+    accepting = 0
     for name, record in RECORDS.items():
         path = file_with(name, content)
         found = accepted(functools.partial(record.read, path), str(path))
         if found is not None:
+            accepting += 1
             found.write(path)
             assert record.read(path) == found
+    return accepting > 0
 
 
-def read_drawing(content: bytes) -> None:
+def read_drawing(content: bytes) -> bool:
     """A picture for /read. The oracle for the result is the format of MNIST."""
     found = accepted(lambda: read_picture(content), "")
     if found is not None:
         Image.open(io.BytesIO(content)).load()
         assert (found.shape, found.dtype.name, int(found.max())) == ((28, 28), "uint8", 255)
+    return found is not None
 
 
-def read_request(content: bytes) -> None:
+def read_request(content: bytes) -> bool:
     """A body for /invocations, of a model for images of 2×3 pixels. The oracle is NumPy."""
 
     def read() -> Any:
@@ -196,6 +204,7 @@ def read_request(content: bytes) -> None:
         value = value["images" if "images" in value else "data"] if isinstance(value, dict) else value
         if all(isinstance(item, list) for item in value):
             assert found.ravel().tolist() == np.array(value, int).ravel().tolist()
+    return found is not None
 
 
 def without_checksum(kept: bytes) -> Event:
@@ -203,7 +212,7 @@ def without_checksum(kept: bytes) -> Event:
     return {key: value for key, value in json.loads(kept).items() if key != CHECKSUM}
 
 
-def read_kept(content: bytes) -> None:
+def read_kept(content: bytes) -> bool:
     """An event that MLflow did not accept. What is read is what was kept, as its checksum says."""
     path = file_with("event-000000.json", content)
 
@@ -215,9 +224,10 @@ def read_kept(content: bytes) -> None:
 
     found = accepted(read, str(path))
     assert found is None or found in map(without_checksum, KEPT) or CHECKSUM not in json.loads(content)
+    return found is not None
 
 
-def read_state(content: bytes) -> None:
+def read_state(content: bytes) -> bool:
     """A checkpoint of a killed training. What is read is what was written, as zip's checksums say."""
     path = file_with("epoch-00001.npz", content)
 
@@ -235,6 +245,7 @@ def read_state(content: bytes) -> None:
             assert found[0] == str(arrays["text"])
             for mine, name in zip(found[1], (name for name in arrays.files if name != "text"), strict=True):
                 np.testing.assert_array_equal(mine, arrays[name])
+    return found is not None
 
 
 def archive(split: Split) -> bytes:
@@ -277,6 +288,14 @@ def run_record() -> bytes:
     figures = {"parameters": 1, "epochs": 2, "fit_seconds": 1.5, "peak_memory_mib": 5, "devices": 1}
     provenance = {"commit": "", "patch": "", "overrides": ["a=1"]}
     return as_bytes(about | figures | {"environment": "x", "provenance": provenance, "seconds": {"a": 1.0}})
+
+
+def statistics() -> bytes:
+    """reports/data/statistics.json."""
+    split = {"images": 2, "mean": 0.5, "std": 0.1, "per_class": [1, 1]}
+    duplicates = dict.fromkeys(("within_train", "within_test", "test_in_train"), 0)
+    splits = dict.fromkeys(("train", "validation", "test"), split)
+    return as_bytes({"dataset": "tiny", **splits, "duplicates": duplicates})
 
 
 SIZES = [b"\0\0\0\0", b"\0\0\0\1", b"\xff\xff\xff\xff", b"\x80\0\0\0", gzip.compress(b"", mtime=0)]
@@ -340,11 +359,12 @@ CSV_WORDS = [
 ]
 PARAMS = [
     (ROOT / "params.yaml").read_bytes(),
-    b"recipe: fast\nmodel: {name: cnn, filters: 16}\ntraining: {epochs: 7, validation_fraction: 0.1}\nseed: 3\n",
+    b"recipe: fast\nmodel: {name: cnn, filters: 16}\nseed: 3\n"
+    b"training: {epochs: 7, validate_on: validation, validation_fraction: 0.1}\n",
     b"model: &m {name: mlp, dropout: 0.3, hidden_units: '${model.members}'}\noptimizer: {name: adam}\n",
 ]
 COMPOSED = (ROOT / "composed.yaml").read_bytes()
-EVALUATIONS = [as_bytes(metrics()), (ROOT / "reports" / "evaluation.json").read_bytes()]
+REPORTS = [(ROOT / "reports" / name).read_bytes() for name in ("evaluation.json", "metrics.json")]
 KEPT = kept_events()
 TARGETS = {
     "idx": Target(read_packed, [idx_bytes(IMAGES)], SIZES),
@@ -354,10 +374,10 @@ TARGETS = {
     "composed": Target(read_composed, [COMPOSED], YAML_WORDS),
     "gate_composed": Target(judge_composed, [COMPOSED, (CONF / "recipe" / "fast.yaml").read_bytes()], YAML_WORDS),
     "gate_lock": Target(read_dvc_lock, [(ROOT / "dvc.lock").read_bytes()], YAML_WORDS),
-    "gate_evaluation": Target(read_evaluation, EVALUATIONS[:1], JSON_WORDS),
+    "gate_evaluation": Target(read_evaluation, [as_bytes(metrics())], JSON_WORDS),
     "gate_errors": Target(read_errors, [ERRORS.encode()], CSV_WORDS),
-    "records": Target(read_records, [*EVALUATIONS, run_record()], JSON_WORDS),
-    "picture": Target(read_drawing, [png(canvas(5, 8, 15, 6)), png(np.eye(9, dtype=np.uint8))], SIZES),
+    "records": Target(read_records, [*REPORTS, run_record(), statistics()], JSON_WORDS),
+    "picture": Target(read_drawing, [png(canvas(5, 8, 15, 6)), png(np.eye(9, dtype=np.uint8) * 255)], SIZES),
     "kept_event": Target(read_kept, KEPT, JSON_WORDS),
     "checkpoint": Target(read_state, [state()], ARRAYS),
     "request": Target(read_request, requests(), JSON_WORDS),

@@ -182,8 +182,12 @@ BODIES = st.binary(max_size=50) | st.sampled_from(
 ANSWER = re.compile(rb"HTTP/1\.1 ([1-4]\d\d) ")
 
 
+SILENT = 0.5  # the largest share of requests without an answer: 0.18 to 0.23 were measured
+
+
 def test_malformed_http(server: Server) -> None:
-    """A request that breaks HTTP may also be answered by closing the connection."""
+    """A request that breaks HTTP may also be answered by closing the connection, but most are not."""
+    answers: list[bytes] = []
 
     @settings(max_examples=10_000 if FUZZING else 100)
     @given(LINES, st.lists(HEADERS | WORDS, max_size=5), BODIES)
@@ -193,12 +197,14 @@ def test_malformed_http(server: Server) -> None:
             connection.sendall(head + body)
             connection.shutdown(socket.SHUT_WR)
             answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        answers.append(answer)
         if answer:
             assert ANSWER.match(answer), answer[:200]
             assert b"Traceback" not in answer
 
     check()
     server.check()
+    assert answers.count(b"") <= SILENT * len(answers)
 
 
 BATCH = {"type": "array", "minItems": 1, "maxItems": 3}
