@@ -55,7 +55,8 @@ def undisturbed(earlier: Project, tmp_path_factory: pytest.TempPathFactory) -> P
         operations = folder.parent / "operations"
         operations.write_text("", encoding="utf-8")
         mirror = str(earlier.root.parent / "mirror")
-        project.succeed("dvc", "repro", DATASET_MIRROR=mirror, **{VARIABLE: f"list {operations}"})
+        output = project.succeed("dvc", "repro", DATASET_MIRROR=mirror, **{VARIABLE: f"list {operations}"})
+        (folder.parent / "output").write_text(output, encoding="utf-8")
 
     return once(tmp_path_factory, "undisturbed", run)
 
@@ -74,6 +75,13 @@ def operations(undisturbed: Project) -> dict[str, list[str]]:
         process, _, operation = line.partition("\t")
         found[process].append(operation)
     return found
+
+
+@pytest.fixture(scope="session")
+def lines(undisturbed: Project) -> int:
+    """How many lines the undisturbed run prints before its last stage ends."""
+    output = (undisturbed.root.parent / "output").read_text(encoding="utf-8")
+    return output[: output.index("Running stage 'evaluate'")].count("\n") + 1
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """Kill a process before one of its file operations, or list them.
 
-The environment variable FAULT_MOMENT is set for all commands of a trial: `MODULE NUMBER` kills the process that runs
-this module before its file operation NUMBER, counted from 1, and `MODULE.worker NUMBER` its recording process. The
-value `list FILE` appends each operation to a file instead.
+The environment variable FAULT_MOMENT is set for all commands of a trial. `MODULE NUMBER FILE` kills the process that
+runs this module before its file operation NUMBER, counted from 1, and `MODULE.worker NUMBER FILE` its recording
+process. Before that, it writes KILLED to the file, so that a trial can tell that it happened. The value `list FILE`
+appends each operation to a file instead.
 """
 
 import os
@@ -12,6 +13,8 @@ import threading
 from collections.abc import Sequence
 
 VARIABLE = "FAULT_MOMENT"
+KILLED = "killed"
+APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT  # which is not counted
 OPERATIONS = {
     "os.link",
     "os.mkdir",
@@ -30,6 +33,7 @@ IGNORED = ("/dev/", "/proc/", "/sys/")
 def arm(module: str) -> None:
     """Start to count the file operations of this process, which runs `module`, and of its forks."""
     what, _, where = os.environ[VARIABLE].partition(" ")
+    moment, _, mark = where.partition(" ")
     first, lock, count = os.getpid(), threading.Lock(), [0]
 
     def count_operation(event: str, arguments: Sequence[object]) -> None:
@@ -38,16 +42,23 @@ def arm(module: str) -> None:
         name = module if os.getpid() == first else f"{module}.worker"
         if what == "list":
             line = f"{name}\t{event}\t{arguments[0]!s}\n"
-            descriptor = os.open(where, os.O_WRONLY | os.O_APPEND)
-            os.write(descriptor, line.encode())
-            os.close(descriptor)
+            append(where, line)
         elif name == what:
             with lock:
                 count[0] += 1
-                if count[0] == int(where):
+                if count[0] == int(moment):
+                    append(mark, KILLED)
                     os.kill(os.getpid(), signal.SIGKILL)
+                    append(mark, ", but it survived")
 
     sys.addaudithook(count_operation)
+
+
+def append(file: str, text: str) -> None:
+    """Append text to a file."""
+    descriptor = os.open(file, APPEND, 0o600)
+    os.write(descriptor, text.encode())
+    os.close(descriptor)
 
 
 def changes_files(event: str, arguments: Sequence[object]) -> bool:

@@ -19,6 +19,7 @@ SIX = 6
 def test_two_repros_in_one_clone(trial: Trial, tell: Tell, start: Start, delay: float) -> None:
     first = start(["dvc", "repro"], trial.root, **trial.settings)
     time.sleep(delay)
+    assert first.poll() is None, "the first one still runs"
     second = start(["dvc", "repro"], trial.root, **trial.settings)
     outputs = [process.communicate()[0] for process in (first, second)]
     assert not [output for output in outputs if "Traceback" in output]

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from tests.faults.trial import Trial
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts file systems")]
 KIB = 1 << 10
+FULL = "No space left|disk is full"  # of the system, and of SQLite
 READ_ONLY = ["models", "reports", "data/prepared", "composed", "mlartifacts", ".dvc/cache", ".dvc/tmp", ".resume"]
 
 
@@ -56,11 +58,13 @@ def test_the_disk_is_full(trial: Trial, tell: Tell, tmp_path: Path, needed_kib: 
         free = shutil.disk_usage(disk).free
         with (disk / "filler").open("wb") as filler:
             os.posix_fallocate(filler.fileno(), 0, free - left)
+        assert shutil.disk_usage(disk).free <= left
         first = full.project.run("dvc", "repro", **full.settings)
         assert "Traceback" not in first.stdout
         (disk / "filler").unlink()
         output = full.recover()
-    stage = next((line for line in first.stdout.splitlines() if "No space left" in line), "")
+    stage = next((line for line in first.stdout.splitlines() if re.search(FULL, line)), "")
+    assert stage or not first.returncode, first.stdout
     who = stage.partition(":")[0] if stage else "no stage"
     tell("disk: full", "a tmpfs with less space than the run needs", f"{who} named it; `dvc repro` continued")
     assert output
@@ -76,6 +80,7 @@ def test_there_are_no_more_inodes(trial: Trial, tell: Tell, tmp_path: Path, seed
             (disk / "filler" / str(number)).touch()
         first = full.project.run("dvc", "repro", **full.settings)
         assert "Traceback" not in first.stdout
+        assert re.search(FULL, first.stdout) or not first.returncode, first.stdout
         shutil.rmtree(disk / "filler")
         full.recover()
     who = "the command named it" if first.returncode else "the run needed fewer"
@@ -88,6 +93,8 @@ def test_a_folder_is_read_only(trial: Trial, tell: Tell, folder: str) -> None:
     place.mkdir(parents=True, exist_ok=True)
     with mounted("--bind", str(place), str(place)):
         subprocess.run(["mount", "-o", "remount,bind,ro", str(place)], check=True)
+        with pytest.raises(OSError, match="Read-only file system"):
+            (place / "new").touch()
         first = trial.project.run("dvc", "repro", **trial.settings)
         assert "Traceback" not in first.stdout
     if first.returncode:

@@ -2,7 +2,6 @@
 
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 import pytest
 from psutil import Process, wait_procs
 
-from tests.conftest import PATH, Project, Start, copy, kill_all, once
+from tests.conftest import PATH, Project, Start, copy, once
 from tests.faults.conftest import Tell
 from tests.faults.moments import VARIABLE
-from tests.faults.trial import Results, Trial, client_of, leftovers, runs_of
+from tests.faults.trial import Results, Trial, client_of, killed, leftovers, read_until, run_killed, runs_of
 
 PROMOTE = ("python", "-m", "pipeline.commands.promote", "--base", "HEAD")
 STAGES = {"compose": 4, "fetch": 5, "preprocess": 6, "train": 18, "evaluate": 8}
@@ -33,13 +32,14 @@ def test_a_stage_is_killed(
 ) -> None:
     process = f"pipeline.stages.{stage}"
     number = 1 + int(moment * len(operations[process]))
-    killed = trial.project.run("dvc", "repro", **trial.settings, **{VARIABLE: f"{process} {number}"})
-    assert "Traceback" not in killed.stdout
+    run = trial.kill(f"{process} {number}")
+    assert "Traceback" not in run.stdout
     worker = stage.endswith(".worker")
+    assert run.returncode or worker, "DVC noticed it"
     output = trial.recover()
     resumed = "resuming after epoch" in output
     who = "`kill -9` of " + (f"the process that records for {stage.removesuffix('.worker')}" if worker else stage)
-    ended = "the stage ended with a message" if killed.returncode else "the stage finished"
+    ended = "the stage ended with a message" if run.returncode else "the stage finished"
     outcome = f"{ended}; `dvc repro` " + ("continued the training" if resumed else "ran the rest")
     tell(who, "before a file operation", outcome + trial.repaired)
 
@@ -48,8 +48,7 @@ def test_a_stage_is_killed(
 @pytest.mark.parametrize("moment", moments(14, "dvc"))
 def test_dvc_is_killed(trial: Trial, tell: Tell, operations: dict[str, list[str]], moment: float) -> None:
     number = 1 + int(moment * len(operations["dvc"]))
-    killed = trial.project.run("dvc", "repro", **trial.settings, **{VARIABLE: f"dvc {number}"})
-    assert killed.returncode == -signal.SIGKILL
+    assert trial.kill(f"dvc {number}").returncode == -signal.SIGKILL
     trial.recover()
     tell("`kill -9` of `dvc repro`", "before a file operation of DVC", f"`dvc repro` ran the rest{trial.repaired}")
 
@@ -57,31 +56,36 @@ def test_dvc_is_killed(trial: Trial, tell: Tell, operations: dict[str, list[str]
 @pytest.mark.faults
 @pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh"])
 @pytest.mark.parametrize("moment", moments(2, "dvc alone"))
-def test_dvc_alone_is_killed(trial: Trial, tell: Tell, start: Start, moment: float, shell: str) -> None:
+def test_dvc_alone_is_killed(
+    trial: Trial, tell: Tell, start: Start, lines: int, moment: float, shell: str
+) -> None:
     """The stage that it was running notices it and ends, so that it does not train beside the next one."""
     process = start([sys.executable, "-m", "dvc", "repro"], trial.root, **trial.settings, PATH=PATH, SHELL=shell)
-    time.sleep(1 + moment * 9)
-    stages = [each for each in Process(process.pid).children(recursive=True) if "pipeline.stages" in each.cmdline()[-1]]
+    read_until(process, "", 1 + int(moment * lines))
+    stages = Process(process.pid).children(recursive=True)
     process.kill()
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     _, alive = wait_procs(stages, 30)
-    assert not alive, "it ended"
+    assert not alive, "they ended"
     trial.recover()
-    tell("`kill -9` of `dvc repro` alone", "after a random time", f"its stage ended, too{trial.repaired}")
+    tell("`kill -9` of `dvc repro` alone", "after a line of its output", f"its stage ended, too{trial.repaired}")
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("moment", moments(12, "everything"))
-def test_everything_is_killed_at_once(trial: Trial, tell: Tell, start: Start, moment: float) -> None:
+def test_everything_is_killed_at_once(trial: Trial, tell: Tell, start: Start, lines: int, moment: float) -> None:
     """As when the machine loses power, but with a working disk cache."""
     process = start(["dvc", "repro"], trial.root, **trial.settings)
-    try:
-        process.wait(moment * 4)
-    except subprocess.TimeoutExpired:
-        kill_all(process)
+    read_until(process, "", 1 + int(moment * lines))
+    time.sleep(random.Random(moment).random() / 4)
+    killed(process)
     time.sleep(0.1)
     trial.recover()
-    tell("`kill -9` of DVC and its stages at once", "after a random time", f"`dvc repro` ran the rest{trial.repaired}")
+    tell(
+        "`kill -9` of DVC and its stages at once",
+        "up to 0.25 s after a line of output",
+        f"`dvc repro` ran the rest{trial.repaired}",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -105,8 +109,8 @@ def test_promotion_is_killed(promotable: Project, expected: Results, tell: Tell,
     lines = (promotable.root.parent / "promotion").read_text(encoding="utf-8").splitlines()
     count = sum(line.startswith("pipeline.commands.promote\t") for line in lines)
     project = copy(promotable, tmp_path / "project")
-    killed = project.run(*PROMOTE, **{VARIABLE: f"pipeline.commands.promote {1 + int(moment * count)}"})
-    assert killed.returncode == -signal.SIGKILL, killed.stdout
+    run = run_killed(project, PROMOTE, f"pipeline.commands.promote {1 + int(moment * count)}")
+    assert run.returncode == -signal.SIGKILL, run.stdout
     project.succeed(*PROMOTE)
     client = client_of(project)
     (model,) = client.search_registered_models()
@@ -129,7 +133,7 @@ def test_a_sweep_is_killed(trial: Trial, tell: Tell, start: Start, moment: float
     trial.project.succeed(*queue, **trial.settings)
     process = start(["dvc", "exp", "run", "--run-all"], trial.root, **trial.settings)
     time.sleep(1 + moment * 12)
-    kill_all(process)
+    killed(process)
     trial.project.run("dvc", "queue", "remove", "--all")
     deadline = time.monotonic() + 30
     while "Unable to acquire lock" in (again := trial.project.run(*queue, **trial.settings)).stdout:

@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -13,9 +14,8 @@ from pipeline.tracking.relocation import release
 from tests import web
 from tests.conftest import PATH, Project, Start
 from tests.faults.conftest import Tell
-from tests.faults.moments import VARIABLE
 from tests.faults.test_sources import source
-from tests.faults.trial import Trial
+from tests.faults.trial import EPOCHS, Trial, read_until
 
 pytestmark = pytest.mark.faults
 ASLEEP = 60.0  # seconds
@@ -65,9 +65,7 @@ def snapshot(root: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("shift", ["-2h", "-400d"])
 def test_the_clock_is_set_back(trial: Trial, tell: Tell, operations: dict[str, list[str]], shift: str) -> None:
     """Between a killed training and its continuation."""
-    moment = f"pipeline.stages.train {int(0.6 * len(operations['pipeline.stages.train']))}"
-    killed = trial.project.run("dvc", "repro", **trial.settings, **{VARIABLE: moment})
-    assert killed.returncode
+    assert trial.kill(f"pipeline.stages.train {int(0.6 * len(operations['pipeline.stages.train']))}").returncode
     trial.project.succeed("faketime", "-f", shift, "dvc", "repro", **trial.settings, PATH=PATH)
     trial.check()
     tell("the clock is set back", "faketime, by 2 hours or 400 days, after `kill -9`", "the training continued")
@@ -76,7 +74,7 @@ def test_the_clock_is_set_back(trial: Trial, tell: Tell, operations: dict[str, l
 @pytest.mark.parametrize("seconds", [3.0, ASLEEP])
 def test_the_machine_sleeps_during_the_training(trial: Trial, tell: Tell, start: Start, seconds: float) -> None:
     running = start(["dvc", "repro"], trial.root, **trial.settings, PATH=PATH)
-    time.sleep(random.Random(seconds).uniform(5, 9))
+    read_until(running, "epoch ", random.Random(seconds).randint(1, EPOCHS - 1))
     sleep_and_wake(running, seconds)
     output, _ = running.communicate()
     assert running.returncode == 0, output
@@ -86,10 +84,16 @@ def test_the_machine_sleeps_during_the_training(trial: Trial, tell: Tell, start:
 
 @pytest.mark.parametrize("seconds", [3.0, ASLEEP])
 def test_the_machine_sleeps_during_the_download(trial: Trial, tell: Tell, start: Start, seconds: float) -> None:
-    faulty = source(trial.settings["DATASET_MIRROR"], web.trickle, lambda number: True)
+    requested = threading.Event()
+
+    def trickle(request: web.Handler, content: bytes) -> None:
+        requested.set()
+        web.trickle(request, content)
+
+    faulty = source(trial.settings["DATASET_MIRROR"], trickle, lambda number: True)
     with web.serving(faulty) as address:
         running = start(["dvc", "repro", "fetch"], trial.root, DATASET_MIRROR=address, PATH=PATH)
-        time.sleep(2)
+        assert requested.wait(60)
         sleep_and_wake(running, seconds)
         output, _ = running.communicate()
     assert running.returncode == 0, output
@@ -105,5 +109,7 @@ def sleep_and_wake(process: "subprocess.Popen[str]", seconds: float) -> None:
     for one in family:
         one.send_signal(signal.SIGSTOP)
     time.sleep(seconds)
+    assert [one.status() for one in family] == [psutil.STATUS_STOPPED] * len(family)
+    assert len(family) > 1, "DVC and its stage"
     for one in family:
         one.send_signal(signal.SIGCONT)

@@ -16,9 +16,9 @@ from mlflow import MlflowClient
 from tests import web
 from tests.conftest import Start, environment, free_port, kill_all, serve_store
 from tests.faults.conftest import Tell
-from tests.faults.trial import Trial
+from tests.faults.trial import Trial, killed, read_until
 
-QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0.1"}
+QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1"}  # not a fraction
 SLOW_SECONDS = 5.0
 
 
@@ -54,35 +54,39 @@ def test_the_server_is_down_at_the_start(trial: Trial, tell: Tell, store_server:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_server_is_killed_during_the_run(trial: Trial, tell: Tell, start: Start, tmp_path: Path, seed: int) -> None:
     """And is restarted before the run ends, or after it."""
-    port, moment = free_port(), random.Random(f"kill {seed}").uniform(1.5, 4)
+    port = free_port()
     folder = tmp_path / "server"
     folder.mkdir()
     settings = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
     server = serve_store(start, folder, port)
     running = start(["dvc", "repro"], trial.root, **trial.settings, **settings, **QUICK)
-    time.sleep(moment)
-    kill_all(server)
+    output = read_until(running, "epoch ", 1 + seed // 2)
+    killed(server)
+    assert running.poll() is None, "the run is not over"
     if seed % 2:
         serve_store(start, folder, port)
-        output, _ = running.communicate()
-    else:
-        output, _ = running.communicate()
+    output += running.communicate()[0]
+    if not seed % 2:
         serve_store(start, folder, port)
+    assert running.returncode == 0, output
     assert "Traceback" not in output
-    again = trial.project.succeed("dvc", "repro", **trial.settings, **settings)
+    assert seed % 2 or f"127.0.0.1:{port} did not accept this run's " in output
+    trial.project.succeed("dvc", "repro", **trial.settings, **settings)
     sent = trial.send(**settings)
     trial.check(**settings)
-    assert again
     restart = "restarted during it" if seed % 2 else "restarted after it"
     outcome = "`make send` sent the missing records" if sent else "`dvc repro` continued the same run"
-    tell(f"MLflow server: killed during the run, {restart}", "`kill -9` after a random time", outcome)
+    tell(f"MLflow server: killed during the run, {restart}", "`kill -9` after an epoch", outcome)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("every", [3, 5, 7])
 def test_the_server_fails_from_time_to_time(trial: Trial, tell: Tell, store_server: str, every: int) -> None:
+    failed: list[int] = []
+
     def answer(request: web.Handler, number: int) -> None:
         if number % every == every - 1:
+            failed.append(number)
             request.send(b'{"error_code": "INTERNAL_ERROR", "message": "try later"}', 500)
         else:
             web.forward(request, store_server)
@@ -91,6 +95,8 @@ def test_the_server_fails_from_time_to_time(trial: Trial, tell: Tell, store_serv
         settings = {"MLFLOW_TRACKING_URI": address}
         first = trial.project.run("dvc", "repro", **trial.settings, **settings, **QUICK)
         assert "Traceback" not in first.stdout
+    assert len(failed) > 1
+    assert "epoch " in first.stdout, first.stdout
     again = {"MLFLOW_TRACKING_URI": store_server}
     trial.project.succeed("dvc", "repro", **trial.settings, **again)
     for outbox in (trial.root / ".unsent").glob("*/uri"):
@@ -103,13 +109,17 @@ def test_the_server_fails_from_time_to_time(trial: Trial, tell: Tell, store_serv
 
 @pytest.mark.faults
 def test_the_server_is_slow(trial: Trial, tell: Tell, store_server: str) -> None:
+    delayed: list[int] = []
+
     def answer(request: web.Handler, number: int) -> None:
         if number in (3, 20):
+            delayed.append(number)
             time.sleep(SLOW_SECONDS)
         web.forward(request, store_server)
 
     with web.serving(answer) as address:
         trial.project.succeed("dvc", "repro", **trial.settings, MLFLOW_TRACKING_URI=address)
+    assert delayed == [3, 20]
     trial.recover(MLFLOW_TRACKING_URI=store_server)
     tell("MLflow server: slow by 5 s", "a proxy before a real server", "the run is complete")
 
@@ -157,21 +167,24 @@ def test_the_server_requires_a_login(trial: Trial, tell: Tell, store_server: str
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(4))
 def test_the_database_is_locked(trial: Trial, tell: Tell, start: Start, seed: int) -> None:
-    """By another process, for 3 to 12 seconds, from a random time on."""
-    chooser = random.Random(f"lock {seed}")
-    moment, seconds = chooser.uniform(0, 4), chooser.uniform(3, 12)
+    """By another process, for 3 to 12 seconds, from the start of train or from an epoch on."""
+    seconds = random.Random(f"lock {seed}").uniform(3, 12)
     running = start(["dvc", "repro"], trial.root, **trial.settings)
-    time.sleep(moment)
+    read_until(running, "epoch " if seed % 2 else "Running stage 'train'")
     with closing(sqlite3.connect(trial.root / "mlflow.db", timeout=30, isolation_level=None)) as database:
         database.execute("BEGIN EXCLUSIVE")
         time.sleep(seconds)
+        waited = running.poll() is None
         database.execute("ROLLBACK")
     output, _ = running.communicate()
     assert "Traceback" not in output
     trial.project.succeed("dvc", "repro", **trial.settings)
     sent = trial.send()
+    refused = running.returncode and "mlflow.db cannot be used: " in output
+    assert waited or sent or refused, "the lock hindered the run"
     trial.check()
-    outcome = "`make send` sent the missing records" if sent else "the run is complete"
+    outcome = "train named the database" if refused else "the run waited for the database"
+    outcome = "`make send` sent the missing records" if sent else outcome
     tell("MLflow database: locked by another process", "an exclusive lock for 3 to 12 s", outcome)
 
 
@@ -185,6 +198,7 @@ def test_the_database_is_damaged(trial: Trial, tell: Tell, page: int) -> None:
     chooser = random.Random(f"page {page}")
     place = 0 if page == 0 else chooser.randrange(len(content) // 4096) * 4096
     content[place : place + 4096] = chooser.randbytes(4096) if page % 2 else bytes(4096)
+    assert content != file.read_bytes()
     file.write_bytes(content)
     first = trial.project.run("dvc", "repro", **trial.settings)
     assert "Traceback" not in first.stdout

@@ -38,10 +38,17 @@ def source(folder: str, misbehave: Misbehavior, when: Callable[[int], bool]) -> 
 def test_a_source_misbehaves_for_a_while(trial: Trial, tell: Tell, misbehave: Misbehavior, seed: int) -> None:
     """For one request, or for all after it until someone repairs the server."""
     chosen = random.Random(f"{misbehave.__name__} {seed}").randrange(FILES)
-    faulty = source(trial.settings["DATASET_MIRROR"], misbehave, lambda n: n == chosen if seed else n >= chosen)
+    misbehaved: list[int] = []
+
+    def when(number: int) -> bool:
+        misbehaved.extend([number] * (number == chosen if seed else number >= chosen))
+        return number in misbehaved
+
+    faulty = source(trial.settings["DATASET_MIRROR"], misbehave, when)
     with web.serving(faulty) as address:
         first = trial.project.run("dvc", "repro", DATASET_MIRROR=address)
     assert "Traceback" not in first.stdout
+    assert misbehaved
     succeeds = misbehave in HARMLESS or (seed and misbehave in TRANSIENT)
     assert (first.returncode == 0) == bool(succeeds), first.stdout
     if not succeeds:
@@ -54,9 +61,16 @@ def test_a_source_misbehaves_for_a_while(trial: Trial, tell: Tell, misbehave: Mi
 
 @pytest.mark.faults
 def test_a_source_does_not_respond(trial: Trial, tell: Tell) -> None:
-    faulty = source(trial.settings["DATASET_MIRROR"], web.say_nothing, lambda number: number == 1)
+    silent: list[int] = []
+
+    def when(number: int) -> bool:
+        silent.extend([number] * (number == 1))
+        return number in silent
+
+    faulty = source(trial.settings["DATASET_MIRROR"], web.say_nothing, when)
     with web.serving(faulty) as address:
         output = trial.project.succeed("dvc", "repro", DATASET_MIRROR=address)
+    assert silent
     assert "trying the next source" not in output
     trial.recover()
     tell("source: no response", "HTTP server that accepts one request in silence", "fetch tried again after 20 s")

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import signal
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from subprocess import CompletedProcess, Popen
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -16,7 +18,8 @@ from mlflow.entities import Run
 from pipeline.core.config import PackagedDataset
 from pipeline.core.paths import RAW_FILES
 from pipeline.stages.fetch.packaged import packaged_files
-from tests.conftest import CONF, Project, clone
+from tests.conftest import CONF, Project, clone, kill_all
+from tests.faults.moments import KILLED, VARIABLE
 
 EPOCHS = 4
 TEST_IMAGES = 400  # another number than in the dataset digits, so that the files differ
@@ -85,6 +88,34 @@ def client_of(project: Project) -> MlflowClient:
 def runs_of(client: MlflowClient) -> list[Run]:
     """All runs of a store, newest first."""
     return list(client.search_runs([each.experiment_id for each in client.search_experiments()], max_results=1000))
+
+
+def run_killed(project: Project, command: Sequence[str], moment: str, **settings: str) -> CompletedProcess[str]:
+    """Run a command of which a process is killed at a moment: its module, and the number of its file operation."""
+    mark = project.root.parent / "mark"
+    mark.unlink(missing_ok=True)
+    result = project.run(*command, **settings, **{VARIABLE: f"{moment} {mark}"})
+    assert mark.exists(), f"{moment} was not reached: {result.stdout}"
+    assert mark.read_text(encoding="utf-8") == KILLED
+    return result
+
+
+def read_until(process: "Popen[str]", what: str, count: int = 1) -> str:
+    """Read the output of a process up to the line number `count` that contains `what`."""
+    assert process.stdout
+    output = ""
+    for line in process.stdout:
+        output += line
+        count -= what in line
+        if not count:
+            return output
+    raise AssertionError(f"it ended before it printed {what!r}: {output}")
+
+
+def killed(process: "Popen[str]") -> None:
+    """Kill a running process and its children; it must not have ended before."""
+    kill_all(process)
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
 
 
 def leftovers(root: Path) -> list[str]:
@@ -183,6 +214,10 @@ class Trial:
         self.settings = {"DATASET_MIRROR": str(mirror)}
         self.lock = yaml.safe_load((self.root / "dvc.lock").read_text(encoding="utf-8"))
         self.before = {run.info.run_id: run.data.metrics for run in runs_of(client_of(project))}
+
+    def kill(self, moment: str) -> CompletedProcess[str]:
+        """Run `dvc repro`, of which a process is killed."""
+        return run_killed(self.project, ("dvc", "repro"), moment, **self.settings)
 
     def recover(self, **settings: str) -> str:
         """Run `dvc repro` after the fault, check that nothing is lost, and return the output."""
