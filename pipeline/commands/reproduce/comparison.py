@@ -16,6 +16,7 @@ from pipeline.core import paths
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.core.files import parse_yaml
 from pipeline.core.machine import describe_machine
+from pipeline.core.records import Evaluation, Metrics, metrics_of
 from pipeline.repository.dvc import LOCK, Output, all_outputs, code_of, outputs, read_lock
 from pipeline.repository.reading import at_commit, in_folder, read_yaml
 
@@ -143,9 +144,20 @@ def record_outcome(
         differences = compare_records(promise.read(Path(path)) or b"", read(Path(path)) or b"")
     except ValueError as error:
         return "DIFFERS", *shown, f"not a record ({first_line(error)})"
+    if path == str(paths.METRICS) and contradictory(promise):
+        return "DIFFERS", *shown, f"contradicts {paths.EVALUATION} {promise.place}"
     same = not differences.fields
     found = outcome(same, required) if differences.explicable else "DIFFERS"
     return found, *shown, "equal but for times and the ID of its run" if same else f"differs in {differences}"
+
+
+def contradictory(promise: Promise) -> bool:
+    """Whether metrics.json has other figures than evaluation.json: no tolerance allows that."""
+    contents = (promise.read(path) or b"" for path in (paths.EVALUATION, paths.METRICS))
+    try:
+        return metrics_of(Evaluation.parse(next(contents), "")) != Metrics.parse(next(contents), "")
+    except PipelineError:  # of an earlier version
+        return False
 
 
 def stage_rows(stages: Iterable[str], rows: list[Row], found: dict[str, Output]) -> list[Row]:

@@ -187,25 +187,37 @@ def replace_with_accuracy(record: dict[str, Any]) -> None:
     record["test"] = {"accuracy": 0.9999}
 
 
-FORGED: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {  # and the fields that a message names
-    "accuracy, ci_low": ("metrics.json", lambda record: record.update(accuracy=0.99, ci_low=0.98)),
-    "params": ("metrics.json", lambda record: record.update(params=1)),
-    "test.confusion_matrix": ("evaluation.json", lambda record: record["test"].update(confusion_matrix=[[1]])),
-    "test.accuracy_low": ("evaluation.json", lambda record: record["test"].update(accuracy_low=0.5)),
-    "test.per_class.precision": ("evaluation.json", lambda record: record["test"]["per_class"].update(precision=[1])),
-    "training.epochs": ("evaluation.json", lambda record: record["training"].update(epochs=True)),
-    "more": ("evaluation.json", replace_with_accuracy),
+FORGED: dict[str, Callable[[dict[str, Any]], Any]] = {  # and the fields that a message names
+    "test.confusion_matrix": lambda record: record["test"].update(confusion_matrix=[[1]]),
+    "test.accuracy_low": lambda record: record["test"].update(accuracy_low=0.5),
+    "test.per_class.precision": lambda record: record["test"]["per_class"].update(precision=[1]),
+    "training.epochs": lambda record: record["training"].update(epochs=True),
+    "more": replace_with_accuracy,
 }
 
 
 @pytest.mark.parametrize("field", FORGED)
-def test_a_forged_record_differs(compared: Compare, field: str) -> None:
-    name, change = FORGED[field]
-    found = compared(change_record(name, change))
-    assert of(found, "DIFFERS") == {f"reports/{name}"}
-    (row,) = [row for row in found.rows if row.name == f"reports/{name}"]
-    assert "differs in " in row.remark
+def test_a_forged_evaluation_differs(compared: Compare, field: str) -> None:
+    found = compared(change_record("evaluation.json", FORGED[field]))
+    assert not found.reproduced
+    (row,) = [row for row in found.rows if row.name == "reports/evaluation.json"]
+    assert row.outcome == "DIFFERS"
+    assert row.remark.startswith("differs in ")
     assert row.remark.endswith(field)
+
+
+@pytest.mark.parametrize("machine", [unchanged, another_machine])
+@pytest.mark.parametrize("values", [{"accuracy": 0.99}, {"ci_low": 0.5}, {"params": 1}])
+def test_forged_metrics_differ(compared: Compare, machine: Change, values: dict[str, Any]) -> None:
+    """Also where the tolerance allows other metrics, because they are not those of the evaluation."""
+
+    def forge(root: Path) -> None:
+        machine(root)
+        change_record("metrics.json", lambda record: record.update(values))(root)
+
+    found = compared(forge, another_model)
+    assert of(found, "DIFFERS") == {"reports/metrics.json"}
+    assert any(row.remark.startswith("contradicts reports/evaluation.json at ") for row in found.rows)
 
 
 def test_a_record_without_the_figures_is_told(compared: Compare) -> None:
