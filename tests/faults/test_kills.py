@@ -56,9 +56,7 @@ def test_dvc_is_killed(trial: Trial, tell: Tell, operations: dict[str, list[str]
 @pytest.mark.faults
 @pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh"])
 @pytest.mark.parametrize("moment", moments(2, "dvc alone"))
-def test_dvc_alone_is_killed(
-    trial: Trial, tell: Tell, start: Start, lines: int, moment: float, shell: str
-) -> None:
+def test_dvc_alone_is_killed(trial: Trial, tell: Tell, start: Start, lines: int, moment: float, shell: str) -> None:
     """The stage that it was running notices it and ends, so that it does not train beside the next one."""
     process = start([sys.executable, "-m", "dvc", "repro"], trial.root, **trial.settings, PATH=PATH, SHELL=shell)
     read_until(process, "", 1 + int(moment * lines))
