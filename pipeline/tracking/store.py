@@ -153,7 +153,11 @@ def _prepare(store: Store, root: Path) -> None:
     silence_mlflow()
     try:
         if not store.remote:  # one attempt: MLflow makes ten, over a minute and a half
-            sqlalchemy.create_engine(store.uri).connect().close()
+            tables = sqlalchemy.inspect(sqlalchemy.create_engine(store.uri)).get_table_names()
+            if tables and "experiments" not in tables:
+                raise PipelineError(
+                    f"the database {store.uri} belongs to another program: set {URI_VARIABLE} to a new one"
+                )
         file = store.file
         lock = root / "mlflow.db.lock" if file is None else file.with_name(f"{file.name}.lock")
         with FileLock(lock), default_location(store):  # creating the tables concurrently would break them

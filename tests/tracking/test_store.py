@@ -38,6 +38,16 @@ def test_other_spellings_of_a_database_are_anchored_too(tmp_path: Path, monkeypa
         assert (tmp_path / "mine.db").stat().st_size
 
 
+def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("CREATE TABLE customers (name)")
+        database.commit()
+    before = (tmp_path / "mlflow.db").read_bytes()
+    with pytest.raises(PipelineError, match="belongs to another program: set MLFLOW_TRACKING_URI to a new one"):
+        open_store(tmp_path)
+    assert (tmp_path / "mlflow.db").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///file:a.db?uri=true", "sqlite+pysqlite://"]
 )
