@@ -3,8 +3,11 @@
 import functools
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from pipeline.core.errors import first_line, without_secrets
 from pipeline.tracking.store import be_patient, silence_mlflow
@@ -12,6 +15,8 @@ from pipeline.tracking.store import be_patient, silence_mlflow
 BATCH = 100  # MLflow's maximum of params or tags per request
 REFUSALS = {*range(400, 500)} - {401, 403, 407, 408, 425, 429}  # except authentication, timeouts and rate limits
 FAILED = re.compile(r"failed with error code (\d{3})")  # MLflow's message if a response is not JSON
+
+UPLOADING = ".artifact.uploading."  # prefix of MLflow's temporary files
 
 Event = dict[str, Any]
 
@@ -96,3 +101,14 @@ def client_of(uri: str) -> Any:
 def reason(error: Exception) -> str:
     """The reason why an event was not sent, in one line."""
     return without_secrets(first_line(error))[:200]
+
+
+def remove_partial_uploads(client: Any, run: Any) -> None:
+    """Remove what a killed process left in the folders of a run and of its models; MLflow would list it."""
+    if not run.artifact_uri.startswith("file:"):
+        return
+    models = client.search_logged_models([run.experiment_id], f"source_run_id = '{run.run_id}'")
+    for location in (run.artifact_uri, *(model.artifact_location for model in models)):
+        for path in Path(url2pathname(urlsplit(location).path)).rglob(f"{UPLOADING}*"):
+            with suppress(OSError):
+                path.unlink()

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from pipeline.core.errors import first_line, without_secrets
 from pipeline.core.files import remove_unfinished, sha256, text_digest, write_json, write_text
-from pipeline.tracking.events import Event, client_of, is_refused, reason, send_event
+from pipeline.tracking.events import Event, client_of, is_refused, reason, remove_partial_uploads, send_event
 from pipeline.tracking.store import RELATIVE, Store, absolute, relative
 
 OUTBOX, LOCK = ".unsent", ".lock"
@@ -134,6 +134,8 @@ def _send_outbox(outbox: Path, unreachable: set[str]) -> bool:
         raise ConnectionError("the store did not respond")
     client, run = client_of(uri), RunAddress(uri, outbox.name.rstrip(ANOTHER), None, root)
     recorded = False
+    with contextlib.suppress(Exception):  # the events tell whether the store responds, and has the run
+        remove_partial_uploads(client, client.get_run(run.run_id).info)
     for path in sorted(outbox.glob("event-*.json")):
         try:
             event, file = read_event(path)

@@ -4,11 +4,9 @@ import getpass
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from pipeline.core import paths
 from pipeline.core.config import Config, flatten
@@ -17,6 +15,7 @@ from pipeline.core.machine import describe_machine, describe_versions
 from pipeline.core.process.stage import chosen_backend
 from pipeline.core.process.surroundings import computing_settings
 from pipeline.core.records import Provenance, TrainingRun
+from pipeline.tracking.events import remove_partial_uploads
 from pipeline.tracking.outbox import RunAddress
 from pipeline.tracking.provenance import EXPERIMENT, EXPERIMENT_TAG, PATCH, REUSED_FROM, commands
 from pipeline.tracking.recorder import Recorder
@@ -26,7 +25,6 @@ from pipeline.tracking.tags import COMMIT, DVC_HASH, TRAINING, USER
 DESCRIPTION = "mlflow.note.content"  # the Markdown that the UI shows at the top of a run's page
 BYTES = {"mirrors", "files", "about"}  # the dataset's origin; the run records its digests anyway
 SCORED = "test/accuracy"  # only evaluated runs have this metric
-UPLOADING = ".artifact.uploading."  # prefix of MLflow's temporary files
 CUT = 250  # characters: MLflow's smallest limit of a param
 PARENT, NAME = "mlflow.parentRunId", "mlflow.runName"
 RESTORED_FROM = "restored.from"  # a tag: the ID of the run that is not in this store
@@ -204,17 +202,6 @@ def continue_run(store: Store, run_id: str | None, root: Path) -> RunAddress | N
         gone = error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
         return None if gone else RunAddress(store.uri, run_id, None, root)
     return RunAddress(store.uri, run_id, info.experiment_id, root) if info.lifecycle_stage == "active" else None
-
-
-def remove_partial_uploads(client: Any, run: Any) -> None:
-    """Remove what a killed process left in the folders of a run and of its models; MLflow would list it."""
-    if not run.artifact_uri.startswith("file:"):
-        return
-    models = client.search_logged_models([run.experiment_id], f"source_run_id = '{run.run_id}'")
-    for location in (run.artifact_uri, *(model.artifact_location for model in models)):
-        for path in Path(url2pathname(urlsplit(location).path)).rglob(f"{UPLOADING}*"):
-            with suppress(OSError):
-                path.unlink()
 
 
 def run_tags(provenance: Provenance) -> dict[str, str]:

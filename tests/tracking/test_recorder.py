@@ -92,6 +92,16 @@ def test_records_of_two_stores_are_kept_apart(
     assert "Traceback" not in capsys.readouterr().out
 
 
+def test_sending_removes_what_a_killed_process_left_among_the_artifacts(tmp_path: Path) -> None:
+    client, run = new_run(tmp_path)
+    keep_event(run, {"kind": "text", "name": "note.txt", "content": "a"}, None)
+    client.log_text(run.run_id, "b", "plots/other.txt")
+    folder = Path(client.get_run(run.run_id).info.artifact_uri.removeprefix("file://"))
+    (folder / "plots" / ".artifact.uploading.abc").touch()
+    assert send_unsent(tmp_path) == (1, [])
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["note.txt", "other.txt"]
+
+
 def test_files_that_are_no_outbox_stay(tmp_path: Path) -> None:
     _, run = new_run(tmp_path)
     keep_event(run, {"kind": "tags", "values": {"a": "b"}}, None)

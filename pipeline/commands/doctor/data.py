@@ -81,6 +81,12 @@ def check_cache() -> Iterator[Finding]:
         if path.is_file() and md5(path) != (path.parent.name + path.name).removesuffix(".dir"):
             remedy = f"rm -f {shlex.quote(str(path))}, then dvc pull or dvc repro --force"
             yield Finding("cache", "problem", f"{path} is damaged", remedy)
+    for folder in (Path(answer.stdout.strip()) / "runs").glob("*/*"):
+        if folder.is_dir() and not any(folder.iterdir()):
+            fact = (
+                f"{folder} is empty, as DVC leaves it if it is killed: `dvc repro` fails (join() argument must be str)"
+            )
+            yield Finding("cache", "problem", fact, f"rmdir {shlex.quote(str(folder))}")
     yield Finding("cache", "ok", f"{len(files)} files in DVC's cache")
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.completion import COMPLETE, LOCK, hold
+from pipeline.core.completion import COMPLETE, LOCK, hold, remove
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.core.files import replacing, sha256, text_digest, write_json, write_text
 from pipeline.stages.train.feeding import ImagePool
@@ -54,7 +53,7 @@ def open_checkpoint(parent: Path, name: str) -> Iterator["Checkpoint"]:
         if not folder.exists() or (folder / COMPLETE).exists():
             others = (other for other in copies(parent, name) if other != folder)
             for other in filter(None, map(hold, others)):
-                shutil.rmtree(Path(other.lock_file).parent, ignore_errors=True)
+                remove(Path(other.lock_file).parent)
                 other.release()
 
 
@@ -156,7 +155,7 @@ class Checkpoint:
 
     def discard(self) -> None:
         """Delete the checkpoint, because the training run has ended."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)
 
 
 def kept_weights(learner: keras.Model) -> list[keras.Variable]:

@@ -143,6 +143,14 @@ def test_damaged_files(trained: Project, path: str, content: str | None, topic: 
     assert any(fact in each["fact"] for each in found[topic]), found[topic]
 
 
+def test_a_folder_that_a_killed_dvc_left_empty(trained: Project) -> None:
+    folder = trained.root / ".dvc" / "cache" / "runs" / "12" / "12ab"
+    folder.mkdir(parents=True)
+    status, found = examine(trained, "cache")
+    assert (status, problems(found)) == (1, ["cache"])
+    assert found["cache"][0]["remedy"] == f"rmdir {folder}"
+
+
 def test_a_locked_store(trained: Project) -> None:
     with contextlib.closing(sqlite3.connect(trained.root / "mlflow.db")) as connection:
         connection.execute("BEGIN EXCLUSIVE")

@@ -300,7 +300,10 @@ def test_the_checkpoint_of_a_complete_training_is_kept_until_its_model_is_record
         remove_recorded(tmp_path, model_md5)
     with open_checkpoint(tmp_path, "name") as later:
         assert later.folder == checkpoint.folder, "DVC was killed"
-    remove_recorded(tmp_path, "1" * 32)
+    with mock.patch("shutil.rmtree", side_effect=OSError):  # the process is killed
+        remove_recorded(tmp_path, "1" * 32)
+    assert not (tmp_path / "name").exists(), "a part of it is not continued"
+    remove_recorded(tmp_path, None)
     assert [*tmp_path.iterdir()] == []
     remove_recorded(tmp_path / "absent", "1" * 32)
 
