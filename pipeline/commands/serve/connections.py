@@ -6,7 +6,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST = 100  # connections: each is an open file, of which a process may have 256 on some systems
-BACKLOG = 64  # connections that wait to be accepted; so many more are open until those over MOST are closed
+BACKLOG = 32  # connections that wait to be accepted; so many more are open until those over MOST are closed
 PATIENCE = 10.0  # seconds for a client to send the headers of a request, and to end a body after its response
 
 

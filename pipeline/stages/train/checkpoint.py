@@ -116,15 +116,20 @@ class Checkpoint:
                 return run_id
         return None
 
-    def save_best(self, learner: keras.Model) -> None:
-        """Save the current weights as the best so far."""
-        write_values(self.folder / BEST, kept_weights(learner))
+    def save_best(self, learner: keras.Model, number: int) -> None:
+        """Save the current weights, of epoch `number`, as the best so far."""
+        write_values(self.folder / BEST, kept_weights(learner), str(number))
 
-    def restore_best(self, learner: keras.Model) -> None:
-        """Load the saved best weights. Raises PipelineError if they are missing or damaged."""
+    def restore_best(self, learner: keras.Model, number: int) -> None:
+        """Load the best weights, of epoch `number`. Raises PipelineError if they are missing or damaged.
+
+        They are of another epoch if a process was killed after it saved them and before it saved the epoch, and the
+        next one, whose figures may differ in the last digits, found that epoch not to be the best.
+        """
         path = self.folder / BEST
         try:
-            read_values(path, kept_weights(learner))
+            if (saved := read_values(path, kept_weights(learner))) != str(number):
+                raise ValueError(f"it has epoch {saved} instead of {number}")
         except ValueError as error:
             self.discard()
             raise PipelineError(f"{path} cannot be read ({error}): run the stage again to train from scratch") from None

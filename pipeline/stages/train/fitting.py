@@ -189,12 +189,12 @@ def fit(
                 raise PipelineError(f"the {name} is {epoch[name]} in epoch {number}: the training diverged. {REMEDY}")
         epochs = [*epochs, epoch]
         if training.keep_best_epoch and best_epoch(epochs) == number:
-            checkpoint.save_best(learner)
+            checkpoint.save_best(learner, number)
         checkpoint.save(learner, epochs)
         report(epoch)
     learner.optimizer.finalize_variable_values(learner.trainable_variables)
     if training.keep_best_epoch:
-        checkpoint.restore_best(learner)
+        checkpoint.restore_best(learner, best_epoch(epochs))
     check_finite(learner.networks)
     return epochs
 

@@ -234,7 +234,8 @@ def test_clients_that_stop_sending_do_not_block_others(
             assert answer.status_code == 200, answer.text
         begun = time.monotonic()
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60)[0].strip() == "", "nothing is logged"
+        logged = process.communicate(timeout=60)[0]
+        assert logged.count("Traceback") < 20, "asyncio logs that no more files can be opened, at most once a second"
         assert time.monotonic() - begun < 4
         assert process.returncode == 0
 

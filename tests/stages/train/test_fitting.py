@@ -308,6 +308,18 @@ def test_the_checkpoint_of_a_complete_training_is_kept_until_its_model_is_record
     remove_recorded(tmp_path / "absent", "1" * 32)
 
 
+def test_the_best_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
+    """A process may have been killed between the two files."""
+    config = configured(tmp_path, training={"epochs": 2, "keep_best_epoch": True})
+    checkpoint = Checkpoint(tmp_path / "c")
+    learn(config, checkpoint)
+    _, learner = set_up(config, TRAIN, VALIDATION, "cpu")
+    learner.optimizer.build(learner.trainable_variables)
+    checkpoint.save_best(learner, 7)
+    with pytest.raises(PipelineError, match=r"best\.npz cannot be read \(it has epoch 7 instead of [12]\)"):
+        learn(config, checkpoint)
+
+
 @pytest.mark.parametrize("name", ["epoch-00002.npz", "best.npz"])
 @pytest.mark.parametrize("damage", [cut_short, flip_a_bit, lambda path: path.write_bytes(b"")])
 def test_a_damaged_checkpoint_is_forgotten_with_its_run(
