@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pipeline.core.containers import usable_cores
 from tests.fuzzing.folder import VARIABLE, make_folder
 
 INPUTS = 12_000
@@ -46,16 +48,17 @@ def fuzz_in_child(name: str, options: list[str], output: int | None = None) -> "
 
 
 def fuzz_all() -> int:
-    """Fuzz each parser in its own process, and return the number of those that failed."""
+    """Fuzz each parser in its own process, one per core at a time, and return the number of those that failed."""
     from tests.fuzzing.targets import TARGETS
 
     failed = 0
-    for name in TARGETS:
-        result = fuzz_in_child(name, [], subprocess.PIPE)
-        failed += result.returncode != 0
-        print(f"{name}: {f'{INPUTS:,} inputs' if result.returncode == 0 else 'FAILED'}", flush=True)
-        if result.returncode:
-            print(result.stdout.decode(errors="replace"))
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        results = pool.map(lambda name: fuzz_in_child(name, [], subprocess.PIPE), TARGETS)
+        for name, result in zip(TARGETS, results, strict=True):
+            failed += result.returncode != 0
+            print(f"{name}: {f'{INPUTS:,} inputs' if result.returncode == 0 else 'FAILED'}", flush=True)
+            if result.returncode:
+                print(result.stdout.decode(errors="replace"))
     return failed
 
 
