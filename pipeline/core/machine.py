@@ -45,6 +45,11 @@ def find_version(package: str) -> str | None:
         return None
 
 
+def public(number: str) -> str:
+    """A version without its local label, which a pin need not have: 2.13.0+cpu is PyTorch 2.13.0 (PEP 440)."""
+    return number.partition("+")[0]
+
+
 def requirements_of(backend: str) -> Path:
     """The file that pins the packages for a Keras backend."""
     return REQUIREMENTS if backend == DEFAULT_BACKEND else Path(f"requirements-{backend}.txt")
@@ -81,7 +86,7 @@ def _other_versions(backend: str) -> Iterator[str]:
     pinned = pinned_versions(requirements)
     for package in ("keras", backend):
         versions, installed = pinned.get(package, {}), find_version(package)
-        if versions and installed not in (None, *versions):
+        if versions and installed and public(installed) not in versions:
             yield f"{package} {installed} is installed, but {requirements} pins {' or '.join(versions)}"
 
 

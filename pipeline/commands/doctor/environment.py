@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.commands.doctor.finding import Finding, Level
 from pipeline.core.errors import PipelineError
-from pipeline.core.machine import pinned_versions, requirements_of
+from pipeline.core.machine import pinned_versions, public, requirements_of
 from pipeline.core.process.stage import BACKENDS, DEFAULT_BACKEND, chosen_backend
 from pipeline.repository.git import check_repository, git, is_shallow, output
 
@@ -56,7 +56,7 @@ def differing_packages(requirements: Path) -> tuple[list[str], list[str]]:
     different = [
         f"{name} {installed[name]} instead of {' or '.join(sorted(versions))}"
         for name, versions in pinned.items()
-        if installed.get(name) not in (None, *versions)
+        if name in installed and public(installed[name]) not in versions
     ]
     return sorted(needed - installed.keys()), different
 
