@@ -21,7 +21,5 @@ def test_a_version_with_a_local_label_is_the_pinned_one(
     if same:
         check_versions("train")
     else:
-        with pytest.raises(
-            PipelineError, match=r"torch 2\.13\.1 is installed, but requirements-torch\.txt pins 2\.13\.0"
-        ):
+        with pytest.raises(PipelineError, match=r"torch 2\.13\.1 is installed, but requirements-torch\.txt pins"):
             check_versions("train")
