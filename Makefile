@@ -67,7 +67,7 @@ test-services: .venv/requirements-dev.txt ## test a team's server: MLflow with l
 faults: .venv/requirements-dev.txt ## kill, damage and exhaust everything that the pipeline uses, and write docs/faults.md; SAMPLE=20 tries 20 faults
 	$(BIN)/python -m pytest -m faults -n 3 tests/faults $(if $(SAMPLE),--sample $(call quoted,$(SAMPLE)),--table docs/faults.md)
 
-fuzz: .venv/requirements-dev.txt ## fuzz the parsers and the server with 10,000 inputs each: up to ten minutes
+fuzz: .venv/requirements-dev.txt ## fuzz the parsers and the server with 10,000 inputs each
 	FUZZ=1 $(BIN)/python -m pytest tests/fuzzing
 	$(BIN)/python -m tests.fuzzing
 
