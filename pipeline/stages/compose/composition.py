@@ -90,7 +90,9 @@ def check_for_hydra(path: Path) -> None:
         check_texts(values)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise PipelineError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    held = values if isinstance(values, dict) else {}
+    held = {} if values is None else values  # an empty file
+    if not isinstance(held, dict):
+        raise PipelineError(f"{path} must be a mapping of keys to values")
     defaults = held.get("defaults") or []
     if not isinstance(defaults, list):
         raise PipelineError(f"{path}: defaults: must be a list")

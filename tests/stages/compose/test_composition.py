@@ -287,6 +287,14 @@ def test_an_unreadable_option_file_is_a_one_line_error(tmp_path: Path, content: 
         compose_config(CONF, tmp_path / "params.yaml")
 
 
+@pytest.mark.parametrize("content", ["true", "false", "0", "0.5", "text", "[]", "[1]", "2024-01-02", '""'])
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, content: str) -> None:
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "optimizer" / "rmsprop.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(PipelineError, match=r"rmsprop\.yaml must be a mapping of keys to values"):
+        compose_config(tmp_path / "conf", CONF.parent / "params.yaml")
+
+
 def test_composed_yaml_round_trips(tmp_path: Path) -> None:
     values = compose_text(tmp_path, "recipe: smoke")
     path = tmp_path / "composed.yaml"
