@@ -1,6 +1,5 @@
 """Descriptions of the hardware and the package versions, which are reported with every result."""
 
-import os
 import platform
 import re
 import subprocess
@@ -13,6 +12,7 @@ import psutil
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REQUIREMENTS
 from pipeline.core.process.stage import DEFAULT_BACKEND, chosen_backend
+from pipeline.core.process.surroundings import run_by_dvc
 
 VECTORS = {"avx512_bf16": "AVX-512 with bfloat16", "avx512f": "AVX-512", "avx2": "AVX2"}  # widest first
 CPUINFO = Path("/proc/cpuinfo")  # Linux only
@@ -73,7 +73,7 @@ def check_versions(stage: str) -> None:
     Raises PipelineError in a stage of DVC, which would take the results for those of the pinned versions.
     """
     for difference in _other_versions(chosen_backend()):
-        if "DVC_STAGE" in os.environ:
+        if run_by_dvc():
             raise PipelineError(
                 f"{difference}: DVC would take the results for those of the pinned version. Install it, or pin the "
                 "installed one"

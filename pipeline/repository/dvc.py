@@ -1,6 +1,7 @@
 """Queries to DVC: dvc.lock, experiments, and whether the results are up to date."""
 
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import md5
 from pipeline.core.paths import SETTINGS
+from pipeline.core.process.surroundings import run_by_dvc
 from pipeline.repository.git import git
 from pipeline.repository.reading import Reader, in_folder, read_yaml
 
@@ -69,12 +71,12 @@ def recorded_outputs() -> dict[str, str]:
 
 
 def check_undamaged(files: Iterable[Path]) -> None:
-    """Raise PipelineError if the MD5 of an output is not the one in dvc.lock.
+    """Raise PipelineError if DVC runs this process, and the MD5 of an output is not the one in dvc.lock.
 
     DVC computes it again only if a file's size or time of modification has changed, which is not so for a bit flipped
-    on a disk or in DVC's cache.
+    on a disk or in DVC's cache. Without DVC, dvc.lock may be older than the files.
     """
-    known = recorded_outputs()
+    known = recorded_outputs() if run_by_dvc() else {}
     for path in files:
         if str(path) in known and path.exists() and md5(path) != known[str(path)]:
             raise PipelineError(
@@ -83,17 +85,16 @@ def check_undamaged(files: Iterable[Path]) -> None:
             )
 
 
-def check_upstream(stages: Iterable[str]) -> None:
-    """Raise PipelineError if one of these stages ran with another configuration than the current one.
+def check_upstream(stage: str) -> None:
+    """Raise PipelineError if DVC runs this stage, and an earlier one ran with another configuration than the current.
 
     `dvc repro` runs them first, but not with the options --single-item or --downstream, or if they are frozen.
     """
-    known = _stages(read_lock(in_folder(Path()), "in the working tree"))
-    for stage in stages:
-        path = SETTINGS[stage]
-        used = {dep.get("path"): dep.get("md5") for dep in known.get(stage, {}).get("deps", [])}
+    known = _stages(read_lock(in_folder(Path()), "in the working tree")) if run_by_dvc() else {}
+    for earlier, path in itertools.takewhile(lambda item: item[0] != stage, SETTINGS.items()):
+        used = {dep.get("path"): dep.get("md5") for dep in known.get(earlier, {}).get("deps", [])}
         if path.exists() and used.get(str(path), md5(path)) != md5(path):
-            raise PipelineError(f"{stage} ran with another configuration: its {path} has changed. Run `dvc repro`")
+            raise PipelineError(f"{earlier} ran with another configuration: its {path} has changed. Run `dvc repro`")
 
 
 class Output(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from pipeline.core.errors import first_line, without_secrets
+from pipeline.core.errors import first_line
 from pipeline.tracking.store import be_patient, silence_mlflow
 
 BATCH = 100  # MLflow's maximum of params or tags per request
@@ -100,7 +100,7 @@ def client_of(uri: str) -> Any:
 
 def reason(error: Exception) -> str:
     """The reason why an event was not sent, in one line."""
-    return without_secrets(first_line(error))[:200]
+    return first_line(error)[:200]
 
 
 def remove_partial_uploads(client: Any, run: Any) -> None:

@@ -152,12 +152,9 @@ def _prepare(store: Store, root: Path) -> None:
 
     silence_mlflow()
     try:
-        if not store.remote:  # one attempt: MLflow makes ten, over a minute and a half
-            tables = sqlalchemy.inspect(sqlalchemy.create_engine(store.uri)).get_table_names()
-            if tables and "experiments" not in tables:
-                raise PipelineError(
-                    f"the database {store.uri} belongs to another program: set {URI_VARIABLE} to a new one"
-                )
+        # This makes one attempt to connect. MLflow makes ten, over a minute and a half.
+        if not store.remote and is_foreign(tables_of(store.uri)):
+            raise PipelineError(f"the database {store.uri} belongs to another program: set {URI_VARIABLE} to a new one")
         file = store.file
         lock = root / "mlflow.db.lock" if file is None else file.with_name(f"{file.name}.lock")
         with FileLock(lock), default_location(store):  # creating the tables concurrently would break them
@@ -172,6 +169,18 @@ def _prepare(store: Store, root: Path) -> None:
     if old:
         with contextlib.suppress(OSError, ValueError):  # standard output may be closed, or on a full disk
             print(f"tracking: this project was at {old}: its earlier runs now refer to {store.artifacts}", flush=True)
+
+
+def tables_of(uri: str) -> list[str]:
+    """The names of the tables in a database. Raises SQLAlchemyError or ImportError if it cannot be opened."""
+    import sqlalchemy
+
+    return sqlalchemy.inspect(sqlalchemy.create_engine(uri)).get_table_names()
+
+
+def is_foreign(tables: list[str]) -> bool:
+    """Whether a database with these tables belongs to another program. MLflow would add its own tables to it."""
+    return bool(tables) and "experiments" not in tables
 
 
 def be_patient() -> None:

@@ -18,7 +18,16 @@ from pipeline.core.errors import PipelineError, first_line
 from pipeline.core.files import md5, sha256
 from pipeline.core.sources import is_address, places
 from pipeline.core.validation import load_config
-from pipeline.tracking.store import URI_VARIABLE, Store, ask_server, be_patient, locate_store, silence_mlflow
+from pipeline.tracking.store import (
+    URI_VARIABLE,
+    Store,
+    ask_server,
+    be_patient,
+    is_foreign,
+    locate_store,
+    silence_mlflow,
+    tables_of,
+)
 from pipeline.tracking.tags import ACCURACY, CHAMPION
 
 TIMEOUT = 3.0  # seconds
@@ -76,12 +85,13 @@ def check_cache() -> Iterator[Finding]:
     answer = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=False)
     if answer.returncode:
         return  # the check of DVC reports it
-    files = [*(Path(answer.stdout.strip()) / "files" / "md5").glob("[0-9a-f][0-9a-f]/*")]
+    cache = Path(answer.stdout.strip())
+    files = [*(cache / "files" / "md5").glob("[0-9a-f][0-9a-f]/*")]
     for path in files:
         if path.is_file() and md5(path) != (path.parent.name + path.name).removesuffix(".dir"):
             remedy = f"rm -f {shlex.quote(str(path))}, then dvc pull or dvc repro --force"
             yield Finding("cache", "problem", f"{path} is damaged", remedy)
-    for folder in (Path(answer.stdout.strip()) / "runs").glob("*/*"):
+    for folder in (cache / "runs").glob("*/*"):
         if folder.is_dir() and not any(folder.iterdir()):
             fact = (
                 f"{folder} is empty, as DVC leaves it if it is killed: `dvc repro` fails (join() argument must be str)"
@@ -124,12 +134,11 @@ def check_tables(uri: str) -> Finding | None:
     import sqlalchemy
     from mlflow.store.db import utils
 
-    engine = sqlalchemy.create_engine(uri)
-    tables = sqlalchemy.inspect(engine).get_table_names()
+    engine, tables = sqlalchemy.create_engine(uri), tables_of(uri)
     if not tables:
         return Finding("MLflow", "ok", f"{uri}: empty; the first run creates MLflow's tables")
-    if "alembic_version" not in tables or "experiments" not in tables:
-        fact = f"{uri}: a database of another program: the first run would add MLflow's tables to it"
+    if is_foreign(tables) or "alembic_version" not in tables:
+        fact = f"{uri}: a database of another program, in which no run is recorded"
         return Finding("MLflow", "problem", fact, f"set {URI_VARIABLE} to a database of its own, or unset it")
     with engine.connect() as connection:
         version = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))

@@ -18,7 +18,7 @@ from typing import IO, NoReturn
 import psutil
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.process.surroundings import limit_threads, settle, use_own_keras_settings
+from pipeline.core.process.surroundings import limit_threads, run_by_dvc, settle, use_own_keras_settings
 from pipeline.core.process.worker import RARELY, exit_at_once
 
 DEFAULT_BACKEND = "tensorflow"
@@ -43,9 +43,9 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
     # TensorFlow disables oneDNN by default without AVX-512, although oneDNN makes convolutions on AVX2 a fifth faster.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}", description=description).parse_args()
-    if "DVC_STAGE" in os.environ:
+    if run_by_dvc():
         threading.Thread(target=interrupt_without, args=(find_dvc(),), daemon=True).start()
-    rescue = " (`dvc checkout` restores the earlier results.)" if cleared and "DVC_STAGE" in os.environ else ""
+    rescue = " (`dvc checkout` restores the earlier results.)" if cleared and run_by_dvc() else ""
     try:
         run()
     except PipelineError as error:

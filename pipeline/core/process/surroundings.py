@@ -38,6 +38,11 @@ def settle() -> None:
         getattr(sys, name).reconfigure(errors="replace")  # characters that it cannot encode become "?"
 
 
+def run_by_dvc() -> bool:
+    """Whether this process is a stage that DVC runs."""
+    return "DVC_STAGE" in os.environ
+
+
 def limit_threads() -> None:
     """Make libraries start only as many threads as a container's limit on processor time allows.
 

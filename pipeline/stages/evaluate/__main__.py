@@ -3,8 +3,6 @@
 Environment variables: DEVICE (auto, cpu or gpu), MLFLOW_TRACKING_URI, KERAS_BACKEND.
 """
 
-import os
-
 from pipeline.core import paths
 from pipeline.core.dataset import load_split
 from pipeline.core.machine import check_versions
@@ -20,9 +18,8 @@ def run() -> None:
     check_backend()
     check_versions("evaluate")
     config = load_config(stage="evaluate")
-    if "DVC_STAGE" in os.environ:  # dvc.lock is current
-        check_upstream(("fetch", "preprocess", "train"))
-        check_undamaged((paths.RUN, paths.HISTORY, paths.STATISTICS))
+    check_upstream("evaluate")
+    check_undamaged((paths.RUN, paths.HISTORY, paths.STATISTICS))
     with Worker() as worker:  # imports MLflow while this process imports Keras
         opening = worker.submit(open_store, paths.project_root(), required=False)
         test = load_split(paths.TEST)

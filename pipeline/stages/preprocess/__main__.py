@@ -4,8 +4,6 @@ Gray levels are stored as bytes. The network's first layer scales them to [0, 1]
 input in the same way as in training.
 """
 
-import os
-
 from pipeline.core import paths
 from pipeline.core.dataset import Split, save_split
 from pipeline.core.files import replacing
@@ -22,8 +20,7 @@ from pipeline.stages.preprocess.split import hold_out
 def run() -> None:
     """Write data/prepared and reports/data."""
     config = load_config(stage="preprocess")
-    if "DVC_STAGE" in os.environ:  # dvc.lock is current
-        check_upstream(("fetch",))
+    check_upstream("preprocess")
     classes = config.dataset.classes
     raw = paths.RAW_FILES
     everything = Split(*read_pair(raw["train_images"], raw["train_labels"], classes))

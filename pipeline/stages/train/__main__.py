@@ -66,8 +66,7 @@ def train() -> None:
     check_backend()
     check_versions("train")
     config = load_config(stage="train")
-    if "DVC_STAGE" in os.environ:  # dvc.lock is current
-        check_upstream(("fetch", "preprocess"))
+    check_upstream("train")
     with Worker() as worker:  # imports MLflow while this process imports Keras
         opening = worker.submit(open_store, paths.project_root())
         watch.lap("import")

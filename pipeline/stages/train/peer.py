@@ -19,6 +19,7 @@ from pipeline.core.config import Config
 from pipeline.core.dataset import load_split
 from pipeline.core.errors import DISCONNECTED, PipelineError
 from pipeline.core.process.stage import importing_keras, run_stage, stderr_held
+from pipeline.core.process.surroundings import run_by_dvc
 from pipeline.core.process.worker import end_with_parent
 
 FOLDER = "PEER_FOLDER"  # for what process 0 sends; the child removes it if its parent was killed
@@ -31,7 +32,7 @@ def run_peer(cluster: Cluster) -> None:
 
     Raises PipelineError if that happens.
     """
-    if "DVC_STAGE" in os.environ:
+    if run_by_dvc():
         raise PipelineError(
             f"process {cluster.process} trains along without DVC: run `make repro` or `python -m pipeline.stages.train`"
         )

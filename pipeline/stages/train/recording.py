@@ -1,6 +1,5 @@
 """Train as one MLflow run: what the training reports is recorded by another process."""
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +18,7 @@ from pipeline.core.files import md5, write_text
 from pipeline.core.machine import describe_machine, describe_versions
 from pipeline.core.process.stage import stderr_held
 from pipeline.core.process.stopwatch import Stopwatch
-from pipeline.core.process.surroundings import computing_settings
+from pipeline.core.process.surroundings import computing_settings, run_by_dvc
 from pipeline.core.records import Provenance, TrainingRun
 from pipeline.repository.dvc import recorded_outputs
 from pipeline.stages.train.archive import save_network
@@ -99,7 +98,7 @@ def open_own_checkpoint(parent: Path, name: str) -> AbstractContextManager[Check
 
 def end(checkpoint: Checkpoint, model_md5: str) -> None:
     """Discard the checkpoint of a complete training, unless DVC still has to record the model."""
-    if "DVC_STAGE" in os.environ:
+    if run_by_dvc():
         mark_complete(checkpoint.folder, model_md5)
     else:
         checkpoint.discard()
