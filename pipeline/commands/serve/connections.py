@@ -1,6 +1,7 @@
 """Connections of the server: their number, and the time that a client may take."""
 
 import asyncio
+from contextlib import suppress
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -36,6 +37,15 @@ class Connection(H11Protocol):
         """Wait for the next request."""
         super().on_response_complete()
         self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer invalid HTTP, and end the request in which it is: uvicorn would answer that one as well."""
+        with suppress(h11.LocalProtocolError):  # a response has begun, or must not have a body
+            super().send_400_response(msg)
+        self.transport.close()
+        if self.cycle:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""

@@ -89,10 +89,7 @@ def with_page(served: Served, name: str) -> FastAPI:
     async def invocations(request: Request) -> Response:
         if request.headers["content-type"].partition(";")[0].strip().lower() != JSON:
             return refusal(f"the Content-Type is not supported: send the images as {JSON}", 415)
-        try:
-            return JSONResponse(await run_in_threadpool(score, served, await request.body()))
-        except BadImages as error:
-            return Response(error.serialize_as_json(), error.get_http_status_code(), media_type="application/json")
+        return await run_in_threadpool(score, served, await request.body())
 
     @app.get("/about")
     def about() -> dict[str, Any]:
@@ -101,16 +98,13 @@ def with_page(served: Served, name: str) -> FastAPI:
         return model | {"accuracy": accuracy and float(accuracy)}
 
     @app.post("/read")
-    async def read(request: Request) -> JSONResponse:
+    async def read(request: Request) -> Response:
         content = await request.body()
         if len(content) > LARGEST:
             return refusal(f"the picture is larger than {LARGEST >> 20} MiB", 413)
         if request.headers.get("content-type", PNG) != PNG:
             return refusal(f"the Content-Type is not supported: send the picture as {PNG}", 415)
-        try:
-            return JSONResponse(await run_in_threadpool(answer, served, content))
-        except PipelineError as error:
-            return refusal(str(error), 400)
+        return await run_in_threadpool(answer, served, content)
 
     return app
 
@@ -123,15 +117,27 @@ def show(page: Path, **values: int) -> HTMLResponse:
     return HTMLResponse(text, headers={"Content-Security-Policy": POLICY})
 
 
-def score(served: Served, body: bytes) -> dict[str, Any]:
-    """Return the probabilities of the images in a JSON body. Raises BadImages if they are invalid."""
-    return {"predictions": predict(served, images_in(body)).tolist()}
+# The next two return their errors. An exception that leaves the thread is part of a cycle of references, so that all
+# images of the request, up to 30 times its size, would stay in memory until the next garbage collection.
 
 
-def answer(served: Served, content: bytes) -> dict[str, Any]:
+def score(served: Served, body: bytes) -> Response:
+    """Respond with the probabilities of the images in a JSON body, or with status 400 if they are invalid."""
+    try:
+        return JSONResponse({"predictions": predict(served, images_in(body)).tolist()})
+    except BadImages as error:
+        return Response(error.serialize_as_json(), error.get_http_status_code(), media_type=JSON)
+    except RecursionError:
+        return refusal("the request body is nested too deeply", 400)
+
+
+def answer(served: Served, content: bytes) -> Response:
     """Classify the digit in a PNG: the probability of each class, and the image that the model received."""
     if served.image_shape != (SIDE, SIDE):
-        raise PipelineError(f"drawings require a model for {SIDE}×{SIDE} pixels, not {served.image_shape}")
-    image = read_picture(content)
-    (probabilities,) = predict(served, image[None])
-    return {"probabilities": probabilities.tolist(), "image": image.tolist()}
+        return refusal(f"drawings require a model for {SIDE}×{SIDE} pixels, not {served.image_shape}", 400)
+    try:
+        image = read_picture(content)
+        (probabilities,) = predict(served, image[None])
+        return JSONResponse({"probabilities": probabilities.tolist(), "image": image.tolist()})
+    except PipelineError as error:
+        return refusal(str(error), 400)
