@@ -55,7 +55,8 @@ class Connection(H11Protocol):
 
     def shutdown(self) -> None:
         """Close the connection as the server stops, unless a response is being computed."""
-        super().shutdown()
+        with suppress(h11.LocalProtocolError):  # invalid HTTP has ended it
+            super().shutdown()
         if self.waits_for_client:
             self.abort()
 
@@ -71,8 +72,8 @@ class Connection(H11Protocol):
         self.transport.abort()
 
     def _watch(self) -> None:
-        """Start the deadline when the client can send a request, and stop it when the headers are complete."""
-        if self.conn.our_state not in (h11.IDLE, h11.DONE):
+        """Start the deadline when only the client can go on, and stop it when the headers of a request are complete."""
+        if self.conn.our_state not in (h11.IDLE, h11.DONE) and not self.transport.is_closing():
             if self._deadline:
                 self._deadline.cancel()
             self._deadline = None

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST = 16 << 20  # bytes: JSON of 4,000 images
-AT_ONCE = 2  # requests processed concurrently: each takes up to 41 times its size in memory
+AT_ONCE = 2  # requests processed concurrently: each takes up to 55 times its size in memory
 LARGE = 1 << 20  # bytes: of bodies that are larger, one is processed at a time
 WAITING = 16  # requests that arrived and wait or are processed
 ARRIVING = 256 << 20  # bytes of bodies that are arriving; bodies of up to LARGE bytes always may

@@ -55,8 +55,7 @@ def compose_config(conf: Path, params: Path, requirements: Path = paths.REQUIREM
     """
     groups = options(conf)
     choices, values = split_choices(read_params(params), groups, params)
-    for path in sorted(conf.rglob("*.yaml")):
-        check_for_hydra(path)
+    check_files(conf)
     try:
         with without_environment(), initialize_config_dir(str(conf.resolve()), version_base="1.3"):
             composed = compose("config", [f"{group}={option}" for group, option in choices.items()])
@@ -79,6 +78,15 @@ def compose_config(conf: Path, params: Path, requirements: Path = paths.REQUIREM
     return parse_config(found, origin, f"{conf}/").model_dump(by_alias=True)
 
 
+def check_files(conf: Path) -> None:
+    """Raise PipelineError for a file of `conf` that Hydra would read in another way than a mapping of plain YAML."""
+    for path in sorted(conf.rglob("*")):
+        if path.is_symlink() and path.is_dir():
+            raise PipelineError(f"{path} is a link to a folder, in which DVC does not see changes: copy the folder")
+        if path.suffix == ".yaml":
+            check_for_hydra(path)
+
+
 def check_for_hydra(path: Path) -> None:
     """Raise PipelineError if a file of conf/ configures Hydra itself, which could make Hydra import a package.
 
@@ -94,10 +102,19 @@ def check_for_hydra(path: Path) -> None:
     if not isinstance(held, dict):
         raise PipelineError(f"{path} must be a mapping of keys to values")
     defaults = held.get("defaults") or []
-    if not isinstance(defaults, list):
-        raise PipelineError(f"{path}: defaults: must be a list")
+    if not isinstance(defaults, list) or not all(map(is_default, defaults)):
+        raise PipelineError(f"{path}: defaults: must be a list of options in conf/, such as `- optimizer: adam`")
     if HYDRA.search(text) or any("hydra" in str(name) or "://" in str(name) for name in [*held, *defaults]):
         raise PipelineError(f"{path}: configures Hydra itself, which is not allowed")
+
+
+def is_default(entry: Any) -> bool:
+    """Whether an entry of a defaults list names files in conf/. `..` leads out of it, where DVC sees no change."""
+    named = [entry] if isinstance(entry, str) else []
+    if isinstance(entry, dict):
+        options = [option for value in entry.values() for option in (value if isinstance(value, list) else [value])]
+        named = [*entry, *(option for option in options if option is not None)]
+    return bool(named) and all(isinstance(name, str) and ".." not in Path(name).parts for name in named)
 
 
 @contextmanager

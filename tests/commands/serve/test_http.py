@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,7 @@ def test_slow_clients_do_not_block_others(registered: Registered, address: str) 
         connection.close()
 
 
+ESTABLISHED = "01"  # in Linux's table of connections
 FILES = 256  # files that a process may open, as on some systems
 HALF = b"GET / HTTP/1.1\r\nHost: 127"
 DRIP = b"POST /read HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx"
@@ -246,6 +248,48 @@ def test_a_client_that_stops_sending_is_disconnected(address: str) -> None:
         with connections(address, 1, content) as (connection,), suppress(ConnectionResetError):
             assert connection.recv(1) == b""
     assert time.monotonic() - begun < 3 * PATIENCE
+
+
+TCP = Path("/proc/net/tcp")  # Linux's connections
+
+
+def unsent(port: int) -> int | None:
+    """Bytes that the system holds for the client with this port; None if it is no longer connected."""
+    for line in TCP.read_text(encoding="utf-8").splitlines()[1:]:
+        _, _, remote, state, queues, *_ = line.split()
+        if state == ESTABLISHED and int(remote.rpartition(":")[2], 16) == port:
+            return int(queues.partition(":")[0], 16)
+    return None
+
+
+@pytest.mark.skipif(not TCP.exists(), reason="requires Linux")
+@pytest.mark.parametrize("stopped_at_once", [False, True])
+def test_a_client_that_reads_nothing_and_breaks_http_is_disconnected(
+    limited: tuple[str, "subprocess.Popen[str]"], stopped_at_once: bool
+) -> None:
+    """A part of its responses waits in the server's own buffer, so that the connection cannot be closed in order."""
+    address, process = limited
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+        port, held, before = slow.getsockname()[1], 0, -1
+        while held > before:  # until the system takes no more
+            before = held
+            for _ in range(3):
+                slow.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                time.sleep(0.01)
+            held = unsent(port) or 0
+        slow.sendall(b"GET /about HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        time.sleep(0.5)
+        slow.sendall(b"-5\r\n")
+        time.sleep(0.5)
+        end = time.monotonic() + 2 * PATIENCE
+        while not stopped_at_once and unsent(port) is not None:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[0].strip() == ""
+        assert process.returncode == 0
 
 
 def test_requests_from_other_sites_are_rejected(address: str) -> None:

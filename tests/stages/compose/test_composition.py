@@ -295,6 +295,27 @@ def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, content: str) -
         compose_config(tmp_path / "conf", CONF.parent / "params.yaml")
 
 
+@pytest.mark.parametrize(
+    "entry", ["{1: 2}", "{true: cnn}", "5", "{}", "{model: [cnn, 1]}", "../../outside", "{model: ../cnn}"]
+)
+def test_a_default_that_is_no_option_is_refused(tmp_path: Path, entry: str) -> None:
+    """`..` leads out of conf/, where DVC sees no change."""
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "outside.yaml").write_text("# @package _global_\nseed: 77\n", encoding="utf-8")
+    file = tmp_path / "conf" / "optimizer" / "rmsprop.yaml"
+    file.write_text(f"defaults: [{entry}]\n{file.read_text(encoding='utf-8')}", encoding="utf-8")
+    with pytest.raises(PipelineError, match=r"rmsprop\.yaml: defaults: must be a list of options"):
+        compose_config(tmp_path / "conf", CONF.parent / "params.yaml")
+
+
+def test_a_link_to_a_folder_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "optimizer").rename(tmp_path / "options")
+    (tmp_path / "conf" / "optimizer").symlink_to(tmp_path / "options")
+    with pytest.raises(PipelineError, match="optimizer is a link to a folder"):
+        compose_config(tmp_path / "conf", CONF.parent / "params.yaml")
+
+
 def test_composed_yaml_round_trips(tmp_path: Path) -> None:
     values = compose_text(tmp_path, "recipe: smoke")
     path = tmp_path / "composed.yaml"
