@@ -22,7 +22,7 @@ quoted = '$(subst ','\'',$(1))'
 TORCH = $(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements-torch.txt)
 N ?= 5
 
-.PHONY: help repro seeds gate gate-power promote reproduce test test-jax test-torch test-slow test-browser test-services faults fuzz check docs pictures ui serve send joined doctor bench lock clean
+.PHONY: help repro seeds sweep gate gate-power promote reproduce test test-jax test-torch test-slow test-browser test-services faults fuzz check docs pictures ui serve send joined doctor bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -35,6 +35,9 @@ repro: .venv/$(LOCK) ## set up the environment and run the pipeline; DEVICES=N o
 seeds: .venv/$(LOCK) ## train the current configuration with seeds 1 to N (default 5), as DVC experiments, for the gate
 	$(BIN)/python -m dvc exp run --queue -S '++seed=range(1,$(shell expr $(call quoted,$(N)) + 1))'
 	$(BIN)/python -m dvc exp run --run-all
+
+sweep: .venv/$(LOCK) .venv/requirements-sweep.txt ## search for better settings: NAME=mlp names a file of sweeps/; JOBS=2 trains side by side, APPLY=1 writes the best into params.yaml
+	$(BIN)/python -m pipeline.sweep $(call quoted,$(or $(NAME),mlp)) $(if $(TRIALS),--trials $(call quoted,$(TRIALS))) $(if $(JOBS),--jobs $(call quoted,$(JOBS))) $(if $(APPLY),--apply)
 
 gate: .venv/$(LOCK) ## check that this model is not worse than that of the merge base; BASE=REV sets another baseline
 	$(BIN)/python -m pipeline.commands.gate $(if $(BASE),--base $(call quoted,$(BASE))) $(if $(MARKDOWN),--markdown $(call quoted,$(MARKDOWN)))
@@ -107,7 +110,7 @@ gate-power: .venv/requirements-dev.txt ## simulate how often the gate detects wo
 
 lock: ## recompile the pinned requirements from pyproject.toml (needs uv)
 	$(COMPILE) --upgrade --extra tensorflow pyproject.toml -o requirements.txt
-	for extra in dev gpu jax jax-gpu team torch; do \
+	for extra in dev gpu jax jax-gpu sweep team torch; do \
 	$(COMPILE) -c requirements.txt --extra $$extra pyproject.toml -o requirements-$$extra.txt || exit; done
 	echo "uv>=0.9" | $(COMPILE) - -o requirements-uv.txt
 

@@ -23,7 +23,7 @@ from tests.conftest import FORKING, ROOT, Project, opened_by
 
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 COMMANDS = ["gate", "promote", "reproduce", "serve", "runs", "doctor"]
-LIGHT = ["stages.compose", "stages.fetch", "stages.preprocess", *(f"commands.{name}" for name in COMMANDS)]
+LIGHT = ["sweep", "stages.compose", "stages.fetch", "stages.preprocess", *(f"commands.{name}" for name in COMMANDS)]
 HEAVY_MODULES = ["keras", "tensorflow", "mlflow"]
 
 
@@ -230,6 +230,8 @@ MAY_IMPORT = {  # docs/architecture.md
     "tracking": SHARED,
     "registry": SHARED | {"registry"},
     **{f"stages/{name}": SHARED | {f"stages/{name}"} for name in STAGES},
+    "sweep": SHARED
+    | {"commands/parser.py", "stages/compose", "stages/preprocess", "stages/train", "stages/evaluate", "sweep"},
     "commands/parser.py": {"core"},
     "commands/ports.py": {"core"},
     "commands/doctor": SHARED | {"commands/parser.py", "commands/doctor"},
@@ -307,7 +309,9 @@ def test_light_modules_import_nothing_heavy(module: str) -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", [*(f"stages.{name}" for name in STAGES), *(f"commands.{name}" for name in COMMANDS)])
+@pytest.mark.parametrize(
+    "module", ["sweep", *(f"stages.{name}" for name in STAGES), *(f"commands.{name}" for name in COMMANDS)]
+)
 def test_help_shows_the_command_and_its_purpose(module: str) -> None:
     command = [sys.executable, "-m", f"pipeline.{module}", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 PASSWORD = re.compile(r"(?<=://)(?:[^\s/?#'\"@:]*:[^\s'\"]*|[^\s/?#'\"]*)(?=@)")
 NAMES = "password|passwd|pass|pwd|token|key|keyid|secret|sig|signature|credential|auth|odbc_connect"
 PARAMETER = re.compile(rf"(?i)([?&][\w-]*(?:{NAMES})=)[^&\s'\"]+")
-ADDRESSES = ("MLFLOW_TRACKING_URI", "DATASET_MIRROR")  # environment variables that may hold a password
+ADDRESSES = ("MLFLOW_TRACKING_URI", "DATASET_MIRROR", "SWEEP_STORAGE")  # environment variables that may hold a password
 # Messages about exhausted memory: of TensorFlow, JAX, PyTorch, CUDA's libraries and NumPy, which share no class.
 EXHAUSTED = re.compile(
     r"(?i)out.of.memory|OOM when|RESOURCE_EXHAUSTED|allocate memory|ALLOC(ATION)?_FAILED|(unable|failed) to allocate|"

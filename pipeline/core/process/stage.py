@@ -37,11 +37,7 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
     Exits with status 1 and a message on standard error if `run` raises PipelineError or OSError, such as for a full
     disk or a missing permission. Any other exception is a bug and keeps its traceback.
     """
-    settle()
-    limit_threads()
-    gc.set_threshold(RARELY)
-    # TensorFlow disables oneDNN by default without AVX-512, although oneDNN makes convolutions on AVX2 a fifth faster.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    prepare_process()
     argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}", description=description).parse_args()
     if run_by_dvc():
         threading.Thread(target=interrupt_without, args=(find_dvc(),), daemon=True).start()
@@ -56,6 +52,15 @@ def run_stage(name: str, description: str | None, run: Callable[[], None], clear
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"{name}: {where}{error.strerror or error}. Fix this and run `dvc repro` again.{rescue}")
     exit_at_once()
+
+
+def prepare_process() -> None:
+    """Make the settings of a process that may compute, before it imports anything large."""
+    settle()
+    limit_threads()
+    gc.set_threshold(RARELY)
+    # TensorFlow disables oneDNN by default without AVX-512, although oneDNN makes convolutions on AVX2 a fifth faster.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
 def interrupt_without(dvc: list[psutil.Process]) -> None:

@@ -53,8 +53,15 @@ def compose_config(conf: Path, params: Path, requirements: Path = paths.REQUIREM
 
     Raises PipelineError with the file, the key, its value and what is allowed.
     """
+    return compose_values(conf, read_params(params), params, requirements)
+
+
+def compose_values(
+    conf: Path, given: dict[str, Any], params: Path, requirements: Path = paths.REQUIREMENTS
+) -> dict[str, Any]:
+    """Compose `conf` with values as in params.yaml, which errors name as the content of `params`."""
     groups = options(conf)
-    choices, values = split_choices(read_params(params), groups, params)
+    choices, values = split_choices(given, groups, params)
     check_files(conf)
     try:
         with without_environment(), initialize_config_dir(str(conf.resolve()), version_base="1.3"):

@@ -4,7 +4,7 @@ import csv
 import io
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,13 +80,13 @@ def train(
     return Trained(network, epochs)
 
 
-def training_name(config: Config, device: str) -> str:
+def training_name(config: Config, device: str, data: Iterable[Path] = (paths.TRAIN, paths.VALIDATION)) -> str:
     """Unique name of a training run, from its configuration, data, code, device, backend and versions."""
     relevant = config.model_dump(mode="json", include={"seed", "model", "optimizer", "training"}, by_alias=True)
     backend = keras.backend.backend()
     relevant["computed_by"] = [keras.__version__, backend, find_version(backend), device]
     relevant["precision"] = keras.config.dtype_policy().name
-    return fingerprint(relevant, [paths.TRAIN, paths.VALIDATION, *code_files()])
+    return fingerprint(relevant, [*data, *code_files()])
 
 
 def code_files() -> list[Path]:

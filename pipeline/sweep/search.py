@@ -1,0 +1,194 @@
+"""Search: train trials side by side until none is left, and record each as an MLflow run."""
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+import yaml
+from optuna.storages import fail_stale_trials
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from pipeline.core import paths
+from pipeline.core.config import Config
+from pipeline.core.errors import PipelineError, first_line
+from pipeline.core.records import Provenance
+from pipeline.sweep.settings import Settings
+from pipeline.sweep.space import Sweep, suggest
+from pipeline.sweep.study import REASON, equal_trial, left_to_start
+from pipeline.sweep.trial import Epoch, Interrupted, Outcome, Task, TrialError, running
+from pipeline.tracking.outbox import RunAddress
+from pipeline.tracking.recorder import Recorder
+from pipeline.tracking.runs import epoch_metrics
+from pipeline.tracking.store import Store
+from pipeline.tracking.sweeps import open_trial
+
+Report = Callable[[FrozenTrial], None]
+
+
+class Search(NamedTuple):
+    """What all trials of a sweep share."""
+
+    sweep: Sweep
+    settings: Settings
+    study: Study
+    folder: Path  # with the images
+    store: Store
+    run: RunAddress  # of the whole sweep
+    provenance: Provenance
+    alone: threading.Lock  # held to use Hydra, which has global state, and to open MLflow runs
+    stopped: threading.Event  # set when the sweep is interrupted
+
+    def trial(self, trial: Trial, cores: frozenset[int]) -> tuple[float, ...]:
+        """Train one trial and return its objectives. Raises TrialError if it fails, TrialPruned if it is hopeless."""
+        chosen = suggest(trial, self.sweep)
+        trial.set_user_attr("settings", chosen)
+        try:
+            with self.alone:
+                config = self.settings.config(chosen)
+        except PipelineError as error:
+            raise TrialError(str(error)) from None
+        digest = digest_of(config)
+        if earlier := equal_trial(self.study, digest):
+            trial.set_user_attr("same_as", earlier.number)
+            return repeated(earlier)
+        trial.set_user_attr("digest", digest)
+        recorder = self.open_run(trial, config, chosen)
+        task = Task(config, self.folder, self.run.root / paths.CHECKPOINTS, cores)
+        try:
+            outcome = self.train(trial, task, recorder)
+        except optuna.TrialPruned:
+            recorder.tags({"sweep.state": "pruned"})
+            recorder.status("KILLED")
+            raise
+        except BaseException as error:
+            recorder.tags({"sweep.state": "failed", "sweep.reason": first_line(error)})
+            recorder.status("KILLED" if isinstance(error, Interrupted) else "FAILED")
+            raise
+        found = outcome._asdict()
+        trial.set_user_attr("figures", {name: value for name, value in found.items() if name != "wrong"})
+        recorder.metrics({name: found[name] for name in ("val_accuracy", "val_loss", "fit_seconds", "parameters")}, 0)
+        recorder.tags({"sweep.state": "complete"})
+        recorder.status("FINISHED")
+        return tuple(float(found[name]) for name in self.sweep.objectives)
+
+    def open_run(self, trial: Trial, config: Config, chosen: dict[str, Any]) -> Recorder:
+        """Start the MLflow run of a trial, or continue that of one whose process died."""
+        params = yaml.safe_dump(self.settings.params(chosen), sort_keys=False)
+        known = trial.user_attrs.get("run_id")
+        try:
+            with self.alone:
+                run = open_trial(self.store, self.run, trial.number, config, params, self.provenance, known)
+        except PipelineError as error:  # the trial is started again when the store answers
+            raise Interrupted(str(error)) from None
+        trial.set_user_attr("run_id", run.run_id)
+        recorder = Recorder(run)
+        recorder.status("RUNNING")
+        return recorder
+
+    def train(self, trial: Trial, task: Task, recorder: Recorder) -> Outcome:
+        """Train a trial and record its epochs. Raises TrialPruned after an epoch that shows it to be hopeless."""
+        with running(task, self.stopped) as messages:
+            for message in messages:
+                if isinstance(message, Outcome):
+                    return message
+                recorder.metrics(epoch_metrics(message, "validation"), int(message["epoch"]), message["timestamp"])
+                if len(self.sweep.objectives) == 1:  # Optuna prunes for one objective only
+                    trial.report(progress_of(message, self.sweep), int(message["epoch"]))
+                    if trial.should_prune():
+                        raise optuna.TrialPruned
+        raise TrialError("its process ended without figures")
+
+
+def digest_of(config: Config) -> str:
+    """Digest of a trial's configuration."""
+    return hashlib.sha256(
+        json.dumps(config.model_dump(mode="json", by_alias=True), sort_keys=True).encode()
+    ).hexdigest()
+
+
+def repeated(earlier: FrozenTrial) -> tuple[float, ...]:
+    """The objectives of an earlier trial. Raises TrialPruned if it was stopped early."""
+    if earlier.state == TrialState.PRUNED:
+        raise optuna.TrialPruned
+    return tuple(earlier.values)
+
+
+def progress_of(epoch: Epoch, sweep: Sweep) -> float:
+    """The figure of an epoch by which hopeless trials are found, in the direction of the first objective.
+
+    The accuracy, also if the objective is the loss: that of an epoch includes label smoothing.
+    """
+    return epoch["val_accuracy"] if sweep.directions[0] == "maximize" else 1 - epoch["val_accuracy"]
+
+
+class Crew:
+    """Workers of this process, each of which trains one trial after another on its share of the cores."""
+
+    def __init__(self, search: Search, end: float | None, report: Report) -> None:
+        self._search, self._end, self._report = search, end, report
+        self._lock, self._starting = threading.Lock(), 0
+
+    def run(self, jobs: int) -> None:
+        """Train trials, `jobs` side by side, until none is left to start, or `end` (of time.monotonic) is over.
+
+        Raises PipelineError if the MLflow store does not start a run.
+        """
+        with ThreadPoolExecutor(jobs) as executor:
+            working = [executor.submit(self._work, cores) for cores in divide_cores(jobs)]
+            try:
+                for future in working:
+                    future.result()
+            except BaseException as error:  # Ctrl-C, or a worker's error
+                self._search.stopped.set()
+                if isinstance(error, Interrupted):
+                    raise PipelineError(str(error)) from None
+                raise
+
+    def _work(self, cores: frozenset[int]) -> None:
+        study = self._search.study
+
+        def train(trial: Trial) -> tuple[float, ...]:
+            with self._lock:
+                self._starting -= 1
+            try:
+                return self._search.trial(trial, cores)
+            except TrialError as error:
+                trial.set_user_attr(REASON, first_line(error))
+                raise
+
+        while not self._search.stopped.is_set() and (self._end is None or time.monotonic() < self._end):
+            if self._reserve():
+                study.optimize(
+                    train,
+                    n_trials=1,
+                    catch=TrialError,
+                    callbacks=[lambda _, trial: self._report(trial)],
+                )
+            elif study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                time.sleep(1)  # a trial whose process has died is started again
+                fail_stale_trials(study)
+            else:
+                return
+
+    def _reserve(self) -> bool:
+        """Whether a trial is left for one more worker, which then starts it."""
+        with self._lock:
+            free = left_to_start(self._search.study, self._search.sweep) > self._starting
+            self._starting += free
+        return free
+
+
+def divide_cores(jobs: int) -> list[frozenset[int]]:
+    """An equal share of the processor's cores for each job; all of them if there is one job, or a system without it."""
+    if jobs == 1 or not hasattr(os, "sched_getaffinity"):
+        return [frozenset()] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    return [frozenset(cores[number::jobs] or cores) for number in range(jobs)]

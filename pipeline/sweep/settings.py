@@ -1,0 +1,106 @@
+"""The configurations of a sweep's trials, and the images on which they train."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import paths
+from pipeline.core.config import Config
+from pipeline.core.dataset import Split, save_split
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import parse_yaml
+from pipeline.core.validation import parse_config
+from pipeline.stages.compose.composition import compose_values, options, read_params
+from pipeline.stages.preprocess.idx import read_pair
+from pipeline.stages.preprocess.split import hold_out
+from pipeline.sweep.space import FOLDER, Sweep, is_active, listed, nested
+from pipeline.sweep.trial import TRAIN, VALIDATION
+
+SHARED = ("seed", "dataset", "versions", "gate", "recipe", "training.validation_fraction", "training.validate_on")
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested mappings; later ones win. A group's option by name, as in `model: cnn`, becomes `{name: cnn}`."""
+    found: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            held = found.get(key)
+            if isinstance(value, dict) and held is not None and not isinstance(held, dict):
+                held = {"name": held}
+            found[key] = merged(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
+    return found
+
+
+class Settings:
+    """The settings that all trials share, from which each trial's configuration is composed."""
+
+    def __init__(self, name: str, sweep: Sweep) -> None:
+        self._path = FOLDER / f"{name}.yaml"
+        self._sweep = sweep
+        self.shared = merged(read_params(paths.PARAMS), sweep.settings)
+
+    def params(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """The content of params.yaml for the chosen values."""
+        found = merged(self.shared, nested(chosen))
+        unnamed = {group: {"name": None} for group in options(paths.CONF) if isinstance(found.get(group), dict)}
+        return merged(unnamed, found)  # for the recipe's choice
+
+    def config(self, chosen: Mapping[str, Any]) -> Config:
+        """The configuration for the chosen values. Raises PipelineError if it is invalid."""
+        return parse_config(compose_values(paths.CONF, self.params(chosen), self._path), {}, str(self._path))
+
+    def check(self) -> None:
+        """Compose each end and each choice of the space. Raises PipelineError for the first one that is refused."""
+        for key in self._sweep.space:
+            if any(f"{key}.".startswith(f"{shared}.") for shared in SHARED):
+                raise PipelineError(f"{self._path}: space.{key}: all trials have the same images: set it in `settings`")
+        config = self.config({})
+        if config.training.validate_on != "validation":
+            raise PipelineError(
+                f"{self._path}: a sweep compares trials on held-out training images: set "
+                "training.validate_on=validation and training.validation_fraction above 0 in `settings`"
+            )
+        for chosen in probes(self._sweep):
+            self.config(chosen)
+
+
+def probes(sweep: Sweep) -> Iterator[dict[str, Any]]:
+    """Choices in which each value that must be valid occurs, together with what its conditions require."""
+    for key, values in sweep.space.items():
+        required = itertools.product(*map(listed, values.when.values()))
+        for combination, end in itertools.product(required, values.ends):
+            yield completed(sweep, dict(zip(values.when, combination, strict=True)) | {key: end})
+
+
+def completed(sweep: Sweep, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the keys on which the chosen ones depend, and those that are above them, with their first value."""
+    found: dict[str, Any] = {}
+    for key, values in sweep.space.items():
+        if key in chosen:
+            found[key] = chosen[key]
+        elif is_active(values, found) and any(key in other.when for other in sweep.space.values()):
+            found[key] = values.ends[0]
+    return found
+
+
+def prepare_images(config: Config, folder: Path) -> None:
+    """Write the images of all trials: those that preprocess would hold out are for validation.
+
+    The test set is not read. Raises PipelineError if data/raw is missing or has another dataset.
+    """
+    try:
+        fetched = parse_yaml(paths.SETTINGS["fetch"].read_text(encoding="utf-8"))["dataset"]["name"]
+    except (OSError, KeyError, TypeError):
+        fetched = None
+    if fetched != config.dataset.name:
+        raise PipelineError(
+            f"{paths.RAW} has the dataset {fetched}, but the sweep needs {config.dataset.name}: run `dvc repro fetch` "
+            f"with dataset: {config.dataset.name} in {paths.PARAMS}"
+        )
+    raw = paths.RAW_FILES
+    everything = Split(*read_pair(raw["train_images"], raw["train_labels"], config.dataset.classes))
+    kept, held_out = hold_out(everything.labels, config.training.validation_fraction, config.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_split(folder / TRAIN, Split(everything.images[kept], everything.labels[kept]))
+    save_split(folder / VALIDATION, Split(everything.images[held_out], everything.labels[held_out]))

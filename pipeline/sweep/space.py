@@ -1,0 +1,189 @@
+"""Sweeps as files in sweeps/: the settings that a sweep searches, and what it looks for.
+
+They are not in conf/, of which DVC compares every file before it runs a stage.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from optuna.trial import Trial
+from pydantic import AfterValidator, Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
+
+from pipeline.core.config import Section
+from pipeline.core.errors import PipelineError, first_line
+from pipeline.core.files import parse_yaml
+from pipeline.core.validation import describe
+
+FOLDER = Path("sweeps")
+Objective = Literal["val_accuracy", "val_loss", "fit_seconds", "parameters"]
+MAXIMIZED = {"val_accuracy"}
+PER_EPOCH = {"val_accuracy", "val_loss"}
+Number = int | float
+Condition = dict[str, Any]  # the key applies if other keys have these values; a list holds several allowed values
+
+
+class Range(Section):
+    """Numbers from `low` to `high`, both included. They are integers if both ends are."""
+
+    low: Number
+    high: Number
+    log: bool = False  # as many values per factor as per other factor, instead of per difference
+    step: Number | None = None
+    when: Condition = Field({})
+
+    @model_validator(mode="after")
+    def check(self) -> "Range":
+        """Reject an empty range, and a logarithm of what is not positive."""
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low}, and high is {self.high}: high must be larger")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low is {self.low}, but a log scale requires a number above 0")
+        if self.log and self.step is not None:
+            raise ValueError("a range has either a log scale or a step")
+        if self.step is not None and not 0 < self.step <= self.high - self.low:
+            raise ValueError(f"step is {self.step}: it must be above 0 and at most {self.high - self.low}")
+        return self
+
+    def suggest(self, trial: Trial, key: str) -> Number:
+        """Let Optuna choose a number."""
+        low, high, step = self.low, self.high, self.step
+        if isinstance(low, int) and isinstance(high, int) and isinstance(step, int | None):
+            return trial.suggest_int(key, low, high, step=step or 1, log=self.log)
+        return trial.suggest_float(key, low, high, step=step, log=self.log)
+
+    @property
+    def ends(self) -> list[Any]:
+        """Values that must be valid."""
+        return [self.low, self.high]
+
+
+class Choices(Section):
+    """Values of any type, such as names of networks or lists of layer sizes."""
+
+    choices: Annotated[list[Any], Field(min_length=1)]
+    when: Condition = Field({})
+
+    def suggest(self, trial: Trial, key: str) -> Any:
+        """Let Optuna choose a value."""
+        categories = list(map(as_category, self.choices))
+        return self.choices[categories.index(trial.suggest_categorical(key, categories))]
+
+    @property
+    def ends(self) -> list[Any]:
+        """Values that must be valid."""
+        return self.choices
+
+
+def kind_of(values: Any) -> str:
+    """The class of a key's values, so that errors are about that class alone."""
+    held = values if isinstance(values, dict) else vars(values) if isinstance(values, Section) else {}
+    return Choices.__name__ if "choices" in held else Range.__name__
+
+
+Values = Annotated[
+    Annotated[Range, Tag(Range.__name__)] | Annotated[Choices, Tag(Choices.__name__)], Discriminator(kind_of)
+]
+
+
+def as_category(value: Any) -> Any:
+    """A choice as Optuna stores it: it has no lists, so these become text."""
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def check_objectives(objectives: list[Objective]) -> list[Objective]:
+    """Reject an objective that is named twice."""
+    if len(set(objectives)) != len(objectives):
+        raise ValueError("an objective is named twice")
+    return objectives
+
+
+class Sweep(Section):
+    """A file of sweeps/."""
+
+    objectives: Annotated[list[Objective], Field(min_length=1), AfterValidator(check_objectives)]
+    trials: PositiveInt
+    minutes: Annotated[Number, Field(gt=0)] | None = None  # after which no trial starts
+    pruner: Literal["median", "halving", "none"] = "median"
+    settings: dict[str, Any] = Field({})  # as in params.yaml, for every trial
+    space: Annotated[dict[str, Values], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def check_conditions(self) -> "Sweep":
+        """Reject conditions on keys that are not above them, and on values that those cannot have."""
+        for number, (key, values) in enumerate(self.space.items()):
+            for other, allowed in values.when.items():
+                if other not in [*self.space][:number]:
+                    raise ValueError(f"space.{key}.when: {other} is not a key of the space above {key}")
+                known = self.space[other]
+                impossible = [each for each in listed(allowed) if isinstance(known, Choices) and each not in known.ends]
+                if impossible:
+                    raise ValueError(f"space.{key}.when: {other} is never {impossible[0]!r}")
+        return self
+
+    @property
+    def directions(self) -> list[Literal["maximize", "minimize"]]:
+        """Optuna's name for the direction of each objective."""
+        return ["maximize" if name in MAXIMIZED else "minimize" for name in self.objectives]
+
+    @property
+    def identity(self) -> str:
+        """What trials of one study have in common, as text."""
+        return json.dumps(self.model_dump(include={"objectives", "settings", "space"}), sort_keys=True)
+
+
+def listed(value: Any) -> list[Any]:
+    """The values that a condition allows."""
+    return value if isinstance(value, list) else [value]
+
+
+def sweep_names() -> list[str]:
+    """The names of the sweeps in sweeps/."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def read_sweep(name: str) -> Sweep:
+    """Read a sweep. Raises PipelineError with one line per error: the file, the key, and what is allowed."""
+    path = FOLDER / f"{name}.yaml"
+    if name not in sweep_names():
+        raise PipelineError(f"{FOLDER}/ has no sweep {name!r}, only {', '.join(sweep_names()) or 'none'}")
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+        return Sweep.model_validate(values)
+    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+        raise PipelineError(f"{path} is not valid YAML: {first_line(error)}") from None
+    except ValidationError as error:
+        raise PipelineError("\n".join(f"{path}: {simplified(key)}: {text}" for key, text in describe(error))) from None
+
+
+def simplified(key: str) -> str:
+    """A key without the name of the class of its values."""
+    return key.replace(f".{Range.__name__}", "").replace(f".{Choices.__name__}", "") or "the file"
+
+
+def is_active(values: Range | Choices, chosen: Mapping[str, Any]) -> bool:
+    """Whether a key applies, given the values of the keys above it."""
+    return all(key in chosen and chosen[key] in listed(allowed) for key, allowed in values.when.items())
+
+
+def suggest(trial: Trial, sweep: Sweep) -> dict[str, Any]:
+    """Let Optuna choose a value for each key that applies."""
+    chosen: dict[str, Any] = {}
+    for key, values in sweep.space.items():
+        if is_active(values, chosen):
+            chosen[key] = values.suggest(trial, key)
+    return chosen
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested mappings, as in params.yaml."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *above, last = key.split(".")
+        node = found
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return found

@@ -1,0 +1,92 @@
+"""Optuna's side of a sweep: the study, its trials, and how many are left."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import optuna
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipeline.core.errors import PipelineError, first_line
+from pipeline.sweep.space import PER_EPOCH, Sweep
+
+VARIABLE = "SWEEP_STORAGE"  # the address of another database than the project's own
+HEARTBEAT, GRACE = 10, 30  # seconds between signs of life of a trial, and without one after which it is started again
+IDENTITY = "sweep"  # the study's attribute with its space, objectives and settings
+REASON = "reason"  # a trial's attribute: why it failed
+RETRIED = "retry_history"  # an attribute that RetryHeartbeatStaleTrialCallback sets: the numbers of earlier attempts
+STARTUP = 5  # trials before any is stopped early
+
+
+def open_study(name: str, sweep: Sweep, folder: Path) -> Study:
+    """Open the study of a sweep, or create it.
+
+    Raises PipelineError if its database cannot be used, or if the study has another space.
+    """
+    address = os.environ.get(VARIABLE) or f"sqlite:///{folder.absolute()}/study.db"
+    retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=False)
+    try:
+        storage = RDBStorage(
+            address, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
+        )
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            directions=sweep.directions,
+            sampler=optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True),
+            pruner=pruner_of(sweep),
+            load_if_exists=True,
+        )
+        known = study.user_attrs.get(IDENTITY)
+        if known is None:
+            study.set_user_attr(IDENTITY, sweep.identity)
+    except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError, ValueError) as error:
+        raise PipelineError(f"the sweep's database {address} cannot be used: {first_line(error)}") from None
+    if known not in (None, sweep.identity):
+        raise PipelineError(
+            f"the study {name} was started with another space, other objectives or other settings: name a new one "
+            "with --study, or restore the file"
+        )
+    return study
+
+
+def pruner_of(sweep: Sweep) -> optuna.pruners.BasePruner:
+    """Optuna's pruner. It compares validation figures of epochs, so it needs one objective that is one of them."""
+    if len(sweep.objectives) > 1 or sweep.objectives[0] not in PER_EPOCH or sweep.pruner == "none":
+        return optuna.pruners.NopPruner()
+    if sweep.pruner == "halving":
+        return optuna.pruners.SuccessiveHalvingPruner()
+    return optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=1)
+
+
+def counted(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials without those that were started again, because their process had died."""
+    everything = list(trials)
+    repeated = {number for trial in everything for number in trial.system_attrs.get(RETRIED, [])}
+    return [trial for trial in everything if trial.number not in repeated]
+
+
+def left_to_start(study: Study, sweep: Sweep) -> int:
+    """How many trials have not started."""
+    started = [trial for trial in counted(study.get_trials(deepcopy=False)) if trial.state != TrialState.WAITING]
+    return sweep.trials - len(started)
+
+
+def equal_trial(study: Study, digest: str) -> FrozenTrial | None:
+    """An earlier trial with the same configuration that has ended; None if there is none."""
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return next((trial for trial in ended if trial.user_attrs.get("digest") == digest), None)
+
+
+def best(study: Study) -> list[FrozenTrial]:
+    """The best trial, or the Pareto front if there are several objectives. Empty if no trial is complete."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return list(study.best_trials) if complete else []
+
+
+def figures(values: Iterable[float], sweep: Sweep) -> str:
+    """The objectives of a trial, for people."""
+    return ", ".join(f"{name} {value:.6g}" for name, value in zip(sweep.objectives, values, strict=True))

@@ -1,0 +1,62 @@
+"""MLflow runs of a sweep: one for the whole, and one below it for each trial."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.core.config import Config
+from pipeline.core.records import Provenance
+from pipeline.tracking.outbox import RunAddress
+from pipeline.tracking.provenance import PATCH
+from pipeline.tracking.recorder import Recorder
+from pipeline.tracking.runs import DESCRIPTION, NAME, PARENT, continue_run, origin_tags, params_of, run_tags
+from pipeline.tracking.store import Store, does_not_record, experiment_id, experiment_name
+
+SWEEP, TRIAL = "sweep", "sweep.trial"  # tags: the name of a sweep, of its own run, and the number of a trial
+
+
+def is_of_sweep(tags: Mapping[str, str]) -> bool:
+    """Whether a run with these tags is that of a sweep or of a trial, which no result in DVC belongs to."""
+    return SWEEP in tags or TRIAL in tags
+
+
+def open_sweep(store: Store, name: str, dataset: str, root: Path, provenance: Provenance, text: str) -> RunAddress:
+    """The run of a sweep, which earlier commands may have started. Raises PipelineError if the store creates none."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(store.uri)
+    try:
+        experiment = experiment_id(store, dataset)
+        query = f"tags.`{SWEEP}` = '{name}'"
+        found = client.search_runs([experiment], query, max_results=1, order_by=["attributes.start_time ASC"])
+        tags = run_tags(provenance) | {NAME: f"sweep {name}", SWEEP: name, DESCRIPTION: text}
+        run = found[0] if found else client.create_run(experiment, tags=tags)
+    except MlflowException as error:
+        raise does_not_record(store, experiment_name(dataset), error) from None
+    return RunAddress(store.uri, run.info.run_id, experiment, root)
+
+
+def open_trial(
+    store: Store, sweep: RunAddress, number: int, config: Config, params: str, provenance: Provenance, known: str | None
+) -> RunAddress:
+    """The run of a trial below that of its sweep: the known one of a trial that is started again, or a new one."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if run := continue_run(store, known, sweep.root):
+        return run
+    tags = origin_tags(config, provenance, {PARENT: sweep.run_id, TRIAL: str(number)})
+    try:
+        created = MlflowClient(store.uri).create_run(
+            sweep.experiment_id, tags=tags | {NAME: f"trial {number}", "started": time.strftime("%Y-%m-%d %H:%M:%S")}
+        )
+    except MlflowException as error:
+        raise does_not_record(store, experiment_name(config.dataset.name), error) from None
+    run = RunAddress(store.uri, created.info.run_id, sweep.experiment_id, sweep.root)
+    recorder = Recorder(run)
+    recorder.params(params_of(config))
+    recorder.text("config/params.yaml", params)
+    if provenance.patch:
+        recorder.text(PATCH, provenance.patch)
+    return run

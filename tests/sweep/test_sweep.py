@@ -1,0 +1,228 @@
+"""Real sweeps on the digits of scikit-learn."""
+
+import contextlib
+import csv
+import io
+import os
+import signal
+import sqlite3
+import sys
+import time
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.trial import FrozenTrial, TrialState
+
+from pipeline.core import paths
+from pipeline.sweep.study import counted
+from tests.conftest import Project, Start, free_port, kill_all, serve_store
+
+COMMAND = ("python", "-m", "pipeline.sweep")
+SETTINGS = {"recipe": "smoke", "training": {"validation_fraction": 0.2, "deterministic": True}}
+SPACE = {
+    "model.dropout": {"low": 0.0, "high": 0.5},
+    "model.hidden_units": {"low": 32, "high": 64},
+    "optimizer.name": {"choices": ["rmsprop", "adam"]},
+}
+SWEEP: dict[str, Any] = {"objectives": ["val_accuracy"], "trials": 3, "settings": SETTINGS, "space": SPACE}
+
+
+def write(project: Project, name: str, **changes: Any) -> None:
+    """Write a sweep."""
+    text = yaml.safe_dump(SWEEP | changes, sort_keys=False)
+    (project.root / "sweeps" / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def started(project: Project, name: str) -> int:
+    """The number of trials that have started."""
+    file = project.root / ".sweeps" / name / "study.db"
+    if not file.exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        try:
+            return int(database.execute("SELECT COUNT(*) FROM trials").fetchone()[0])
+        except sqlite3.OperationalError:  # no such table yet
+            return 0
+
+
+def trials_of(project: Project, name: str) -> list[FrozenTrial]:
+    """The trials of a study."""
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{project.root}/.sweeps/{name}/study.db").trials
+
+
+def runs_of(project: Project, name: str) -> tuple[Run, dict[int, Run]]:
+    """The MLflow run of a sweep, and those of its trials by number."""
+    client = MlflowClient(f"sqlite:///{project.root}/mlflow.db")
+    places = [each.experiment_id for each in client.search_experiments()]
+    (parent,) = client.search_runs(places, f"tags.sweep = '{name}'")
+    children = client.search_runs(places, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    return parent, {int(run.data.tags["sweep.trial"]): run for run in children}
+
+
+def test_a_sweep_trains_and_records_its_trials(trained: Project) -> None:
+    """It does not read the test set, and leaves the project's results as they are."""
+    write(trained, "s", trials=4)
+    for name in ("test_images", "test_labels"):
+        (trained.root / paths.RAW_FILES[name]).unlink()
+    (trained.root / paths.TEST).unlink()
+    before = trained.files("models", "reports", "composed")
+    printed = trained.succeed(*COMMAND, "s", "--jobs", "2")
+    trials = trials_of(trained, "s")
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4, printed
+    assert trained.files("models", "reports", "composed") == before
+    assert not [*(trained.root / paths.CHECKPOINTS).glob("*/epoch*")]
+    parent, runs = runs_of(trained, "s")
+    assert (parent.info.status, sorted(runs)) == ("FINISHED", [0, 1, 2, 3])
+    best = max(trials, key=lambda trial: trial.values[0])
+    assert parent.data.metrics["val_accuracy"] == best.values[0]
+    assert parent.data.tags["sweep.best"] == runs[best.number].info.run_id
+    client = MlflowClient(f"sqlite:///{trained.root}/mlflow.db")
+    for trial in trials:
+        run = runs[trial.number]
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["val_accuracy"] == trial.values[0]
+        for key, value in trial.params.items():
+            assert run.data.params[key] == str(value)
+        history = client.get_metric_history(run.info.run_id, "val/accuracy")
+        assert [point.step for point in history] == [1, 2]
+        assert [point.value for point in history] == [*trial.intermediate_values.values()]
+    assert f"  model.hidden_units: {best.params['model.hidden_units']}" in printed
+    again = trained.succeed(*COMMAND, "s")
+    assert trials_of(trained, "s") == trials
+    assert printed[printed.index("best trials") :] == again[again.index("best trials") :]
+    assert "4 joined" not in trained.run("python", "-m", "pipeline.commands.runs", "check").stdout
+
+
+def test_a_trial_is_an_ordinary_training(trained: Project) -> None:
+    """`dvc repro` with the settings that --apply writes gives the same epochs."""
+    write(trained, "s", trials=2)
+    trained.succeed(*COMMAND, "s", "--apply")
+    best = max(trials_of(trained, "s"), key=lambda trial: trial.values[0])
+    params = yaml.safe_load((trained.root / paths.PARAMS).read_text(encoding="utf-8"))
+    assert params["model"]["hidden_units"] == best.params["model.hidden_units"]
+    assert params["optimizer"]["name"] == best.params["optimizer.name"]
+    assert "seed" not in params, "the sweep does not choose it"
+    trained.succeed("dvc", "repro")
+    history = (trained.root / paths.HISTORY).read_text(encoding="utf-8")
+    accuracies = [float(row["val_accuracy"]) for row in csv.DictReader(io.StringIO(history))]
+    assert accuracies == [*best.intermediate_values.values()]
+    assert accuracies[-1] == pytest.approx(best.values[0])
+
+
+def test_a_trial_that_diverges_is_recorded_and_the_sweep_goes_on(trained: Project) -> None:
+    write(trained, "s", trials=2, space={"optimizer.learning_rate": {"low": 1e30, "high": 2e30}})
+    printed = trained.fail(*COMMAND, "s")
+    parent, runs = runs_of(trained, "s")
+    assert (parent.info.status, len(runs)) == ("FAILED", 2)
+    for trial in trials_of(trained, "s"):
+        assert trial.state == TrialState.FAIL
+        assert runs[trial.number].info.status == "FAILED"
+        assert "diverged" in trial.user_attrs["reason"]
+        assert "diverged" in runs[trial.number].data.tags["sweep.reason"]
+    assert printed.count("diverged") == 2
+    assert printed.splitlines()[-1] == "sweep: no trial is complete (2 fail): the lines above tell why"
+
+
+def test_equal_configurations_are_trained_once(trained: Project) -> None:
+    write(trained, "s", trials=5, space={"model.hidden_units": {"choices": [32, 64]}})
+    trained.succeed(*COMMAND, "s")
+    trials = trials_of(trained, "s")
+    _, runs = runs_of(trained, "s")
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 5
+    assert len(runs) == len({trial.params["model.hidden_units"] for trial in trials})
+    by_units: dict[int, set[float]] = {}
+    for trial in trials:
+        by_units.setdefault(trial.params["model.hidden_units"], set()).add(trial.values[0])
+    assert all(len(values) == 1 for values in by_units.values())
+
+
+def test_another_space_under_the_same_name_is_refused(trained: Project) -> None:
+    write(trained, "s", trials=1)
+    trained.succeed(*COMMAND, "s")
+    write(trained, "s", trials=2, space={"model.dropout": {"low": 0.1, "high": 0.2}})
+    (line,) = trained.fail(*COMMAND, "s").splitlines()
+    assert line.startswith("sweep: the study s was started with another space")
+    trained.succeed(*COMMAND, "s", "--study", "t")
+    assert len(trials_of(trained, "s")) == 1
+
+
+def test_several_objectives_give_a_front(trained: Project) -> None:
+    write(trained, "s", trials=3, objectives=["val_accuracy", "parameters"])
+    trained.succeed(*COMMAND, "s")
+    for trial in trials_of(trained, "s"):
+        assert trial.values[1] > 10 * trial.params["model.hidden_units"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.slow
+def test_a_sweep_continues_where_it_was(trained: Project, start: Start, number: signal.Signals) -> None:
+    write(trained, "s", trials=4)
+    process = start([sys.executable, *COMMAND[1:], "s"], trained.root)
+    end = time.monotonic() + 120
+    while started(trained, "s") < 3:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    printed = process.communicate(timeout=60)[0]
+    if number == signal.SIGINT:
+        assert printed.splitlines()[-1] == "sweep: interrupted: the same command continues the sweep"
+        assert "Traceback" not in printed
+    trained.succeed(*COMMAND, "s")
+    trials = counted(trials_of(trained, "s"))
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
+    parent, runs = runs_of(trained, "s")
+    assert parent.info.status == "FINISHED"
+    assert len(runs) == 4
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+
+
+def test_a_killed_trial_fails_alone(trained: Project, start: Start) -> None:
+    """As the kernel does if memory is exhausted."""
+    write(trained, "s", trials=2)
+    process = start([sys.executable, *COMMAND[1:], "s"], trained.root)
+    child = None
+    end = time.monotonic() + 120
+    while child is None:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+        child = next((each for each in psutil.Process(process.pid).children(True) if is_trial(each)), None)
+    child.kill()
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, printed
+    assert sorted(trial.state.name for trial in trials_of(trained, "s")) == ["COMPLETE", "FAIL"]
+    assert "its process was ended by signal 9" in printed
+
+
+def is_trial(process: psutil.Process) -> bool:
+    """Whether a process trains a trial."""
+    with contextlib.suppress(psutil.Error):
+        return "spawn_main" in " ".join(process.cmdline())
+    return False
+
+
+@pytest.mark.slow
+def test_a_store_that_is_lost_stops_the_sweep(trained: Project, start: Start) -> None:
+    """The trials that it recorded stay, and the others follow when it answers."""
+    write(trained, "s", trials=3)
+    port = free_port()
+    server, own = serve_store(start, trained.root, port), {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+    process = start([sys.executable, *COMMAND[1:], "s"], trained.root, **own)
+    end = time.monotonic() + 120
+    while started(trained, "s") < 2:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    kill_all(server)
+    printed = process.communicate(timeout=300)[0]
+    assert "Traceback" not in printed
+    assert process.returncode == 1
+    serve_store(start, trained.root, port)
+    trained.succeed(*COMMAND, "s", **own)
+    assert [trial.state for trial in counted(trials_of(trained, "s"))] == [TrialState.COMPLETE] * 3
+    client = MlflowClient(own["MLFLOW_TRACKING_URI"])
+    places = [each.experiment_id for each in client.search_experiments()]
+    assert {run.info.status for run in client.search_runs(places)} == {"FINISHED"}
