@@ -36,8 +36,8 @@ seeds: .venv/$(LOCK) ## train the current configuration with seeds 1 to N (defau
 	$(BIN)/python -m dvc exp run --queue -S '++seed=range(1,$(shell expr $(call quoted,$(N)) + 1))'
 	$(BIN)/python -m dvc exp run --run-all
 
-sweep: .venv/$(LOCK) .venv/requirements-sweep.txt ## search for better settings: NAME=mlp names a file of sweeps/; JOBS=2 trains side by side, APPLY=1 writes the best into params.yaml
-	$(BIN)/python -m pipeline.sweep $(call quoted,$(or $(NAME),mlp)) $(if $(TRIALS),--trials $(call quoted,$(TRIALS))) $(if $(JOBS),--jobs $(call quoted,$(JOBS))) $(if $(APPLY),--apply)
+sweep: .venv/$(LOCK) .venv/requirements-sweep.txt ## search for better settings: NAME=mlp names a file of sweeps/; JOBS=2 trains side by side, APPLY=1 writes the best into params.yaml, RECIPE=NAME into a new recipe
+	$(BIN)/python -m pipeline.sweep $(call quoted,$(or $(NAME),mlp)) $(if $(TRIALS),--trials $(call quoted,$(TRIALS))) $(if $(JOBS),--jobs $(call quoted,$(JOBS))) $(if $(APPLY),--apply) $(if $(RECIPE),--recipe $(call quoted,$(RECIPE)))
 
 gate: .venv/$(LOCK) ## check that this model is not worse than that of the merge base; BASE=REV sets another baseline
 	$(BIN)/python -m pipeline.commands.gate $(if $(BASE),--base $(call quoted,$(BASE))) $(if $(MARKDOWN),--markdown $(call quoted,$(MARKDOWN)))

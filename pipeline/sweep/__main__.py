@@ -32,14 +32,17 @@ def main() -> None:
     parser.add_argument("--trials", type=positive, help="number of trials, instead of the file's")
     parser.add_argument("--jobs", type=positive, default=1, help="trials side by side, which share the cores")
     parser.add_argument("--apply", action="store_true", help="write the best settings into params.yaml")
+    parser.add_argument("--recipe", help="write the best settings as conf/recipe/RECIPE.yaml")
     arguments = parser.parse_args()
     with one_line_errors("sweep", "interrupted: the same command continues the sweep"):
         if importlib.util.find_spec("optuna") is None:
             raise PipelineError("Optuna is not installed: pip install -r requirements-sweep.txt installs it")
         check_backend()
-        from pipeline.sweep.command import sweep  # imports Optuna
+        from pipeline.sweep.command import conclude, prepare, run  # import Optuna
 
-        sweep(arguments.name, arguments.study or arguments.name, arguments.trials, arguments.jobs, arguments.apply)
+        found = prepare(arguments.name, arguments.study or arguments.name, arguments.trials, arguments.recipe)
+        run(found, arguments.jobs)
+        conclude(found, arguments.apply, arguments.recipe)
 
 
 if __name__ == "__main__":

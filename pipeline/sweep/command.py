@@ -23,7 +23,7 @@ from pipeline.sweep.search import Crew, Report, Search
 from pipeline.sweep.settings import Settings, prepare_images
 from pipeline.sweep.space import MAXIMIZED, Sweep, read_sweep
 from pipeline.sweep.study import REASON, best, counted, figures, open_study
-from pipeline.sweep.winner import apply, edits
+from pipeline.sweep.winner import apply, check_recipe, edits, recipe_file, write_recipe
 from pipeline.tracking.outbox import say, send_unsent
 from pipeline.tracking.provenance import find_provenance
 from pipeline.tracking.recorder import Recorder
@@ -34,34 +34,39 @@ FOLDER = ".sweeps"  # in the project: the study and the images of each sweep
 TEN = 10  # trials in the closing table
 
 
-def sweep(name: str, study_name: str, trials: int | None, jobs: int, adopt: bool) -> None:
-    """Run a sweep, or continue it, and print the best trials. Raises PipelineError if the file is invalid."""
+def prepare(name: str, study_name: str, trials: int | None, recipe: str | None) -> Search:
+    """Read and check a sweep, and open or create its study and its MLflow run.
+
+    Raises PipelineError if the file or an option is invalid, or if the study or the run cannot be opened.
+    """
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(logging.ERROR)
-    found = read_sweep(name)
-    found = found.model_copy(update={"trials": trials or found.trials})
-    settings = Settings(name, found)
+    sweep = read_sweep(name)
+    sweep = sweep.model_copy(update={"trials": trials or sweep.trials})
+    if recipe is not None:
+        check_recipe(recipe)
+    settings = Settings(name, sweep)
     settings.check()
-    root = paths.project_root()
+    root, config = paths.project_root(), settings.config({})
     folder = root / FOLDER / study_name
-    config = settings.config({})
     prepare_images(config, folder)
-    study = open_study(study_name, found, folder)
+    study = open_study(study_name, sweep, folder)
     store, provenance = open_store(root), find_provenance()
     send(root)
     run = open_sweep(store, study_name, config.dataset.name, root, provenance, f"A sweep of sweeps/{name}.yaml.")
-    recorder = Recorder(run)
+    return Search(sweep, settings, study, folder, store, run, provenance, threading.Lock(), threading.Event())
+
+
+def run(search: Search, jobs: int) -> None:
+    """Train the trials that are left, `jobs` side by side."""
+    recorder, minutes = Recorder(search.run), search.sweep.minutes
     recorder.status("RUNNING")
-    search = Search(found, settings, study, folder, store, run, provenance, threading.Lock(), threading.Event())
-    end = None if found.minutes is None else time.monotonic() + 60 * found.minutes
     try:
         with progress(search) as report:
-            Crew(search, end, report).run(jobs)
+            Crew(search, None if minutes is None else time.monotonic() + 60 * minutes, report).run(jobs)
     except BaseException:
         recorder.status("KILLED")
         raise
-    conclude(search, recorder, adopt)
-    send(root)
 
 
 @contextmanager
@@ -106,29 +111,40 @@ def shortened(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def conclude(search: Search, recorder: Recorder, adopt: bool) -> None:
-    """Record the best trials, print them, and print or apply the change of params.yaml."""
+def conclude(search: Search, adopt: bool, recipe: str | None) -> None:
+    """Record and print the best trials. Print the change of params.yaml, or write it, or write a recipe.
+
+    Raises PipelineError if no trial is complete.
+    """
+    recorder, sweep = Recorder(search.run), search.sweep
     trials, found = counted(search.study.get_trials(deepcopy=False)), best(search.study)
     counts = Counter(trial.state.name.lower() for trial in trials)
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     if not found:
         recorder.status("FAILED")
         raise PipelineError(f"no trial is complete ({states}): the lines above tell why")
-    console = Console(markup=False, highlight=False)
-    console.print(table_of(search, found))
-    winner, current = found[0], read_params(paths.PARAMS)
-    params = search.settings.params(winner.user_attrs["settings"])
-    recorder.metrics(dict(zip(search.sweep.objectives, winner.values, strict=True)), len(trials))
+    winner = found[0]
+    recorder.metrics(dict(zip(sweep.objectives, winner.values, strict=True)), len(trials))
     recorder.tags({"sweep.best": winner.user_attrs.get("run_id", ""), "sweep.trials": states})
     recorder.status("FINISHED")
+    send(search.run.root)
+    console = Console(markup=False, highlight=False)
+    console.print(table_of(search, found))
     where = f"experiments/{search.run.experiment_id}/runs/{search.run.run_id}"
     print(f"{states}. The runs are at {page(search.store, where)}")
+    params = search.settings.params(winner.user_attrs["settings"])
+    if recipe is not None:
+        origin = f"Trial {winner.number} of {len(trials)} of the sweep {search.study.study_name}"
+        write_recipe(recipe, params, f"{origin}: {figures(winner.values, sweep)} on the held-out images.")
+        print(
+            f"{recipe_file(recipe)} has the settings of trial {winner.number}: set recipe: {recipe} in {paths.PARAMS}"
+        )
     if adopt:
         apply(params)
         print(f"{paths.PARAMS} has the settings of trial {winner.number}: run `dvc repro`")
-    else:
+    if not adopt and recipe is None:
         print(f"The best settings differ from {paths.PARAMS} as follows; --apply writes them:")
-        for key, value in edits(params, current).items():
+        for key, value in edits(params, read_params(paths.PARAMS)).items():
             print(f"  {key}: {value}")
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import optuna
 import yaml
+from filelock import FileLock
 from optuna.storages import fail_stale_trials
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -134,7 +135,6 @@ class Crew:
 
     def __init__(self, search: Search, end: float | None, report: Report) -> None:
         self._search, self._end, self._report = search, end, report
-        self._lock, self._starting = threading.Lock(), 0
 
     def run(self, jobs: int) -> None:
         """Train trials, `jobs` side by side, until none is left to start, or `end` (of time.monotonic) is over.
@@ -154,36 +154,34 @@ class Crew:
 
     def _work(self, cores: frozenset[int]) -> None:
         study = self._search.study
+        starting = FileLock(self._search.folder / "starting.lock")  # also of other commands that share the sweep
 
         def train(trial: Trial) -> tuple[float, ...]:
-            with self._lock:
-                self._starting -= 1
+            starting.release()  # the others count this trial now
             try:
                 return self._search.trial(trial, cores)
             except TrialError as error:
                 trial.set_user_attr(REASON, first_line(error))
                 raise
 
+        def tell(_: Study, trial: FrozenTrial) -> None:
+            self._report(trial)
+
         while not self._search.stopped.is_set() and (self._end is None or time.monotonic() < self._end):
-            if self._reserve():
-                study.optimize(
-                    train,
-                    n_trials=1,
-                    catch=TrialError,
-                    callbacks=[lambda _, trial: self._report(trial)],
-                )
-            elif study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                time.sleep(1)  # a trial whose process has died is started again
-                fail_stale_trials(study)
-            else:
+            with starting:
+                free = left_to_start(study, self._search.sweep) > 0
+                if free:
+                    study.optimize(train, n_trials=1, catch=TrialError, callbacks=[tell])
+            if not free and not self._repeats():
                 return
 
-    def _reserve(self) -> bool:
-        """Whether a trial is left for one more worker, which then starts it."""
-        with self._lock:
-            free = left_to_start(self._search.study, self._search.sweep) > self._starting
-            self._starting += free
-        return free
+    def _repeats(self) -> bool:
+        """Wait for trials that others train, and start those again whose process has died. False if there are none."""
+        if not self._search.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+            return False
+        time.sleep(1)
+        fail_stale_trials(self._search.study)
+        return True
 
 
 def divide_cores(jobs: int) -> list[frozenset[int]]:

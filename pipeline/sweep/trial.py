@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +60,8 @@ def running(task: Task, stopped: threading.Event) -> Iterator[Iterator[Epoch | O
     connection, other = context.Pipe()
     process = context.Process(target=work, args=(other, task), daemon=True)
     with STARTING:
+        resource_tracker.ensure_running()  # it would unblock the signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in this thread and in processes that it starts
         process.start()
         other.close()
     try:

@@ -114,6 +114,24 @@ def test_a_trial_is_an_ordinary_training(trained: Project) -> None:
     assert accuracies[-1] == pytest.approx(best.values[0])
 
 
+def test_the_winner_becomes_a_recipe(trained: Project) -> None:
+    write(trained, "s", trials=2)
+    for name in ("Tiny", "../tiny", "smoke", ""):
+        (line,) = trained.fail(*COMMAND, "s", "--recipe", name).splitlines()
+        assert line.startswith(f"sweep: --recipe {name}: ")
+    trained.succeed(*COMMAND, "s", "--recipe", "tiny", "--apply")
+    trained.succeed("python", "-m", "pipeline.stages.compose")
+    applied = yaml.safe_load((trained.root / paths.COMPOSED).read_text(encoding="utf-8"))
+    trained.params(recipe="tiny")
+    trained.succeed("python", "-m", "pipeline.stages.compose")
+    composed = yaml.safe_load((trained.root / paths.COMPOSED).read_text(encoding="utf-8"))
+    for values in (applied, composed):
+        del values["recipe"], values["gate"]["seed_noise"]
+    assert composed == applied
+    text = (trained.root / "conf/recipe/tiny.yaml").read_text(encoding="utf-8")
+    assert text.startswith("# @package _global_\n# Trial ")
+
+
 def test_a_trial_that_diverges_is_recorded_and_the_sweep_goes_on(trained: Project) -> None:
     write(trained, "s", trials=2, space={"optimizer.learning_rate": {"low": 1e30, "high": 2e30}})
     printed = trained.fail(*COMMAND, "s")
@@ -158,6 +176,17 @@ def test_several_objectives_give_a_front(trained: Project) -> None:
         assert trial.values[1] > 10 * trial.params["model.hidden_units"]
 
 
+def test_two_commands_share_the_trials(trained: Project, start: Start) -> None:
+    write(trained, "s", trials=5)
+    commands = [start([*COMMAND, "s"], trained.root) for _ in range(2)]
+    printed = [command.communicate(timeout=120)[0] for command in commands]
+    assert [command.returncode for command in commands] == [0, 0], printed
+    assert [trial.state for trial in trials_of(trained, "s")] == [TrialState.COMPLETE] * 5
+    _, runs = runs_of(trained, "s")
+    assert len(runs) == 5
+    assert all(text.splitlines()[-1].startswith("  ") for text in printed)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.slow
 def test_a_sweep_continues_where_it_was(trained: Project, start: Start, number: signal.Signals) -> None:
@@ -167,11 +196,14 @@ def test_a_sweep_continues_where_it_was(trained: Project, start: Start, number: 
     while started(trained, "s") < 3:
         assert time.monotonic() < end
         time.sleep(0.1)
-    os.kill(process.pid, number)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.kill()
     printed = process.communicate(timeout=60)[0]
     if number == signal.SIGINT:
-        assert printed.splitlines()[-1] == "sweep: interrupted: the same command continues the sweep"
         assert "Traceback" not in printed
+        assert printed.splitlines()[-1] == "sweep: interrupted: the same command continues the sweep"
     trained.succeed(*COMMAND, "s")
     trials = counted(trials_of(trained, "s"))
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
@@ -181,8 +213,9 @@ def test_a_sweep_continues_where_it_was(trained: Project, start: Start, number: 
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
 
 
-def test_a_killed_trial_fails_alone(trained: Project, start: Start) -> None:
-    """As the kernel does if memory is exhausted."""
+@pytest.mark.parametrize(("number", "states"), [(9, ["COMPLETE", "FAIL"]), (signal.SIGINT, ["COMPLETE"] * 2)])
+def test_a_killed_trial_fails_alone(trained: Project, start: Start, number: int, states: list[str]) -> None:
+    """The kernel kills it if memory is exhausted. Ctrl-C is for the sweep, which ends its trials."""
     write(trained, "s", trials=2)
     process = start([sys.executable, *COMMAND[1:], "s"], trained.root)
     child = None
@@ -191,11 +224,11 @@ def test_a_killed_trial_fails_alone(trained: Project, start: Start) -> None:
         assert time.monotonic() < end
         time.sleep(0.05)
         child = next((each for each in psutil.Process(process.pid).children(True) if is_trial(each)), None)
-    child.kill()
+    child.send_signal(number)
     printed = process.communicate(timeout=120)[0]
     assert process.returncode == 0, printed
-    assert sorted(trial.state.name for trial in trials_of(trained, "s")) == ["COMPLETE", "FAIL"]
-    assert "its process was ended by signal 9" in printed
+    assert sorted(trial.state.name for trial in trials_of(trained, "s")) == states
+    assert ("its process was ended by signal 9" in printed) == ("FAIL" in states)
 
 
 def is_trial(process: psutil.Process) -> bool:

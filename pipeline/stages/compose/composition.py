@@ -71,7 +71,7 @@ def compose_values(
                 composed.gate.seed_noise = own_record(conf, str(composed.recipe), groups["recipe"])
             for key in _keys(values):
                 check_key(composed, key, params)
-            values = _without_null(values)
+            values = without_null(values)
             origin = dict.fromkeys(_keys(values), str(params))
             composed.merge_with(values)
             check_references(OmegaConf.to_container(composed))
@@ -202,8 +202,9 @@ def to_yaml(config: dict[str, Any]) -> str:
     return HEADER + yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _without_null(values: dict[Any, Any]) -> dict[str, Any]:
-    cleaned = {str(key): _without_null(v) if isinstance(v, dict) else v for key, v in values.items()}
+def without_null(values: dict[Any, Any]) -> dict[str, Any]:
+    """Nested values without those that are null, and without empty mappings."""
+    cleaned = {str(key): without_null(v) if isinstance(v, dict) else v for key, v in values.items()}
     return {key: value for key, value in cleaned.items() if value is not None and value != {}}
 
 
