@@ -231,7 +231,15 @@ MAY_IMPORT = {  # docs/architecture.md
     "registry": SHARED | {"registry"},
     **{f"stages/{name}": SHARED | {f"stages/{name}"} for name in STAGES},
     "sweep": SHARED
-    | {"commands/parser.py", "stages/compose", "stages/preprocess", "stages/train", "stages/evaluate", "sweep"},
+    | {
+        "commands/parser.py",
+        "commands/gate",
+        "stages/compose",
+        "stages/preprocess",
+        "stages/train",
+        "stages/evaluate",
+        "sweep",
+    },
     "commands/parser.py": {"core"},
     "commands/ports.py": {"core"},
     "commands/doctor": SHARED | {"commands/parser.py", "commands/doctor"},

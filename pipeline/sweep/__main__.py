@@ -38,11 +38,12 @@ def main() -> None:
         if importlib.util.find_spec("optuna") is None:
             raise PipelineError("Optuna is not installed: pip install -r requirements-sweep.txt installs it")
         check_backend()
-        from pipeline.sweep.command import conclude, prepare, run  # import Optuna
+        from pipeline.sweep.command import conclude, play_finals, prepare, run  # import Optuna
 
         found = prepare(arguments.name, arguments.study or arguments.name, arguments.trials, arguments.recipe)
         run(found, arguments.jobs)
-        conclude(found, arguments.apply, arguments.recipe)
+        finals = play_finals(found, arguments.jobs)
+        conclude(found, finals, arguments.apply, arguments.recipe)
 
 
 if __name__ == "__main__":

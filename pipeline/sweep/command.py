@@ -4,25 +4,26 @@ import logging
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
+from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
 from pipeline.stages.compose.composition import read_params
-from pipeline.sweep.search import Crew, Report, Search
+from pipeline.sweep.finals import CURRENT, Result, finalists, open_finals, results
+from pipeline.sweep.search import LOCK, Crew, Report, Search
 from pipeline.sweep.settings import Settings, prepare_images
-from pipeline.sweep.space import MAXIMIZED, Sweep, read_sweep
-from pipeline.sweep.study import REASON, best, counted, figures, open_study
+from pipeline.sweep.space import read_sweep
+from pipeline.sweep.study import best, counted, figures, open_study
+from pipeline.sweep.summary import ALPHA, described, finals_table, states, summary, table_of
 from pipeline.sweep.winner import apply, check_recipe, edits, recipe_file, write_recipe
 from pipeline.tracking.outbox import say, send_unsent
 from pipeline.tracking.provenance import find_provenance
@@ -31,7 +32,6 @@ from pipeline.tracking.store import open_store, page
 from pipeline.tracking.sweeps import open_sweep
 
 FOLDER = ".sweeps"  # in the project: the study and the images of each sweep
-TEN = 10  # trials in the closing table
 
 
 def prepare(name: str, study_name: str, trials: int | None, recipe: str | None) -> Search:
@@ -49,11 +49,13 @@ def prepare(name: str, study_name: str, trials: int | None, recipe: str | None) 
     settings.check()
     root, config = paths.project_root(), settings.config({})
     folder = root / FOLDER / study_name
-    prepare_images(config, folder)
-    study = open_study(study_name, sweep, folder)
-    store, provenance = open_store(root), find_provenance()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LOCK):  # two commands at once open the same study and run
+        prepare_images(config, folder)
+        study = open_study(study_name, sweep, folder)
+        store, provenance = open_store(root), find_provenance()
+        run = open_sweep(store, study_name, config.dataset.name, root, provenance, f"A sweep of sweeps/{name}.yaml.")
     send(root)
-    run = open_sweep(store, study_name, config.dataset.name, root, provenance, f"A sweep of sweeps/{name}.yaml.")
     return Search(sweep, settings, study, folder, store, run, provenance, threading.Lock(), threading.Event())
 
 
@@ -79,7 +81,7 @@ def progress(search: Search) -> Iterator[Report]:
 
         def report(trial: FrozenTrial) -> None:
             trials = counted(search.study.get_trials(deepcopy=False))
-            console.print(f"trial {trial.number}: {summary(trial, search.sweep)}")
+            console.print(f"{search.name_of(trial)}: {summary(trial, search.sweep)}")
             running = sum(each.state == TrialState.RUNNING for each in trials)
             found = best(search.study)
             text = f"best {figures(found[0].values, search.sweep)}" if found else "no complete trial"
@@ -95,68 +97,85 @@ def send(root: Path) -> None:
         say(problem)
 
 
-def summary(trial: FrozenTrial, sweep: Sweep) -> str:
-    """How a trial ended, in one line."""
-    settings = ", ".join(f"{key}={shortened(value)}" for key, value in trial.user_attrs.get("settings", {}).items())
-    if trial.state == TrialState.COMPLETE:
-        same = trial.user_attrs.get("same_as")
-        return f"{figures(trial.values, sweep)}{f' (as trial {same})' if same is not None else ''}, with {settings}"
-    if trial.state == TrialState.PRUNED:
-        return f"stopped after epoch {trial.last_step}, with {settings}"
-    return f"failed ({trial.user_attrs.get(REASON, 'its process died')}), with {settings}"
+def play_finals(search: Search, jobs: int) -> list[Result]:
+    """Train the best trials with further seeds, and return their results, the best first; none without finals."""
+    if not search.sweep.has_finals or not best(search.study):
+        return []
+    finals = open_finals(search)
+    run(finals, jobs)
+    return results(finals)
 
 
-def shortened(value: Any) -> str:
-    """A value with four significant digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+class Winner(NamedTuple):
+    """The settings that a sweep recommends."""
+
+    name: str
+    settings: dict[str, Any]
+    figures: str
+    run_id: str
 
 
-def conclude(search: Search, adopt: bool, recipe: str | None) -> None:
-    """Record and print the best trials. Print the change of params.yaml, or write it, or write a recipe.
+def winner_of(search: Search, finals: list[Result]) -> Winner:
+    """The best finalist, or without finals the best trial. Raises PipelineError if no trial is complete."""
+    found = best(search.study)
+    if not found:
+        raise PipelineError(f"no trial is complete ({states(search)}): the lines above tell why")
+    trial = next((each for each in found if finals and finals[0].name == f"trial {each.number}"), found[0])
+    settings, run_id = trial.user_attrs["settings"], trial.user_attrs.get("run_id", "")
+    if not finals:
+        return Winner(f"trial {trial.number}", settings, figures(trial.values, search.sweep), run_id)
+    first = finals[0]
+    return Winner(first.name, finalists(search.study, search.sweep)[first.name], described(first, search.sweep), run_id)
+
+
+def conclude(search: Search, finals: list[Result], adopt: bool, recipe: str | None) -> None:
+    """Record and print the best trials, and print what to change in params.yaml, or write it there or into a recipe.
 
     Raises PipelineError if no trial is complete.
     """
-    recorder, sweep = Recorder(search.run), search.sweep
-    trials, found = counted(search.study.get_trials(deepcopy=False)), best(search.study)
-    counts = Counter(trial.state.name.lower() for trial in trials)
-    states = ", ".join(f"{count} {state}" for state, count in counts.items())
-    if not found:
+    recorder, console = Recorder(search.run), Console(markup=False, highlight=False)
+    try:
+        winner = winner_of(search, finals)
+    except PipelineError:
         recorder.status("FAILED")
-        raise PipelineError(f"no trial is complete ({states}): the lines above tell why")
-    winner = found[0]
-    recorder.metrics(dict(zip(sweep.objectives, winner.values, strict=True)), len(trials))
-    recorder.tags({"sweep.best": winner.user_attrs.get("run_id", ""), "sweep.trials": states})
+        raise
+    recorder.metrics(figures_of(search, finals), len(search.study.get_trials(deepcopy=False)))
+    recorder.tags({"sweep.best": winner.name, "sweep.best_run": winner.run_id, "sweep.trials": states(search)})
     recorder.status("FINISHED")
     send(search.run.root)
-    console = Console(markup=False, highlight=False)
-    console.print(table_of(search, found))
+    console.print(table_of(search, best(search.study)))
+    if finals:
+        console.print(finals_table(search, finals))
     where = f"experiments/{search.run.experiment_id}/runs/{search.run.run_id}"
-    print(f"{states}. The runs are at {page(search.store, where)}")
-    params = search.settings.params(winner.user_attrs["settings"])
+    print(f"{states(search)}. The runs are at {page(search.store, where)}")
+    if winner.name == CURRENT:
+        print("No finalist is better than the current settings: there is nothing to change")
+    else:
+        if doubt := next((each for each in finals if each.name == CURRENT and each.p_worse >= ALPHA), None):
+            print(f"Chance may explain that {winner.name} is better than the current settings (p {doubt.p_worse:.2g})")
+        hand_over(search, winner, adopt, recipe)
+
+
+def hand_over(search: Search, winner: Winner, adopt: bool, recipe: str | None) -> None:
+    """Print the change of params.yaml, or write it there or into a recipe."""
+    params = search.settings.params(winner.settings)
     if recipe is not None:
-        origin = f"Trial {winner.number} of {len(trials)} of the sweep {search.study.study_name}"
-        write_recipe(recipe, params, f"{origin}: {figures(winner.values, sweep)} on the held-out images.")
-        print(
-            f"{recipe_file(recipe)} has the settings of trial {winner.number}: set recipe: {recipe} in {paths.PARAMS}"
-        )
+        origin = f"{winner.name.capitalize()} of the sweep {search.study.study_name}"
+        write_recipe(recipe, params, f"{origin}: {winner.figures} on the held-out images.")
+        print(f"{recipe_file(recipe)} has the settings of {winner.name}: set recipe: {recipe} in {paths.PARAMS}")
     if adopt:
         apply(params)
-        print(f"{paths.PARAMS} has the settings of trial {winner.number}: run `dvc repro`")
+        print(f"{paths.PARAMS} has the settings of {winner.name}: run `dvc repro`")
     if not adopt and recipe is None:
-        print(f"The best settings differ from {paths.PARAMS} as follows; --apply writes them:")
+        print(f"The settings of {winner.name} differ from {paths.PARAMS} as follows; --apply writes them:")
         for key, value in edits(params, read_params(paths.PARAMS)).items():
             print(f"  {key}: {value}")
 
 
-def table_of(search: Search, front: list[FrozenTrial]) -> Table:
-    """The ten best trials, or the Pareto front if there are several objectives."""
-    rows, sweep = front, search.sweep
-    if len(sweep.objectives) == 1:
-        complete = [trial for trial in search.study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
-        sign = -1 if sweep.objectives[0] in MAXIMIZED else 1
-        rows = sorted(complete, key=lambda trial: sign * trial.values[0])[:TEN]
-    table = Table("trial", *sweep.objectives, "settings", title="best trials on the held-out images")
-    for trial in rows:
-        settings = ", ".join(f"{key}={shortened(value)}" for key, value in trial.user_attrs["settings"].items())
-        table.add_row(str(trial.number), *(f"{value:.6g}" for value in trial.values), settings)
-    return table
+def figures_of(search: Search, finals: list[Result]) -> dict[str, float]:
+    """The metrics of a sweep: the best of its trials, and mean and deviation of the best finalist."""
+    found = dict(zip(search.sweep.objectives, best(search.study)[0].values, strict=True))
+    if finals:
+        name = search.sweep.objectives[0]
+        found |= {f"finals/{name}_mean": finals[0].mean, f"finals/{name}_std": finals[0].std}
+    return found

@@ -14,6 +14,7 @@ import optuna
 import yaml
 from filelock import FileLock
 from optuna.storages import fail_stale_trials
+from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -31,6 +32,7 @@ from pipeline.tracking.runs import epoch_metrics
 from pipeline.tracking.store import Store
 from pipeline.tracking.sweeps import open_trial
 
+LOCK = "lock"  # a file in the folder of a sweep
 Report = Callable[[FrozenTrial], None]
 
 
@@ -46,10 +48,11 @@ class Search(NamedTuple):
     provenance: Provenance
     alone: threading.Lock  # held to use Hydra, which has global state, and to open MLflow runs
     stopped: threading.Event  # set when the sweep is interrupted
+    finalists: dict[str, dict[str, Any]] | None = None  # in the finals: the settings of each finalist
 
     def trial(self, trial: Trial, cores: frozenset[int]) -> tuple[float, ...]:
         """Train one trial and return its objectives. Raises TrialError if it fails, TrialPruned if it is hopeless."""
-        chosen = suggest(trial, self.sweep)
+        chosen = self.choose(trial)
         trial.set_user_attr("settings", chosen)
         try:
             with self.alone:
@@ -74,19 +77,32 @@ class Search(NamedTuple):
             recorder.status("KILLED" if isinstance(error, Interrupted) else "FAILED")
             raise
         found = outcome._asdict()
-        trial.set_user_attr("figures", {name: value for name, value in found.items() if name != "wrong"})
+        trial.set_user_attr("wrong", outcome.wrong)
         recorder.metrics({name: found[name] for name in ("val_accuracy", "val_loss", "fit_seconds", "parameters")}, 0)
         recorder.tags({"sweep.state": "complete"})
         recorder.status("FINISHED")
         return tuple(float(found[name]) for name in self.sweep.objectives)
 
+    def name_of(self, trial: Trial | FrozenTrial) -> str:
+        """The name of a trial for people, in the finals that of its finalist with its seed."""
+        if self.finalists is None:
+            return f"trial {trial.number}"
+        return f"{trial.params['finalist']}, seed {trial.params['seed']}"
+
+    def choose(self, trial: Trial) -> dict[str, Any]:
+        """Let Optuna choose settings, in the finals a finalist and a seed."""
+        if self.finalists is None:
+            return suggest(trial, self.sweep)
+        name = trial.suggest_categorical("finalist", [*self.finalists])
+        return self.finalists[name] | {"seed": trial.suggest_int("seed", 0, 2**31 - 1)}
+
     def open_run(self, trial: Trial, config: Config, chosen: dict[str, Any]) -> Recorder:
         """Start the MLflow run of a trial, or continue that of one whose process died."""
         params = yaml.safe_dump(self.settings.params(chosen), sort_keys=False)
-        known = trial.user_attrs.get("run_id")
+        known, name = trial.user_attrs.get("run_id"), self.name_of(trial)
         try:
             with self.alone:
-                run = open_trial(self.store, self.run, trial.number, config, params, self.provenance, known)
+                run = open_trial(self.store, self.run, name, config, params, self.provenance, known)
         except PipelineError as error:  # the trial is started again when the store answers
             raise Interrupted(str(error)) from None
         trial.set_user_attr("run_id", run.run_id)
@@ -135,6 +151,7 @@ class Crew:
 
     def __init__(self, search: Search, end: float | None, report: Report) -> None:
         self._search, self._end, self._report = search, end, report
+        self._seen: set[int] = set()  # trials of others
 
     def run(self, jobs: int) -> None:
         """Train trials, `jobs` side by side, until none is left to start, or `end` (of time.monotonic) is over.
@@ -154,7 +171,7 @@ class Crew:
 
     def _work(self, cores: frozenset[int]) -> None:
         study = self._search.study
-        starting = FileLock(self._search.folder / "starting.lock")  # also of other commands that share the sweep
+        starting = FileLock(self._search.folder / LOCK)  # also of other commands that share the sweep
 
         def train(trial: Trial) -> tuple[float, ...]:
             starting.release()  # the others count this trial now
@@ -177,11 +194,24 @@ class Crew:
 
     def _repeats(self) -> bool:
         """Wait for trials that others train, and start those again whose process has died. False if there are none."""
-        if not self._search.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-            return False
-        time.sleep(1)
-        fail_stale_trials(self._search.study)
-        return True
+        study = self._search.study
+        waiting = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+        for trial in waiting:
+            if trial.state == TrialState.RUNNING and trial.number not in self._seen:
+                give_sign_of_life(study, trial)
+                self._seen.add(trial.number)
+        if waiting:
+            time.sleep(1)
+            with FileLock(self._search.folder / LOCK):
+                fail_stale_trials(study)
+        return bool(waiting)
+
+
+def give_sign_of_life(study: Study, trial: FrozenTrial) -> None:
+    """Record a sign of life for another's trial: Optuna never takes a trial for dead that has not given its first."""
+    storage = study._storage
+    if isinstance(storage, BaseHeartbeat):
+        storage.record_heartbeat(trial._trial_id)
 
 
 def divide_cores(jobs: int) -> list[frozenset[int]]:

@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from optuna.trial import Trial
-from pydantic import AfterValidator, Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from pipeline.core.config import Section
 from pipeline.core.errors import PipelineError, first_line
@@ -106,6 +115,8 @@ class Sweep(Section):
     objectives: Annotated[list[Objective], Field(min_length=1), AfterValidator(check_objectives)]
     trials: PositiveInt
     minutes: Annotated[Number, Field(gt=0)] | None = None  # after which no trial starts
+    finalists: NonNegativeInt = 3  # the best trials, which are trained with further seeds; 0 for none
+    seeds: Annotated[int, Field(ge=2)] = 3  # further seeds of each finalist
     pruner: Literal["median", "halving", "none"] = "median"
     settings: dict[str, Any] = Field({})  # as in params.yaml, for every trial
     space: Annotated[dict[str, Values], Field(min_length=1)]
@@ -127,6 +138,11 @@ class Sweep(Section):
     def directions(self) -> list[Literal["maximize", "minimize"]]:
         """Optuna's name for the direction of each objective."""
         return ["maximize" if name in MAXIMIZED else "minimize" for name in self.objectives]
+
+    @property
+    def has_finals(self) -> bool:
+        """Whether the best trials are compared over further seeds: by their errors, so there must be one objective."""
+        return bool(self.finalists) and len(self.objectives) == 1 and self.objectives[0] in PER_EPOCH
 
     @property
     def identity(self) -> str:

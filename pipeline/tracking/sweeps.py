@@ -12,7 +12,7 @@ from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.runs import DESCRIPTION, NAME, PARENT, continue_run, origin_tags, params_of, run_tags
 from pipeline.tracking.store import Store, does_not_record, experiment_id, experiment_name
 
-SWEEP, TRIAL = "sweep", "sweep.trial"  # tags: the name of a sweep, of its own run, and the number of a trial
+SWEEP, TRIAL = "sweep", "sweep.trial"  # tags: the name of a sweep, of its own run, and the name of a trial
 
 
 def is_of_sweep(tags: Mapping[str, str]) -> bool:
@@ -38,7 +38,7 @@ def open_sweep(store: Store, name: str, dataset: str, root: Path, provenance: Pr
 
 
 def open_trial(
-    store: Store, sweep: RunAddress, number: int, config: Config, params: str, provenance: Provenance, known: str | None
+    store: Store, sweep: RunAddress, name: str, config: Config, params: str, provenance: Provenance, known: str | None
 ) -> RunAddress:
     """The run of a trial below that of its sweep: the known one of a trial that is started again, or a new one."""
     from mlflow import MlflowClient
@@ -46,10 +46,10 @@ def open_trial(
 
     if run := continue_run(store, known, sweep.root):
         return run
-    tags = origin_tags(config, provenance, {PARENT: sweep.run_id, TRIAL: str(number)})
+    tags = origin_tags(config, provenance, {PARENT: sweep.run_id, TRIAL: name})
     try:
         created = MlflowClient(store.uri).create_run(
-            sweep.experiment_id, tags=tags | {NAME: f"trial {number}", "started": time.strftime("%Y-%m-%d %H:%M:%S")}
+            sweep.experiment_id, tags=tags | {NAME: name, "started": time.strftime("%Y-%m-%d %H:%M:%S")}
         )
     except MlflowException as error:
         raise does_not_record(store, experiment_name(config.dataset.name), error) from None

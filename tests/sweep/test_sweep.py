@@ -6,8 +6,10 @@ import io
 import os
 import signal
 import sqlite3
+import statistics
 import sys
 import time
+from itertools import product
 from typing import Any
 
 import optuna
@@ -19,6 +21,7 @@ from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.core import paths
+from pipeline.core.dataset import load_split
 from pipeline.sweep.study import counted
 from tests.conftest import Project, Start, free_port, kill_all, serve_store
 
@@ -29,7 +32,13 @@ SPACE = {
     "model.hidden_units": {"low": 32, "high": 64},
     "optimizer.name": {"choices": ["rmsprop", "adam"]},
 }
-SWEEP: dict[str, Any] = {"objectives": ["val_accuracy"], "trials": 3, "settings": SETTINGS, "space": SPACE}
+SWEEP: dict[str, Any] = {
+    "objectives": ["val_accuracy"],
+    "trials": 3,
+    "finalists": 0,
+    "settings": SETTINGS,
+    "space": SPACE,
+}
 
 
 def write(project: Project, name: str, **changes: Any) -> None:
@@ -61,7 +70,7 @@ def runs_of(project: Project, name: str) -> tuple[Run, dict[int, Run]]:
     places = [each.experiment_id for each in client.search_experiments()]
     (parent,) = client.search_runs(places, f"tags.sweep = '{name}'")
     children = client.search_runs(places, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    return parent, {int(run.data.tags["sweep.trial"]): run for run in children}
+    return parent, {int(run.data.tags["sweep.trial"].removeprefix("trial ")): run for run in children}
 
 
 def test_a_sweep_trains_and_records_its_trials(trained: Project) -> None:
@@ -80,7 +89,7 @@ def test_a_sweep_trains_and_records_its_trials(trained: Project) -> None:
     assert (parent.info.status, sorted(runs)) == ("FINISHED", [0, 1, 2, 3])
     best = max(trials, key=lambda trial: trial.values[0])
     assert parent.data.metrics["val_accuracy"] == best.values[0]
-    assert parent.data.tags["sweep.best"] == runs[best.number].info.run_id
+    assert parent.data.tags["sweep.best_run"] == runs[best.number].info.run_id
     client = MlflowClient(f"sqlite:///{trained.root}/mlflow.db")
     for trial in trials:
         run = runs[trial.number]
@@ -157,6 +166,34 @@ def test_equal_configurations_are_trained_once(trained: Project) -> None:
     for trial in trials:
         by_units.setdefault(trial.params["model.hidden_units"], set()).add(trial.values[0])
     assert all(len(values) == 1 for values in by_units.values())
+
+
+def test_the_best_are_compared_over_further_seeds(trained: Project) -> None:
+    """The current settings take part. The figures of the search, by which the best were chosen, do not count."""
+    write(trained, "s", trials=3, finalists=1, seeds=2)
+    printed = trained.succeed(*COMMAND, "s", "--jobs", "2")
+    trials = trials_of(trained, "s")
+    best = max(trials, key=lambda trial: trial.values[0])
+    storage = f"sqlite:///{trained.root}/.sweeps/s/study.db"
+    (name,) = [name for name in optuna.get_all_study_names(storage) if name.startswith("s-finals-")]
+    finals = optuna.load_study(study_name=name, storage=storage).trials
+    names = {"current settings", f"trial {best.number}"}
+    assert {(trial.params["finalist"], trial.params["seed"]) for trial in finals} == set(product(names, (2, 3)))
+    assert len(finals) == 4
+    images = len(load_split(trained.root / ".sweeps/s/validation.npz").labels)
+    for trial in finals:
+        assert len(trial.user_attrs["wrong"]) == round((1 - trial.values[0]) * images)
+    means = {
+        name: statistics.mean(trial.values[0] for trial in finals if trial.params["finalist"] == name) for name in names
+    }
+    winner = max(means, key=lambda name: means[name])
+    client = MlflowClient(f"sqlite:///{trained.root}/mlflow.db")
+    (parent,) = client.search_runs([each.experiment_id for each in client.search_experiments()], "tags.sweep = 's'")
+    assert parent.data.tags["sweep.best"] == winner
+    assert parent.data.metrics["finals/val_accuracy_mean"] == pytest.approx(means[winner])
+    again = trained.succeed(*COMMAND, "s")
+    assert printed[printed.index("best trials") :] == again[again.index("best trials") :]
+    assert len(optuna.load_study(study_name=name, storage=storage).trials) == 4
 
 
 def test_another_space_under_the_same_name_is_refused(trained: Project) -> None:

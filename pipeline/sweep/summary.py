@@ -1,0 +1,68 @@
+"""What a sweep prints about its trials."""
+
+from collections import Counter
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.table import Table
+
+from pipeline.sweep.finals import Result
+from pipeline.sweep.search import Search
+from pipeline.sweep.space import MAXIMIZED, Sweep
+from pipeline.sweep.study import REASON, counted, figures
+
+ALPHA = 0.05  # significance level
+TEN = 10  # trials in the closing table
+
+
+def summary(trial: FrozenTrial, sweep: Sweep) -> str:
+    """How a trial ended, in one line."""
+    settings = ", ".join(f"{key}={shortened(value)}" for key, value in trial.user_attrs.get("settings", {}).items())
+    if trial.state == TrialState.COMPLETE:
+        same = trial.user_attrs.get("same_as")
+        return f"{figures(trial.values, sweep)}{f' (as trial {same})' if same is not None else ''}, with {settings}"
+    if trial.state == TrialState.PRUNED:
+        return f"stopped after epoch {trial.last_step}, with {settings}"
+    return f"failed ({trial.user_attrs.get(REASON, 'its process died')}), with {settings}"
+
+
+def shortened(value: Any) -> str:
+    """A value with four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def states(search: Search) -> str:
+    """How many trials ended in which way."""
+    counts = Counter(trial.state.name.lower() for trial in counted(search.study.get_trials(deepcopy=False)))
+    return ", ".join(f"{count} {state}" for state, count in counts.items())
+
+
+def described(result: Result, sweep: Sweep) -> str:
+    """Mean and standard deviation of a finalist, for people."""
+    return f"{sweep.objectives[0]} {result.mean:.6g} ± {result.std:.2g} over {len(result.values)} seeds"
+
+
+def finals_table(search: Search, finals: list[Result]) -> Table:
+    """The finalists, and whether each is worse than the best by more than chance."""
+    first = search.settings.config({}).seed + 1
+    title = f"finals with the seeds {first} to {first + search.sweep.seeds - 1} on the held-out images"
+    table = Table("finalist", f"{search.sweep.objectives[0]}, mean ± std", "worse than the first? (p)", title=title)
+    for result in finals:
+        judged = f"{'yes' if result.p_worse < ALPHA else 'not shown'} ({result.p_worse:.2g})"
+        worse = "" if result is finals[0] else judged
+        table.add_row(result.name, f"{result.mean:.6g} ± {result.std:.2g}", worse)
+    return table
+
+
+def table_of(search: Search, front: list[FrozenTrial]) -> Table:
+    """The ten best trials, or the Pareto front if there are several objectives."""
+    rows, sweep = front, search.sweep
+    if len(sweep.objectives) == 1:
+        complete = [trial for trial in search.study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+        sign = -1 if sweep.objectives[0] in MAXIMIZED else 1
+        rows = sorted(complete, key=lambda trial: sign * trial.values[0])[:TEN]
+    table = Table("trial", *sweep.objectives, "settings", title="best trials on the held-out images")
+    for trial in rows:
+        settings = ", ".join(f"{key}={shortened(value)}" for key, value in trial.user_attrs["settings"].items())
+        table.add_row(str(trial.number), *(f"{value:.6g}" for value in trial.values), settings)
+    return table
