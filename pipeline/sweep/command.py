@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
 from pipeline.stages.compose.composition import read_params
-from pipeline.sweep.finals import CURRENT, Result, finalists, open_finals, results
+from pipeline.sweep.finals import CURRENT, Result, open_finals, results
 from pipeline.sweep.search import LOCK, Crew, Report, Search
 from pipeline.sweep.settings import Settings, prepare_images
 from pipeline.sweep.space import read_sweep
@@ -112,7 +112,7 @@ class Winner(NamedTuple):
     name: str
     settings: dict[str, Any]
     figures: str
-    run_id: str
+    run_id: str  # of the trial; empty for the current settings
 
 
 def winner_of(search: Search, finals: list[Result]) -> Winner:
@@ -120,12 +120,15 @@ def winner_of(search: Search, finals: list[Result]) -> Winner:
     found = best(search.study)
     if not found:
         raise PipelineError(f"no trial is complete ({states(search)}): the lines above tell why")
-    trial = next((each for each in found if finals and finals[0].name == f"trial {each.number}"), found[0])
-    settings, run_id = trial.user_attrs["settings"], trial.user_attrs.get("run_id", "")
     if not finals:
-        return Winner(f"trial {trial.number}", settings, figures(trial.values, search.sweep), run_id)
+        attributes = found[0].user_attrs
+        name, told = f"trial {found[0].number}", figures(found[0].values, search.sweep)
+        return Winner(name, attributes["settings"], told, attributes.get("run_id", ""))
     first = finals[0]
-    return Winner(first.name, finalists(search.study, search.sweep)[first.name], described(first, search.sweep), run_id)
+    runs = {
+        f"trial {each.number}": each.user_attrs.get("run_id", "") for each in search.study.get_trials(deepcopy=False)
+    }
+    return Winner(first.name, first.settings, described(first, search.sweep), runs.get(first.name, ""))
 
 
 def conclude(search: Search, finals: list[Result], adopt: bool, recipe: str | None) -> None:

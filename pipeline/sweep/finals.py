@@ -15,19 +15,19 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.commands.gate.significance import compare, holm
 from pipeline.core.dataset import load_split
 from pipeline.core.files import text_digest
-from pipeline.sweep.search import Search
-from pipeline.sweep.space import MAXIMIZED, Sweep
-from pipeline.sweep.study import counted, open_study
+from pipeline.sweep.search import FINALIST, SEED, Search
+from pipeline.sweep.space import Sweep
+from pipeline.sweep.study import counted, open_study, ranked
 from pipeline.sweep.trial import VALIDATION
 
 CURRENT = "current settings"
-ENTRY, SEED = "finalist", "seed"  # what the trials of the finals choose
 
 
 class Result(NamedTuple):
     """The result of one finalist on the held-out images."""
 
     name: str
+    settings: dict[str, Any]  # as the search chose them; empty for the current ones
     values: list[float]  # of the objective, by seed
     p_worse: float  # that chance alone made it this much worse than the best; 1 for the best itself
 
@@ -44,11 +44,8 @@ class Result(NamedTuple):
 
 def finalists(study: Study, sweep: Sweep) -> dict[str, dict[str, Any]]:
     """The settings of the current configuration and of the best trials with different settings, by name."""
-    sign = -1 if sweep.objectives[0] in MAXIMIZED else 1
-    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
-    own = [trial for trial in complete if "same_as" not in trial.user_attrs]
-    ranked = sorted(own, key=lambda trial: sign * trial.values[0])[: sweep.finalists]
-    return {CURRENT: {}} | {f"trial {trial.number}": trial.user_attrs["settings"] for trial in ranked}
+    own = [trial for trial in ranked(study, sweep) if "same_as" not in trial.user_attrs]
+    return {CURRENT: {}} | {f"trial {each.number}": each.user_attrs["settings"] for each in own[: sweep.finalists]}
 
 
 def open_finals(search: Search) -> Search:
@@ -60,7 +57,7 @@ def open_finals(search: Search) -> Search:
     first = search.settings.config({}).seed + 1
     for seed in range(first, first + sweep.seeds):
         for entry in entries:
-            study.enqueue_trial({ENTRY: entry, SEED: seed}, skip_if_exists=True)
+            study.enqueue_trial({FINALIST: entry, SEED: seed}, skip_if_exists=True)
     return search._replace(sweep=sweep, study=study, finalists=entries)
 
 
@@ -69,14 +66,15 @@ def results(finals: Search) -> list[Result]:
     runs: dict[str, list[FrozenTrial]] = {}
     for trial in counted(finals.study.get_trials(deepcopy=False)):
         if trial.state == TrialState.COMPLETE:
-            runs.setdefault(trial.params[ENTRY], []).append(trial)
-    sign = -1 if finals.sweep.objectives[0] in MAXIMIZED else 1
-    order = sorted(runs, key=lambda name: sign * statistics.mean(trial.values[0] for trial in runs[name]))
+            runs.setdefault(trial.params[FINALIST], []).append(trial)
+    values: Mapping[str, list[float]] = {name: [trial.values[0] for trial in runs[name]] for name in runs}
+    highest_first = finals.sweep.directions[0] == "maximize"
+    order = sorted(runs, key=lambda name: statistics.mean(values[name]), reverse=highest_first)
     images = len(load_split(finals.folder / VALIDATION).labels)
     wrong = {name: errors(runs[name], images) for name in order}
     p_values = holm([compare(wrong[name], wrong[order[0]], images, (None, None)).p_worse for name in order[1:]])
-    values: Mapping[str, list[float]] = {name: [trial.values[0] for trial in runs[name]] for name in order}
-    return [Result(name, values[name], p) for name, p in zip(order, [1.0, *p_values], strict=True)]
+    settings = finals.finalists or {}
+    return [Result(name, settings[name], values[name], p) for name, p in zip(order, [1.0, *p_values], strict=True)]
 
 
 def errors(trials: list[FrozenTrial], images: int) -> NDArray[np.bool_]:

@@ -32,6 +32,7 @@ from pipeline.tracking.runs import epoch_metrics
 from pipeline.tracking.store import Store
 from pipeline.tracking.sweeps import open_trial
 
+FINALIST, SEED = "finalist", "seed"  # what the trials of the finals choose
 LOCK = "lock"  # a file in the folder of a sweep
 Report = Callable[[FrozenTrial], None]
 
@@ -87,14 +88,14 @@ class Search(NamedTuple):
         """The name of a trial for people, in the finals that of its finalist with its seed."""
         if self.finalists is None:
             return f"trial {trial.number}"
-        return f"{trial.params['finalist']}, seed {trial.params['seed']}"
+        return f"{trial.params[FINALIST]}, seed {trial.params[SEED]}"
 
     def choose(self, trial: Trial) -> dict[str, Any]:
         """Let Optuna choose settings, in the finals a finalist and a seed."""
         if self.finalists is None:
             return suggest(trial, self.sweep)
-        name = trial.suggest_categorical("finalist", [*self.finalists])
-        return self.finalists[name] | {"seed": trial.suggest_int("seed", 0, 2**31 - 1)}
+        name = trial.suggest_categorical(FINALIST, [*self.finalists])
+        return self.finalists[name] | {SEED: trial.suggest_int(SEED, 0, 2**31 - 1)}
 
     def open_run(self, trial: Trial, config: Config, chosen: dict[str, Any]) -> Recorder:
         """Start the MLflow run of a trial, or continue that of one whose process died."""

@@ -87,6 +87,12 @@ def best(study: Study) -> list[FrozenTrial]:
     return list(study.best_trials) if complete else []
 
 
+def ranked(study: Study, sweep: Sweep) -> list[FrozenTrial]:
+    """The complete trials, the best by the first objective first."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sorted(complete, key=lambda trial: trial.values[0], reverse=sweep.directions[0] == "maximize")
+
+
 def figures(values: Iterable[float], sweep: Sweep) -> str:
     """The objectives of a trial, for people."""
     return ", ".join(f"{name} {value:.6g}" for name, value in zip(sweep.objectives, values, strict=True))

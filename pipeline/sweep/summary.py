@@ -8,8 +8,8 @@ from rich.table import Table
 
 from pipeline.sweep.finals import Result
 from pipeline.sweep.search import Search
-from pipeline.sweep.space import MAXIMIZED, Sweep
-from pipeline.sweep.study import REASON, counted, figures
+from pipeline.sweep.space import Sweep
+from pipeline.sweep.study import REASON, counted, figures, ranked
 
 ALPHA = 0.05  # significance level
 TEN = 10  # trials in the closing table
@@ -58,9 +58,7 @@ def table_of(search: Search, front: list[FrozenTrial]) -> Table:
     """The ten best trials, or the Pareto front if there are several objectives."""
     rows, sweep = front, search.sweep
     if len(sweep.objectives) == 1:
-        complete = [trial for trial in search.study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
-        sign = -1 if sweep.objectives[0] in MAXIMIZED else 1
-        rows = sorted(complete, key=lambda trial: sign * trial.values[0])[:TEN]
+        rows = ranked(search.study, sweep)[:TEN]
     table = Table("trial", *sweep.objectives, "settings", title="best trials on the held-out images")
     for trial in rows:
         settings = ", ".join(f"{key}={shortened(value)}" for key, value in trial.user_attrs["settings"].items())

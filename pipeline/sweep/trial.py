@@ -38,7 +38,6 @@ class Outcome(NamedTuple):
     val_loss: float  # mean cross-entropy in nats, without label smoothing
     fit_seconds: float
     parameters: int
-    epochs: int
     wrong: list[int]  # indices of the misclassified validation images
 
 
@@ -154,6 +153,4 @@ def evaluate(network: Any, validation: Split, epochs: list[Epoch]) -> Outcome:
     figures = score(logits, probabilities, validation.labels)
     wrong = mistakes(probabilities, validation.labels)
     seconds = sum(epoch["seconds"] for epoch in epochs)
-    return Outcome(
-        figures.accuracy, figures.loss, seconds, network.count_params(), len(epochs), [each.index for each in wrong]
-    )
+    return Outcome(figures.accuracy, figures.loss, seconds, network.count_params(), [each.index for each in wrong])

@@ -190,6 +190,7 @@ def test_the_best_are_compared_over_further_seeds(trained: Project) -> None:
     client = MlflowClient(f"sqlite:///{trained.root}/mlflow.db")
     (parent,) = client.search_runs([each.experiment_id for each in client.search_experiments()], "tags.sweep = 's'")
     assert parent.data.tags["sweep.best"] == winner
+    assert parent.data.tags["sweep.best_run"] == (best.user_attrs["run_id"] if winner != "current settings" else "")
     assert parent.data.metrics["finals/val_accuracy_mean"] == pytest.approx(means[winner])
     again = trained.succeed(*COMMAND, "s")
     assert printed[printed.index("best trials") :] == again[again.index("best trials") :]

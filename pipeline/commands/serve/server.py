@@ -118,7 +118,7 @@ def show(page: Path, **values: int) -> HTMLResponse:
 
 
 # The next two return their errors. An exception that leaves the thread is part of a cycle of references, so that all
-# images of the request, up to 30 times its size, would stay in memory until the next garbage collection.
+# images of the request, up to 55 times its size, would stay in memory until the next garbage collection.
 
 
 def score(served: Served, body: bytes) -> Response:
