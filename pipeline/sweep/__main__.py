@@ -7,6 +7,7 @@ Environment variables: SWEEP_STORAGE (a database for several machines), and thos
 
 import argparse
 import importlib.util
+import re
 
 from pipeline.commands.parser import one_line_errors
 from pipeline.core.errors import PipelineError
@@ -21,6 +22,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def study_name(text: str) -> str:
+    """A name from the command line that can also be that of a folder."""
+    if not re.fullmatch(r"[a-zA-Z0-9][\w.-]{0,60}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r}: use letters, digits, _, - and .")
+    return text
+
+
 def main() -> None:
     """Parse the command line and run the sweep."""
     settle()
@@ -28,7 +36,7 @@ def main() -> None:
         prog="python -m pipeline.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", help="a file of sweeps/, such as mlp")
-    parser.add_argument("--study", help="another name for the study, to start anew (default: NAME)")
+    parser.add_argument("--study", type=study_name, help="another name for the study, to start anew (default: NAME)")
     parser.add_argument("--trials", type=positive, help="number of trials, instead of the file's")
     parser.add_argument("--jobs", type=positive, default=1, help="trials side by side, which share the cores")
     parser.add_argument("--apply", action="store_true", help="write the best settings into params.yaml")

@@ -207,6 +207,12 @@ def test_another_space_under_the_same_name_is_refused(trained: Project) -> None:
     assert len(trials_of(trained, "s")) == 1
 
 
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", "a'b", "a b", "", "é"])
+def test_a_study_has_the_name_of_a_folder(trained: Project, name: str) -> None:
+    assert trained.fail(*COMMAND, "smoke", "--study", name).splitlines()[-1].endswith("use letters, digits, _, - and .")
+    assert not (trained.root / ".sweeps").exists()
+
+
 def test_several_objectives_give_a_front(trained: Project) -> None:
     write(trained, "s", trials=3, objectives=["val_accuracy", "parameters"])
     trained.succeed(*COMMAND, "s")
