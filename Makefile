@@ -110,7 +110,7 @@ gate-power: .venv/requirements-dev.txt ## simulate how often the gate detects wo
 
 lock: ## recompile the pinned requirements from pyproject.toml (needs uv)
 	$(COMPILE) --upgrade --extra tensorflow pyproject.toml -o requirements.txt
-	for extra in dev gpu jax jax-gpu sweep team torch; do \
+	for extra in dev gpu jax jax-gpu ray sweep team torch; do \
 	$(COMPILE) -c requirements.txt --extra $$extra pyproject.toml -o requirements-$$extra.txt || exit; done
 	echo "uv>=0.9" | $(COMPILE) - -o requirements-uv.txt
 

@@ -18,16 +18,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
 from pipeline.stages.compose.composition import read_params
+from pipeline.sweep.charts import save_charts
 from pipeline.sweep.finals import CURRENT, Result, open_finals, results
 from pipeline.sweep.search import LOCK, Crew, Report, Search
 from pipeline.sweep.settings import Settings, prepare_images
 from pipeline.sweep.space import read_sweep
 from pipeline.sweep.study import best, counted, figures, open_study
-from pipeline.sweep.summary import ALPHA, described, finals_table, states, summary, table_of
+from pipeline.sweep.summary import ALPHA, Table, best_table, described, finals_table, states, summary
 from pipeline.sweep.winner import apply, check_recipe, edits, recipe_file, write_recipe
 from pipeline.tracking.outbox import say, send_unsent
 from pipeline.tracking.provenance import find_provenance
 from pipeline.tracking.recorder import Recorder
+from pipeline.tracking.runs import DESCRIPTION
 from pipeline.tracking.store import open_store, page
 from pipeline.tracking.sweeps import open_sweep
 
@@ -54,7 +56,7 @@ def prepare(name: str, study_name: str, trials: int | None, recipe: str | None) 
         prepare_images(config, folder)
         study = open_study(study_name, sweep, folder)
         store, provenance = open_store(root), find_provenance()
-        run = open_sweep(store, study_name, config.dataset.name, root, provenance, f"A sweep of sweeps/{name}.yaml.")
+        run = open_sweep(store, study_name, config.dataset.name, root, provenance)
     send(root)
     return Search(sweep, settings, study, folder, store, run, provenance, threading.Lock(), threading.Event())
 
@@ -136,27 +138,38 @@ def conclude(search: Search, finals: list[Result], adopt: bool, recipe: str | No
 
     Raises PipelineError if no trial is complete.
     """
-    recorder, console = Recorder(search.run), Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False)
     try:
         winner = winner_of(search, finals)
     except PipelineError:
-        recorder.status("FAILED")
+        Recorder(search.run).status("FAILED")
         raise
-    recorder.metrics(figures_of(search, finals), len(search.study.get_trials(deepcopy=False)))
-    recorder.tags({"sweep.best": winner.name, "sweep.best_run": winner.run_id, "sweep.trials": states(search)})
-    recorder.status("FINISHED")
-    send(search.run.root)
-    console.print(table_of(search, best(search.study)))
-    if finals:
-        console.print(finals_table(search, finals))
+    tables = [best_table(search, best(search.study), finals), *([finals_table(search, finals)] if finals else [])]
+    for table in tables:
+        console.print(table.on_terminal())
+    charts = save_charts(search.study, search.sweep, search.folder, search.about, tables)
+    record(search, winner, finals, tables, charts)
     where = f"experiments/{search.run.experiment_id}/runs/{search.run.run_id}"
     print(f"{states(search)}. The runs are at {page(search.store, where)}")
+    print(f"{charts[0].relative_to(search.run.root)} has charts and tables, also without a network")
     if winner.name == CURRENT:
         print("No finalist is better than the current settings: there is nothing to change")
     else:
         if doubt := next((each for each in finals if each.name == CURRENT and each.p_worse >= ALPHA), None):
             print(f"Chance may explain that {winner.name} is better than the current settings (p {doubt.p_worse:.2g})")
         hand_over(search, winner, adopt, recipe)
+
+
+def record(search: Search, winner: Winner, finals: list[Result], tables: list[Table], charts: list[Path]) -> None:
+    """Record the result of a sweep in its run, with the page and the pictures of its charts."""
+    recorder = Recorder(search.run)
+    recorder.metrics(figures_of(search, finals), len(search.study.get_trials(deepcopy=False)))
+    recorder.tags({"sweep.best": winner.name, "sweep.best_run": winner.run_id, "sweep.trials": states(search)})
+    recorder.tags({DESCRIPTION: "\n".join([search.about, "", *(table.in_markdown() for table in tables)])})
+    for path in charts:
+        recorder.artifact(path, "" if path.suffix == ".html" else "charts")
+    recorder.status("FINISHED")
+    send(search.run.root)
 
 
 def hand_over(search: Search, winner: Winner, adopt: bool, recipe: str | None) -> None:

@@ -84,6 +84,11 @@ class Search(NamedTuple):
         recorder.status("FINISHED")
         return tuple(float(found[name]) for name in self.sweep.objectives)
 
+    @property
+    def about(self) -> str:
+        """What this is, for people."""
+        return f"Sweep {self.study.study_name} of {self.settings.path}"
+
     def name_of(self, trial: Trial | FrozenTrial) -> str:
         """The name of a trial for people, in the finals that of its finalist with its seed."""
         if self.finalists is None:

@@ -36,7 +36,7 @@ class Settings:
     """The settings that all trials share, from which each trial's configuration is composed."""
 
     def __init__(self, name: str, sweep: Sweep) -> None:
-        self._path = FOLDER / f"{name}.yaml"
+        self.path = FOLDER / f"{name}.yaml"
         self._sweep = sweep
         self.shared = merged(read_params(paths.PARAMS), sweep.settings)
 
@@ -48,17 +48,17 @@ class Settings:
 
     def config(self, chosen: Mapping[str, Any]) -> Config:
         """The configuration for the chosen values. Raises PipelineError if it is invalid."""
-        return parse_config(compose_values(paths.CONF, self.params(chosen), self._path), {}, str(self._path))
+        return parse_config(compose_values(paths.CONF, self.params(chosen), self.path), {}, str(self.path))
 
     def check(self) -> None:
         """Compose each end and each choice of the space. Raises PipelineError for the first one that is refused."""
         for key in self._sweep.space:
             if any(f"{key}.".startswith(f"{shared}.") for shared in SHARED):
-                raise PipelineError(f"{self._path}: space.{key}: all trials have the same images: set it in `settings`")
+                raise PipelineError(f"{self.path}: space.{key}: all trials have the same images: set it in `settings`")
         config = self.config({})
         if config.training.validate_on != "validation":
             raise PipelineError(
-                f"{self._path}: a sweep compares trials on held-out training images: set "
+                f"{self.path}: a sweep compares trials on held-out training images: set "
                 "training.validate_on=validation and training.validation_fraction above 0 in `settings`"
             )
         for chosen in probes(self._sweep):

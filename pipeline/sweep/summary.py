@@ -1,10 +1,10 @@
 """What a sweep prints about its trials."""
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
+import rich.table
 from optuna.trial import FrozenTrial, TrialState
-from rich.table import Table
 
 from pipeline.sweep.finals import Result
 from pipeline.sweep.search import Search
@@ -13,6 +13,26 @@ from pipeline.sweep.study import REASON, counted, figures, ranked
 
 ALPHA = 0.05  # significance level
 TEN = 10  # trials in the closing table
+
+
+class Table(NamedTuple):
+    """A table of text."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def on_terminal(self) -> rich.table.Table:
+        """The table for a terminal."""
+        table = rich.table.Table(*self.columns, title=self.title)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def in_markdown(self) -> str:
+        """The table in Markdown."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return f"{self.title.capitalize()}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def summary(trial: FrozenTrial, sweep: Sweep) -> str:
@@ -39,28 +59,39 @@ def states(search: Search) -> str:
 
 def described(result: Result, sweep: Sweep) -> str:
     """Mean and standard deviation of a finalist, for people."""
-    return f"{sweep.objectives[0]} {result.mean:.6g} ± {result.std:.2g} over {len(result.values)} seeds"
+    return f"{sweep.objectives[0]} {mean_and_std(result)} over {len(result.values)} seeds"
 
 
 def finals_table(search: Search, finals: list[Result]) -> Table:
     """The finalists, and whether each is worse than the best by more than chance."""
     first = search.settings.config({}).seed + 1
     title = f"finals with the seeds {first} to {first + search.sweep.seeds - 1} on the held-out images"
-    table = Table("finalist", f"{search.sweep.objectives[0]}, mean ± std", "worse than the first? (p)", title=title)
+    rows = []
     for result in finals:
         judged = f"{'yes' if result.p_worse < ALPHA else 'not shown'} ({result.p_worse:.2g})"
-        worse = "" if result is finals[0] else judged
-        table.add_row(result.name, f"{result.mean:.6g} ± {result.std:.2g}", worse)
-    return table
+        rows.append([result.name, mean_and_std(result), "" if result is finals[0] else judged])
+    return Table(title, ["finalist", f"{search.sweep.objectives[0]}, mean ± std", "worse than the first? (p)"], rows)
 
 
-def table_of(search: Search, front: list[FrozenTrial]) -> Table:
-    """The ten best trials, or the Pareto front if there are several objectives."""
-    rows, sweep = front, search.sweep
+def best_table(search: Search, front: list[FrozenTrial], finals: list[Result]) -> Table:
+    """The ten best trials with what the finals say about them, or the Pareto front if there are several objectives."""
+    shown, sweep = front, search.sweep
     if len(sweep.objectives) == 1:
-        rows = ranked(search.study, sweep)[:TEN]
-    table = Table("trial", *sweep.objectives, "settings", title="best trials on the held-out images")
-    for trial in rows:
-        settings = ", ".join(f"{key}={shortened(value)}" for key, value in trial.user_attrs["settings"].items())
-        table.add_row(str(trial.number), *(f"{value:.6g}" for value in trial.values), settings)
-    return table
+        shown = ranked(search.study, sweep)[:TEN]
+    further = {result.name: mean_and_std(result) for result in finals}
+    rows = [
+        [
+            str(trial.number),
+            *(f"{value:.6g}" for value in trial.values),
+            *([further.get(f"trial {trial.number}", "")] if finals else []),
+            ", ".join(f"{key}={shortened(value)}" for key, value in trial.user_attrs["settings"].items()),
+        ]
+        for trial in shown
+    ]
+    columns = ["trial", *sweep.objectives, *([f"mean ± std of {sweep.seeds} seeds"] if finals else []), "settings"]
+    return Table("best trials on the held-out images", columns, rows)
+
+
+def mean_and_std(result: Result) -> str:
+    """Mean and standard deviation of a finalist."""
+    return f"{result.mean:.6g} ± {result.std:.2g}"

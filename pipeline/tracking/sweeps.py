@@ -9,7 +9,7 @@ from pipeline.core.records import Provenance
 from pipeline.tracking.outbox import RunAddress
 from pipeline.tracking.provenance import PATCH
 from pipeline.tracking.recorder import Recorder
-from pipeline.tracking.runs import DESCRIPTION, NAME, PARENT, continue_run, origin_tags, params_of, run_tags
+from pipeline.tracking.runs import NAME, PARENT, continue_run, origin_tags, params_of, run_tags
 from pipeline.tracking.store import Store, does_not_record, experiment_id, experiment_name
 
 SWEEP, TRIAL = "sweep", "sweep.trial"  # tags: the name of a sweep, of its own run, and the name of a trial
@@ -20,7 +20,7 @@ def is_of_sweep(tags: Mapping[str, str]) -> bool:
     return SWEEP in tags or TRIAL in tags
 
 
-def open_sweep(store: Store, name: str, dataset: str, root: Path, provenance: Provenance, text: str) -> RunAddress:
+def open_sweep(store: Store, name: str, dataset: str, root: Path, provenance: Provenance) -> RunAddress:
     """The run of a sweep, which earlier commands may have started. Raises PipelineError if the store creates none."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -30,7 +30,7 @@ def open_sweep(store: Store, name: str, dataset: str, root: Path, provenance: Pr
         experiment = experiment_id(store, dataset)
         query = f"tags.`{SWEEP}` = '{name}'"
         found = client.search_runs([experiment], query, max_results=1, order_by=["attributes.start_time ASC"])
-        tags = run_tags(provenance) | {NAME: f"sweep {name}", SWEEP: name, DESCRIPTION: text}
+        tags = run_tags(provenance) | {NAME: f"sweep {name}", SWEEP: name}
         run = found[0] if found else client.create_run(experiment, tags=tags)
     except MlflowException as error:
         raise does_not_record(store, experiment_name(dataset), error) from None

@@ -91,6 +91,9 @@ def test_a_sweep_trains_and_records_its_trials(trained: Project) -> None:
     assert parent.data.metrics["val_accuracy"] == best.values[0]
     assert parent.data.tags["sweep.best_run"] == runs[best.number].info.run_id
     client = MlflowClient(f"sqlite:///{trained.root}/mlflow.db")
+    assert {each.path for each in client.list_artifacts(parent.info.run_id)} >= {"sweep.html", "charts"}
+    assert "charts/slice.png" in {each.path for each in client.list_artifacts(parent.info.run_id, "charts")}
+    assert f"| {best.number} | {best.values[0]:.6g} |" in parent.data.tags["mlflow.note.content"]
     for trial in trials:
         run = runs[trial.number]
         assert run.info.status == "FINISHED"
