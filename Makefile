@@ -32,9 +32,10 @@ repro: .venv/$(LOCK) ## set up the environment and run the pipeline; DEVICES=N o
 	get the project with git clone, or run git init here" >&2; exit 1; }
 	$(BIN)/python -m $(PIPELINE)
 
-seeds: .venv/$(LOCK) ## train the current configuration with seeds 1 to N (default 5), as DVC experiments, for the gate
+seeds: .venv/$(LOCK) ## train the current configuration with seeds 1 to N (default 5), as DVC experiments, for the gate; in MLflow, one run has their mean and deviation
 	$(BIN)/python -m dvc exp run --queue -S '++seed=range(1,$(shell expr $(call quoted,$(N)) + 1))'
 	$(BIN)/python -m dvc exp run --run-all
+	$(BIN)/python -m pipeline.commands.runs seeds
 
 sweep: .venv/$(LOCK) .venv/requirements-sweep.txt ## search for better settings: NAME=mlp names a file of sweeps/; JOBS=2 trains side by side, APPLY=1 writes the best into params.yaml, RECIPE=NAME into a new recipe
 	$(BIN)/python -m pipeline.sweep $(call quoted,$(or $(NAME),mlp)) $(if $(TRIALS),--trials $(call quoted,$(TRIALS))) $(if $(JOBS),--jobs $(call quoted,$(JOBS))) $(if $(APPLY),--apply) $(if $(RECIPE),--recipe $(call quoted,$(RECIPE)))

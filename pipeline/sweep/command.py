@@ -19,9 +19,12 @@ from pipeline.core import paths
 from pipeline.core.errors import PipelineError
 from pipeline.stages.compose.composition import read_params
 from pipeline.sweep.charts import save_charts
+from pipeline.sweep.cluster import Workers, train_on_cluster
+from pipeline.sweep.crew import Crew, Report
 from pipeline.sweep.finals import CURRENT, Result, open_finals, results
-from pipeline.sweep.search import LOCK, Crew, Report, Search
+from pipeline.sweep.search import LOCK, Search
 from pipeline.sweep.settings import Settings, prepare_images
+from pipeline.sweep.shares import Share
 from pipeline.sweep.space import read_sweep
 from pipeline.sweep.study import best, counted, figures, open_study
 from pipeline.sweep.summary import ALPHA, Table, best_table, described, finals_table, states, summary
@@ -61,16 +64,35 @@ def prepare(name: str, study_name: str, trials: int | None, recipe: str | None) 
     return Search(sweep, settings, study, folder, store, run, provenance, threading.Lock(), threading.Event())
 
 
-def run(search: Search, jobs: int) -> None:
-    """Train the trials that are left, `jobs` side by side."""
+def train(search: Search, shares: list[Share]) -> None:
+    """Train the trials that are left, one for each share of the machine side by side."""
     recorder, minutes = Recorder(search.run), search.sweep.minutes
     recorder.status("RUNNING")
     try:
         with progress(search) as report:
-            Crew(search, None if minutes is None else time.monotonic() + 60 * minutes, report).run(jobs)
+            Crew(search, None if minutes is None else time.monotonic() + 60 * minutes, report).run(shares)
     except BaseException:
         recorder.status("KILLED")
         raise
+
+
+def train_by_ray(address: str, search: Search, command: list[str], workers: Workers) -> None:
+    """Train the trials that are left, and the finals, by workers on a Ray cluster, and show their progress here."""
+    reported: set[int] = {trial.number for trial in finished(search)}
+    with progress(search) as report:
+
+        def watch() -> None:
+            for trial in finished(search):
+                if trial.number not in reported:
+                    reported.add(trial.number)
+                    report(trial)
+
+        train_on_cluster(address, search, command, workers, watch)
+
+
+def finished(search: Search) -> list[FrozenTrial]:
+    """The trials that have ended, except for those that were started again."""
+    return [trial for trial in counted(search.study.get_trials(deepcopy=False)) if trial.state.is_finished()]
 
 
 @contextmanager
@@ -99,12 +121,13 @@ def send(root: Path) -> None:
         say(problem)
 
 
-def play_finals(search: Search, jobs: int) -> list[Result]:
-    """Train the best trials with further seeds, and return their results, the best first; none without finals."""
+def play_finals(search: Search, shares: list[Share]) -> list[Result]:
+    """Train the best trials with further seeds, unless a cluster has, and return their results, the best first."""
     if not search.sweep.has_finals or not best(search.study):
         return []
     finals = open_finals(search)
-    run(finals, jobs)
+    if shares:
+        train(finals, shares)
     return results(finals)
 
 

@@ -1,20 +1,14 @@
-"""Search: train trials side by side until none is left, and record each as an MLflow run."""
+"""Search: train trials, and record each as an MLflow run."""
 
 import hashlib
 import json
-import os
+import math
 import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
 import yaml
-from filelock import FileLock
-from optuna.storages import fail_stale_trials
-from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -23,8 +17,9 @@ from pipeline.core.config import Config
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.core.records import Provenance
 from pipeline.sweep.settings import Settings
-from pipeline.sweep.space import Sweep, suggest
-from pipeline.sweep.study import REASON, equal_trial, left_to_start
+from pipeline.sweep.shares import Share
+from pipeline.sweep.space import OBJECTIVES, Sweep, suggest
+from pipeline.sweep.study import equal_trial
 from pipeline.sweep.trial import Epoch, Interrupted, Outcome, Task, TrialError, running
 from pipeline.tracking.outbox import RunAddress
 from pipeline.tracking.recorder import Recorder
@@ -34,7 +29,6 @@ from pipeline.tracking.sweeps import open_trial
 
 FINALIST, SEED = "finalist", "seed"  # what the trials of the finals choose
 LOCK = "lock"  # a file in the folder of a sweep
-Report = Callable[[FrozenTrial], None]
 
 
 class Search(NamedTuple):
@@ -51,7 +45,7 @@ class Search(NamedTuple):
     stopped: threading.Event  # set when the sweep is interrupted
     finalists: dict[str, dict[str, Any]] | None = None  # in the finals: the settings of each finalist
 
-    def trial(self, trial: Trial, cores: frozenset[int]) -> tuple[float, ...]:
+    def trial(self, trial: Trial, share: Share) -> tuple[float, ...]:
         """Train one trial and return its objectives. Raises TrialError if it fails, TrialPruned if it is hopeless."""
         chosen = self.choose(trial)
         trial.set_user_attr("settings", chosen)
@@ -66,9 +60,11 @@ class Search(NamedTuple):
             return repeated(earlier)
         trial.set_user_attr("digest", digest)
         recorder = self.open_run(trial, config, chosen)
-        task = Task(config, self.folder, self.run.root / paths.CHECKPOINTS, cores)
+        task = Task(config, self.folder, self.run.root / paths.CHECKPOINTS, share)
         try:
             outcome = self.train(trial, task, recorder)
+            if not all(map(math.isfinite, objectives_of(outcome, self.sweep))):
+                raise TrialError("it diverged: not all of its figures are numbers")
         except optuna.TrialPruned:
             recorder.tags({"sweep.state": "pruned"})
             recorder.status("KILLED")
@@ -77,12 +73,11 @@ class Search(NamedTuple):
             recorder.tags({"sweep.state": "failed", "sweep.reason": first_line(error)})
             recorder.status("KILLED" if isinstance(error, Interrupted) else "FAILED")
             raise
-        found = outcome._asdict()
         trial.set_user_attr("wrong", outcome.wrong)
-        recorder.metrics({name: found[name] for name in ("val_accuracy", "val_loss", "fit_seconds", "parameters")}, 0)
+        recorder.metrics({name: getattr(outcome, name) for name in OBJECTIVES}, 0)
         recorder.tags({"sweep.state": "complete"})
         recorder.status("FINISHED")
-        return tuple(float(found[name]) for name in self.sweep.objectives)
+        return objectives_of(outcome, self.sweep)
 
     @property
     def about(self) -> str:
@@ -137,6 +132,11 @@ def digest_of(config: Config) -> str:
     ).hexdigest()
 
 
+def objectives_of(outcome: Outcome, sweep: Sweep) -> tuple[float, ...]:
+    """The objectives of a trial."""
+    return tuple(float(getattr(outcome, name)) for name in sweep.objectives)
+
+
 def repeated(earlier: FrozenTrial) -> tuple[float, ...]:
     """The objectives of an earlier trial. Raises TrialPruned if it was stopped early."""
     if earlier.state == TrialState.PRUNED:
@@ -150,79 +150,3 @@ def progress_of(epoch: Epoch, sweep: Sweep) -> float:
     The accuracy, also if the objective is the loss: that of an epoch includes label smoothing.
     """
     return epoch["val_accuracy"] if sweep.directions[0] == "maximize" else 1 - epoch["val_accuracy"]
-
-
-class Crew:
-    """Workers of this process, each of which trains one trial after another on its share of the cores."""
-
-    def __init__(self, search: Search, end: float | None, report: Report) -> None:
-        self._search, self._end, self._report = search, end, report
-        self._seen: set[int] = set()  # trials of others
-
-    def run(self, jobs: int) -> None:
-        """Train trials, `jobs` side by side, until none is left to start, or `end` (of time.monotonic) is over.
-
-        Raises PipelineError if the MLflow store does not start a run.
-        """
-        with ThreadPoolExecutor(jobs) as executor:
-            working = [executor.submit(self._work, cores) for cores in divide_cores(jobs)]
-            try:
-                for future in working:
-                    future.result()
-            except BaseException as error:  # Ctrl-C, or a worker's error
-                self._search.stopped.set()
-                if isinstance(error, Interrupted):
-                    raise PipelineError(str(error)) from None
-                raise
-
-    def _work(self, cores: frozenset[int]) -> None:
-        study = self._search.study
-        starting = FileLock(self._search.folder / LOCK)  # also of other commands that share the sweep
-
-        def train(trial: Trial) -> tuple[float, ...]:
-            starting.release()  # the others count this trial now
-            try:
-                return self._search.trial(trial, cores)
-            except TrialError as error:
-                trial.set_user_attr(REASON, first_line(error))
-                raise
-
-        def tell(_: Study, trial: FrozenTrial) -> None:
-            self._report(trial)
-
-        while not self._search.stopped.is_set() and (self._end is None or time.monotonic() < self._end):
-            with starting:
-                free = left_to_start(study, self._search.sweep) > 0
-                if free:
-                    study.optimize(train, n_trials=1, catch=TrialError, callbacks=[tell])
-            if not free and not self._repeats():
-                return
-
-    def _repeats(self) -> bool:
-        """Wait for trials that others train, and start those again whose process has died. False if there are none."""
-        study = self._search.study
-        waiting = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
-        for trial in waiting:
-            if trial.state == TrialState.RUNNING and trial.number not in self._seen:
-                give_sign_of_life(study, trial)
-                self._seen.add(trial.number)
-        if waiting:
-            time.sleep(1)
-            with FileLock(self._search.folder / LOCK):
-                fail_stale_trials(study)
-        return bool(waiting)
-
-
-def give_sign_of_life(study: Study, trial: FrozenTrial) -> None:
-    """Record a sign of life for another's trial: Optuna never takes a trial for dead that has not given its first."""
-    storage = study._storage
-    if isinstance(storage, BaseHeartbeat):
-        storage.record_heartbeat(trial._trial_id)
-
-
-def divide_cores(jobs: int) -> list[frozenset[int]]:
-    """An equal share of the processor's cores for each job; all of them if there is one job, or a system without it."""
-    if jobs == 1 or not hasattr(os, "sched_getaffinity"):
-        return [frozenset()] * jobs
-    cores = sorted(os.sched_getaffinity(0))
-    return [frozenset(cores[number::jobs] or cores) for number in range(jobs)]

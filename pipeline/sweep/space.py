@@ -6,7 +6,7 @@ They are not in conf/, of which DVC compares every file before it runs a stage.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from optuna.trial import Trial
@@ -28,6 +28,7 @@ from pipeline.core.validation import describe
 
 FOLDER = Path("sweeps")
 Objective = Literal["val_accuracy", "val_loss", "fit_seconds", "parameters"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 MAXIMIZED = {"val_accuracy"}
 PER_EPOCH = {"val_accuracy", "val_loss"}
 Number = int | float

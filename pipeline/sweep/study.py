@@ -16,8 +16,10 @@ from pipeline.sweep.space import PER_EPOCH, Sweep
 VARIABLE = "SWEEP_STORAGE"  # the address of another database than the project's own
 HEARTBEAT, GRACE = 10, 30  # seconds between signs of life of a trial, and without one after which it is started again
 IDENTITY = "sweep"  # the study's attribute with its space, objectives and settings
+RETRY = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=False)
 REASON = "reason"  # a trial's attribute: why it failed
 RETRIED = "retry_history"  # an attribute that RetryHeartbeatStaleTrialCallback sets: the numbers of earlier attempts
+SURPLUS = "surplus"  # a trial's attribute: several machines have started more trials than the sweep has
 STARTUP = 5  # trials before any is stopped early
 
 
@@ -27,10 +29,9 @@ def open_study(name: str, sweep: Sweep, folder: Path) -> Study:
     Raises PipelineError if its database cannot be used, or if the study has another space.
     """
     address = os.environ.get(VARIABLE) or f"sqlite:///{folder.absolute()}/study.db"
-    retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=False)
     try:
         storage = RDBStorage(
-            address, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
+            address, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=RETRY
         )
         study = optuna.create_study(
             storage=storage,
@@ -63,16 +64,31 @@ def pruner_of(sweep: Sweep) -> optuna.pruners.BasePruner:
 
 
 def counted(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials without those that were started again, because their process had died."""
+    """The trials without those that were started again, because their process had died, and without surplus ones."""
     everything = list(trials)
     repeated = {number for trial in everything for number in trial.system_attrs.get(RETRIED, [])}
-    return [trial for trial in everything if trial.number not in repeated]
+    return [trial for trial in everything if trial.number not in repeated and SURPLUS not in trial.user_attrs]
 
 
 def left_to_start(study: Study, sweep: Sweep) -> int:
     """How many trials have not started."""
-    started = [trial for trial in counted(study.get_trials(deepcopy=False)) if trial.state != TrialState.WAITING]
-    return sweep.trials - len(started)
+    return sweep.trials - len(started(study))
+
+
+def started(study: Study) -> list[FrozenTrial]:
+    """The trials that have started."""
+    return [trial for trial in counted(study.get_trials(deepcopy=False)) if trial.state != TrialState.WAITING]
+
+
+def is_surplus(study: Study, sweep: Sweep, number: int) -> bool:
+    """Whether a sweep has all of its trials without this one, because two machines started its last one."""
+    return sum(trial.number < number for trial in started(study)) >= sweep.trials
+
+
+def lost(study: Study) -> list[FrozenTrial]:
+    """Failed trials without a reason: the process that would have started them again died in between."""
+    failed = [trial for trial in counted(study.get_trials(deepcopy=False)) if trial.state == TrialState.FAIL]
+    return [trial for trial in failed if REASON not in trial.user_attrs]
 
 
 def equal_trial(study: Study, digest: str) -> FrozenTrial | None:

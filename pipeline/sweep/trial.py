@@ -15,6 +15,7 @@ from pipeline.core.config import Config
 from pipeline.core.dataset import Split, load_split
 from pipeline.core.errors import PipelineError, first_line, is_exhausted
 from pipeline.core.process.stage import importing_keras, prepare_process, stderr_held
+from pipeline.sweep.shares import Share
 
 Epoch = dict[str, float]
 POLLING = 0.2  # seconds
@@ -28,7 +29,7 @@ class Task(NamedTuple):
     config: Config
     folder: Path  # with the images
     checkpoints: Path
-    cores: frozenset[int]  # empty for all
+    share: Share
 
 
 class Outcome(NamedTuple):
@@ -100,8 +101,7 @@ def end_of(status: int) -> str:
 
 def work(connection: Connection, task: Task) -> None:
     """Run a trial, and send its epochs and its outcome, or the reason why it has none."""
-    if task.cores:
-        os.sched_setaffinity(0, task.cores)
+    task.share.take()
     prepare_process()
     threading.Thread(target=end_with_parent, daemon=True).start()
     with open(os.devnull, "w", encoding="utf-8") as nothing:  # noqa: PTH123 (a device)

@@ -13,11 +13,12 @@ from pipeline.tracking.runs import NAME, PARENT, continue_run, origin_tags, para
 from pipeline.tracking.store import Store, does_not_record, experiment_id, experiment_name
 
 SWEEP, TRIAL = "sweep", "sweep.trial"  # tags: the name of a sweep, of its own run, and the name of a trial
+SEEDS = "seeds"  # a tag of a run above those of one configuration: its digest
 
 
-def is_of_sweep(tags: Mapping[str, str]) -> bool:
-    """Whether a run with these tags is that of a sweep or of a trial, which no result in DVC belongs to."""
-    return SWEEP in tags or TRIAL in tags
+def has_no_result(tags: Mapping[str, str]) -> bool:
+    """Whether a run with these tags is that of a sweep, a trial or several seeds: no result in DVC belongs to it."""
+    return not {SWEEP, TRIAL, SEEDS}.isdisjoint(tags)
 
 
 def open_sweep(store: Store, name: str, dataset: str, root: Path, provenance: Provenance) -> RunAddress:

@@ -1,4 +1,4 @@
-"""Commands for MLflow: send missing records, tag a run, match DVC experiments with runs, and serve the UI."""
+"""Commands for MLflow: send missing records, tag a run, match DVC experiments with runs, group seeds, serve the UI."""
 
 import json
 import sys
@@ -53,6 +53,21 @@ def check() -> None:
         sys.exit("\n".join(f"{row.state}: {row.result or row.run_name}: {row.reason}. {row.remedy}" for row in lost))
 
 
+def seeds() -> None:
+    """Put runs that differ only in their seed below one run, and print its figures."""
+    from pipeline.commands.runs.seeds import summarize
+    from pipeline.tracking.store import page, run_list
+
+    store = open_store(paths.project_root())
+    found = summarize(store)
+    for summary in found:
+        print(summary.line)
+    if not found:
+        print("tracking: no configuration has runs with two seeds or more: `make seeds` trains them")
+    else:
+        print(f"The runs are at {page(store, run_list(store, found[0].dataset))}")
+
+
 def main() -> None:
     """Parse the command line and run the command."""
     settle()
@@ -63,6 +78,7 @@ def main() -> None:
     tagging.add_argument("run_id", help="MLflow run ID")
     tagging.add_argument("tags", type=json.loads, help="the tags as a JSON object")
     commands.add_parser("check", help="match DVC experiments with runs; exit with status 1 if any is unmatched")
+    commands.add_parser("seeds", help="put runs that differ only in their seed below one run, with mean and deviation")
     ui = commands.add_parser("ui", help="serve the MLflow UI and print the address of the runs")
     ui.add_argument("--port", type=port_number, default=5000, help="first port to try (default: %(default)s)")
     arguments = parser.parse_args()
@@ -74,6 +90,8 @@ def main() -> None:
                 tag(arguments.run_id, arguments.tags)
             case "check":
                 check()
+            case "seeds":
+                seeds()
             case _:
                 serve(paths.project_root(), arguments.port)
 

@@ -18,7 +18,7 @@ from pipeline.repository.reading import Reader, at_commit, in_folder, read_evalu
 from pipeline.tracking.provenance import EXPERIMENT_TAG, REUSED_FROM
 from pipeline.tracking.runs import user_name
 from pipeline.tracking.store import Store, experiment_name
-from pipeline.tracking.sweeps import is_of_sweep
+from pipeline.tracking.sweeps import has_no_result
 from pipeline.tracking.tags import USER
 
 PAGE = 200  # runs per request: with more, a busy server may take longer than MLflow's client waits
@@ -74,7 +74,7 @@ def others(store: Store, runs: Mapping[str, Run], found: Mapping[str, Run]) -> l
     return [
         run
         for key, run in runs.items()
-        if key not in found and is_active(run) and run.info.experiment_id in places and not is_of_sweep(run.data.tags)
+        if key not in found and is_active(run) and run.info.experiment_id in places and not has_no_result(run.data.tags)
     ]
 
 

@@ -1,0 +1,106 @@
+"""The workers of one command, each of which trains one trial after another on its share of the machine."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from filelock import FileLock
+from optuna.storages import fail_stale_trials
+from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from pipeline.core.errors import PipelineError, first_line
+from pipeline.sweep.search import LOCK, Search
+from pipeline.sweep.shares import Share
+from pipeline.sweep.study import GRACE, REASON, RETRY, SURPLUS, is_surplus, left_to_start, lost
+from pipeline.sweep.trial import Interrupted, TrialError
+
+Report = Callable[[FrozenTrial], None]
+
+
+class SurplusError(TrialError):
+    """Another machine has started the last trial at the same time."""
+
+
+class Crew:
+    """Workers that share a search, also with other commands and machines."""
+
+    def __init__(self, search: Search, end: float | None, report: Report) -> None:
+        self._search, self._end, self._report = search, end, report
+        self._starting = str(search.folder / LOCK)  # held by one worker at a time, also of other commands here
+        self._seen: set[int] = set()  # trials of others
+        self._lost: dict[int, float] = {}  # when each lost trial was seen first
+
+    def run(self, shares: list[Share]) -> None:
+        """Train trials, one for each share side by side, until none is left, or `end` (of time.monotonic) is over.
+
+        Raises PipelineError if the MLflow store does not start a run.
+        """
+        with ThreadPoolExecutor(len(shares)) as executor:
+            working = [executor.submit(self._work, share) for share in shares]
+            try:
+                for future in working:
+                    future.result()
+            except BaseException as error:  # Ctrl-C, or a worker's error
+                self._search.stopped.set()
+                if isinstance(error, Interrupted):
+                    raise PipelineError(str(error)) from None
+                raise
+
+    def _work(self, share: Share) -> None:
+        study = self._search.study
+        starting = FileLock(self._starting)
+
+        def train(trial: Trial) -> tuple[float, ...]:
+            starting.release()  # the others count this trial now
+            try:
+                if is_surplus(study, self._search.sweep, trial.number):
+                    trial.set_user_attr(SURPLUS, True)
+                    raise SurplusError("another machine has started the last trial")
+                return self._search.trial(trial, share)
+            except TrialError as error:
+                trial.set_user_attr(REASON, first_line(error))
+                raise
+
+        def tell(_: Study, trial: FrozenTrial) -> None:
+            if SURPLUS not in trial.user_attrs:
+                self._report(trial)
+
+        while not self._search.stopped.is_set() and (self._end is None or time.monotonic() < self._end):
+            with starting:
+                free = left_to_start(study, self._search.sweep) > 0
+                if free:
+                    study.optimize(train, n_trials=1, catch=TrialError, callbacks=[tell])
+            if not free and not self._repeats():
+                return
+
+    def _repeats(self) -> bool:
+        """Wait for trials that others train, and start those again whose process has died. False if there are none."""
+        study = self._search.study
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in running:
+            if trial.number not in self._seen:
+                give_sign_of_life(study, trial)
+                self._seen.add(trial.number)
+        if not running and not lost(study):
+            return False
+        time.sleep(1)
+        with FileLock(self._starting):
+            fail_stale_trials(study)
+            self._retry()
+        return True
+
+    def _retry(self) -> None:
+        """Queue lost trials again, once the process that may just be doing so has had time to."""
+        now = time.monotonic()
+        for trial in lost(self._search.study):
+            if now - self._lost.setdefault(trial.number, now) > GRACE:
+                RETRY(self._search.study, trial)
+
+
+def give_sign_of_life(study: Study, trial: FrozenTrial) -> None:
+    """Record a sign of life for another's trial: Optuna never takes a trial for dead that has not given its first."""
+    storage = study._storage
+    if isinstance(storage, BaseHeartbeat):
+        storage.record_heartbeat(trial._trial_id)
