@@ -1,22 +1,26 @@
 """Run a sweep from its file to the winner."""
 
 import logging
+import os
 import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
 from filelock import FileLock
+from mlflow import MlflowClient
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
+from pipeline.core.records import Provenance
 from pipeline.stages.compose.composition import read_params
 from pipeline.sweep.charts import save_charts
 from pipeline.sweep.cluster import Workers, train_on_cluster
@@ -26,16 +30,18 @@ from pipeline.sweep.search import LOCK, Search
 from pipeline.sweep.settings import Settings, prepare_images
 from pipeline.sweep.shares import Share
 from pipeline.sweep.space import read_sweep
-from pipeline.sweep.study import best, counted, figures, open_study
+from pipeline.sweep.study import VARIABLE, best, counted, figures, open_study
 from pipeline.sweep.summary import ALPHA, Table, best_table, described, finals_table, states, summary
 from pipeline.sweep.winner import apply, check_recipe, edits, recipe_file, write_recipe
-from pipeline.tracking.outbox import say, send_unsent
+from pipeline.tracking.outbox import RunAddress, say, send_unsent
 from pipeline.tracking.provenance import find_provenance
 from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.runs import DESCRIPTION
-from pipeline.tracking.store import open_store, page
+from pipeline.tracking.store import Store, open_store, page
 from pipeline.tracking.sweeps import open_sweep
 
+RUN = "run"  # the study's attribute with the ID of its MLflow run
+AGREEING = 2.0  # seconds, in which other machines note their runs
 FOLDER = ".sweeps"  # in the project: the study and the images of each sweep
 
 
@@ -59,9 +65,26 @@ def prepare(name: str, study_name: str, trials: int | None, recipe: str | None) 
         prepare_images(config, folder)
         study = open_study(study_name, sweep, folder)
         store, provenance = open_store(root), find_provenance()
-        run = open_sweep(store, study_name, config.dataset.name, root, provenance)
+        run = agreed_run(study, store, config.dataset.name, provenance)
     send(root)
     return Search(sweep, settings, study, folder, store, run, provenance, threading.Lock(), threading.Event())
+
+
+def agreed_run(study: Study, store: Store, dataset: str, provenance: Provenance) -> RunAddress:
+    """The MLflow run of a sweep, also if several machines start the sweep at once: the last one that they noted."""
+    root, known = paths.project_root(), study.user_attrs.get(RUN)
+    run = open_sweep(store, study.study_name, dataset, root, provenance, known)
+    if run.run_id == known:
+        return run
+    if study.user_attrs.get(RUN) == known:
+        study.set_user_attr(RUN, run.run_id)
+        if VARIABLE in os.environ:
+            time.sleep(AGREEING)
+    agreed = study.user_attrs[RUN]
+    if agreed == run.run_id:
+        return run
+    MlflowClient(store.uri).delete_run(run.run_id)
+    return open_sweep(store, study.study_name, dataset, root, provenance, agreed)
 
 
 def train(search: Search, shares: list[Share]) -> None:
@@ -78,14 +101,21 @@ def train(search: Search, shares: list[Share]) -> None:
 
 def train_by_ray(address: str, search: Search, command: list[str], workers: Workers) -> None:
     """Train the trials that are left, and the finals, by workers on a Ray cluster, and show their progress here."""
-    reported: set[int] = {trial.number for trial in finished(search)}
-    with progress(search) as report:
+    watched, reported = search, {trial.number for trial in finished(search)}
+    with ExitStack() as shown:
+        report = shown.enter_context(progress(search))
 
         def watch() -> None:
-            for trial in finished(search):
+            nonlocal watched, report
+            for trial in finished(watched):
                 if trial.number not in reported:
                     reported.add(trial.number)
                     report(trial)
+            if watched is search and len(finished(search)) >= search.sweep.trials and plays_finals(search):
+                shown.close()
+                watched = open_finals(search)
+                reported.clear()
+                report = shown.enter_context(progress(watched))
 
         train_on_cluster(address, search, command, workers, watch)
 
@@ -123,12 +153,17 @@ def send(root: Path) -> None:
 
 def play_finals(search: Search, shares: list[Share]) -> list[Result]:
     """Train the best trials with further seeds, unless a cluster has, and return their results, the best first."""
-    if not search.sweep.has_finals or not best(search.study):
+    if not plays_finals(search):
         return []
     finals = open_finals(search)
     if shares:
         train(finals, shares)
     return results(finals)
+
+
+def plays_finals(search: Search) -> bool:
+    """Whether there are trials to compare over further seeds."""
+    return search.sweep.has_finals and bool(best(search.study))
 
 
 class Winner(NamedTuple):

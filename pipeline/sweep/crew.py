@@ -13,14 +13,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.sweep.search import LOCK, Search
 from pipeline.sweep.shares import Share
-from pipeline.sweep.study import GRACE, REASON, RETRY, SURPLUS, is_surplus, left_to_start, lost
-from pipeline.sweep.trial import Interrupted, TrialError
+from pipeline.sweep.study import GRACE, REASON, SURPLUS, is_surplus, left_to_start, lost, retry
+from pipeline.sweep.trial import Interrupted, SurplusError, TrialError
 
 Report = Callable[[FrozenTrial], None]
-
-
-class SurplusError(TrialError):
-    """Another machine has started the last trial at the same time."""
 
 
 class Crew:
@@ -56,10 +52,11 @@ class Crew:
             starting.release()  # the others count this trial now
             try:
                 if is_surplus(study, self._search.sweep, trial.number):
-                    trial.set_user_attr(SURPLUS, True)
                     raise SurplusError("another machine has started the last trial")
                 return self._search.trial(trial, share)
             except TrialError as error:
+                if isinstance(error, SurplusError):
+                    trial.set_user_attr(SURPLUS, True)
                 trial.set_user_attr(REASON, first_line(error))
                 raise
 
@@ -96,7 +93,7 @@ class Crew:
         now = time.monotonic()
         for trial in lost(self._search.study):
             if now - self._lost.setdefault(trial.number, now) > GRACE:
-                RETRY(self._search.study, trial)
+                retry(self._search.study, trial)
 
 
 def give_sign_of_life(study: Study, trial: FrozenTrial) -> None:

@@ -3,11 +3,13 @@
 The best of many trials is also the luckiest. Its figure from the search is therefore not used again.
 """
 
+import itertools
 import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -15,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.commands.gate.significance import compare, holm
 from pipeline.core.dataset import load_split
 from pipeline.core.files import text_digest
-from pipeline.sweep.search import FINALIST, SEED, Search
+from pipeline.sweep.search import FINALIST, LOCK, SEED, Search
 from pipeline.sweep.space import Sweep
 from pipeline.sweep.study import counted, open_study, ranked
 from pipeline.sweep.trial import VALIDATION
@@ -53,10 +55,10 @@ def open_finals(search: Search) -> Search:
     entries = finalists(search.study, search.sweep)
     sweep = search.sweep.model_copy(update={"trials": len(entries) * search.sweep.seeds, "pruner": "none"})
     name = f"{search.study.study_name}-finals-{text_digest(repr(entries))}"
-    study = open_study(name, sweep, search.folder)
     first = search.settings.config({}).seed + 1
-    for seed in range(first, first + sweep.seeds):
-        for entry in entries:
+    with FileLock(search.folder / LOCK):  # two commands at once would queue each trial twice
+        study = open_study(name, sweep, search.folder)
+        for seed, entry in itertools.product(range(first, first + sweep.seeds), entries):
             study.enqueue_trial({FINALIST: entry, SEED: seed}, skip_if_exists=True)
     return search._replace(sweep=sweep, study=study, finalists=entries)
 

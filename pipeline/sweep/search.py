@@ -19,8 +19,8 @@ from pipeline.core.records import Provenance
 from pipeline.sweep.settings import Settings
 from pipeline.sweep.shares import Share
 from pipeline.sweep.space import OBJECTIVES, Sweep, suggest
-from pipeline.sweep.study import equal_trial
-from pipeline.sweep.trial import Epoch, Interrupted, Outcome, Task, TrialError, running
+from pipeline.sweep.study import counted, equal_trial
+from pipeline.sweep.trial import Epoch, Interrupted, Outcome, SurplusError, Task, TrialError, running
 from pipeline.tracking.outbox import RunAddress
 from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.runs import epoch_metrics
@@ -95,7 +95,11 @@ class Search(NamedTuple):
         if self.finalists is None:
             return suggest(trial, self.sweep)
         name = trial.suggest_categorical(FINALIST, [*self.finalists])
-        return self.finalists[name] | {SEED: trial.suggest_int(SEED, 0, 2**31 - 1)}
+        seed = trial.suggest_int(SEED, 0, 2**31 - 1)
+        before = (other for other in counted(self.study.get_trials(deepcopy=False)) if other.number < trial.number)
+        if any((other.params.get(FINALIST), other.params.get(SEED)) == (name, seed) for other in before):
+            raise SurplusError("another machine has queued the same trial")
+        return self.finalists[name] | {SEED: seed}
 
     def open_run(self, trial: Trial, config: Config, chosen: dict[str, Any]) -> Recorder:
         """Start the MLflow run of a trial, or continue that of one whose process died."""

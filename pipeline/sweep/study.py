@@ -16,7 +16,6 @@ from pipeline.sweep.space import PER_EPOCH, Sweep
 VARIABLE = "SWEEP_STORAGE"  # the address of another database than the project's own
 HEARTBEAT, GRACE = 10, 30  # seconds between signs of life of a trial, and without one after which it is started again
 IDENTITY = "sweep"  # the study's attribute with its space, objectives and settings
-RETRY = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=False)
 REASON = "reason"  # a trial's attribute: why it failed
 RETRIED = "retry_history"  # an attribute that RetryHeartbeatStaleTrialCallback sets: the numbers of earlier attempts
 SURPLUS = "surplus"  # a trial's attribute: several machines have started more trials than the sweep has
@@ -31,7 +30,7 @@ def open_study(name: str, sweep: Sweep, folder: Path) -> Study:
     address = os.environ.get(VARIABLE) or f"sqlite:///{folder.absolute()}/study.db"
     try:
         storage = RDBStorage(
-            address, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=RETRY
+            address, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
         )
         study = optuna.create_study(
             storage=storage,
@@ -78,6 +77,11 @@ def left_to_start(study: Study, sweep: Sweep) -> int:
 def started(study: Study) -> list[FrozenTrial]:
     """The trials that have started."""
     return [trial for trial in counted(study.get_trials(deepcopy=False)) if trial.state != TrialState.WAITING]
+
+
+def retry(study: Study, trial: FrozenTrial) -> None:
+    """Queue a failed trial again, with the same settings."""
+    RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=False)(study, trial)
 
 
 def is_surplus(study: Study, sweep: Sweep, number: int) -> bool:

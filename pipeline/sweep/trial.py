@@ -46,6 +46,10 @@ class TrialError(Exception):
     """A trial failed: its message is the reason, in one line. The sweep goes on."""
 
 
+class SurplusError(TrialError):
+    """Several machines started the same trial, or more trials than the sweep has. It does not count."""
+
+
 class Interrupted(BaseException):
     """The sweep stops. Optuna does not record this as a failure of the trial, which is started again later."""
 

@@ -21,21 +21,26 @@ def has_no_result(tags: Mapping[str, str]) -> bool:
     return not {SWEEP, TRIAL, SEEDS}.isdisjoint(tags)
 
 
-def open_sweep(store: Store, name: str, dataset: str, root: Path, provenance: Provenance) -> RunAddress:
-    """The run of a sweep, which earlier commands may have started. Raises PipelineError if the store creates none."""
+def open_sweep(
+    store: Store, name: str, dataset: str, root: Path, provenance: Provenance, known: str | None
+) -> RunAddress:
+    """The run of a sweep: the known one, if the store has it, or a new one.
+
+    Raises PipelineError if the store does not answer or creates none.
+    """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(store.uri)
     try:
         experiment = experiment_id(store, dataset)
-        query = f"tags.`{SWEEP}` = '{name}'"
-        found = client.search_runs([experiment], query, max_results=1, order_by=["attributes.start_time ASC"])
+        run = continue_run(store, known, root)
+        if run and run.experiment_id == experiment:
+            return run
         tags = run_tags(provenance) | {NAME: f"sweep {name}", SWEEP: name}
-        run = found[0] if found else client.create_run(experiment, tags=tags)
+        created = MlflowClient(store.uri).create_run(experiment, tags=tags)
     except MlflowException as error:
         raise does_not_record(store, experiment_name(dataset), error) from None
-    return RunAddress(store.uri, run.info.run_id, experiment, root)
+    return RunAddress(store.uri, created.info.run_id, experiment, root)
 
 
 def open_trial(
