@@ -60,7 +60,9 @@ class Search(NamedTuple):
             return repeated(earlier)
         trial.set_user_attr("digest", digest)
         recorder = self.open_run(trial, config, chosen)
-        task = Task(config, self.folder, self.run.root / paths.CHECKPOINTS, share)
+        task = Task(
+            config, self.folder, self.run.root / paths.CHECKPOINTS, share, self.sweep.limits.get("parameters", math.inf)
+        )
         try:
             outcome = self.train(trial, task, recorder)
             if not all(map(math.isfinite, objectives_of(outcome, self.sweep))):
@@ -117,10 +119,14 @@ class Search(NamedTuple):
 
     def train(self, trial: Trial, task: Task, recorder: Recorder) -> Outcome:
         """Train a trial and record its epochs. Raises TrialPruned after an epoch that shows it to be hopeless."""
+        left = self.sweep.limits.get("fit_seconds", math.inf)
         with running(task, self.stopped) as messages:
             for message in messages:
                 if isinstance(message, Outcome):
                     return message
+                left -= message["seconds"]
+                if left < 0:
+                    raise TrialError(f"it takes longer than {self.sweep.limits['fit_seconds']} seconds to fit")
                 recorder.metrics(epoch_metrics(message, "validation"), int(message["epoch"]), message["timestamp"])
                 if len(self.sweep.objectives) == 1:  # Optuna prunes for one objective only
                     trial.report(progress_of(message, self.sweep), int(message["epoch"]))

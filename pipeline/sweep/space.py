@@ -118,6 +118,7 @@ class Sweep(Section):
     minutes: Annotated[Number, Field(gt=0)] | None = None  # after which no trial starts
     finalists: NonNegativeInt = 3  # the best trials, which are trained with further seeds; 0 for none
     seeds: Annotated[int, Field(ge=2)] = 3  # further seeds of each finalist
+    limits: dict[Literal["parameters", "fit_seconds"], Annotated[Number, Field(gt=0)]] = Field({})  # of each trial
     pruner: Literal["median", "halving", "none"] = "median"
     settings: dict[str, Any] = Field({})  # as in params.yaml, for every trial
     space: Annotated[dict[str, Values], Field(min_length=1)]
@@ -148,7 +149,7 @@ class Sweep(Section):
     @property
     def identity(self) -> str:
         """What trials of one study have in common, as text."""
-        return json.dumps(self.model_dump(include={"objectives", "settings", "space"}), sort_keys=True)
+        return json.dumps(self.model_dump(include={"objectives", "settings", "space", "limits"}), sort_keys=True)
 
 
 def listed(value: Any) -> list[Any]:

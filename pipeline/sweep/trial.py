@@ -1,5 +1,6 @@
 """One trial in a process of its own: an ordinary training, which reports its epochs, and its figures at the end."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -30,6 +31,7 @@ class Task(NamedTuple):
     folder: Path  # with the images
     checkpoints: Path
     share: Share
+    most_parameters: float = math.inf
 
 
 class Outcome(NamedTuple):
@@ -139,6 +141,8 @@ def train(task: Task, connection: Connection) -> Outcome:
         from pipeline.stages.train.recording import select_devices
     device = select_devices(config)
     network, learner = training.set_up(config, images, validation, device)
+    if network.count_params() > task.most_parameters:
+        raise PipelineError(f"it has {network.count_params():,} parameters, more than {task.most_parameters:,}")
     fitting.compile_epochs(learner, images, validation, config)
     with open_checkpoint(task.checkpoints, training.training_name(config, device, files)) as checkpoint:
         trained = training.train(network, learner, images, validation, config, checkpoint, connection.send)

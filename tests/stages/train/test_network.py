@@ -309,3 +309,10 @@ def test_a_shift_must_leave_part_of_the_image(tmp_path: Path, pixels: int, passe
             match=rf"model\.test_time_shift: a shift by {pixels} pixels leaves nothing of 28×30 images; set at most 27",
         ):
             build_network(model, (28, 30), 10)
+
+
+def test_without_a_dense_layer_the_mean_of_each_filter_counts(tmp_path: Path) -> None:
+    knobs = {"convolutions": [8, 16, 16, 16], "kernels": [5, 3, 3, 3], "units": 0}
+    network = build_network(configured(tmp_path, model={"name": "convnet"} | knobs).model, (28, 28), 10)
+    assert not [layer for layer in network.layers if isinstance(layer, keras.layers.Flatten)]
+    assert network.count_params() == 200 + 1152 + 2 * 2304 + 4 * 56 + 170
