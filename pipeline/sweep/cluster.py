@@ -14,7 +14,7 @@ from pipeline.core.process.surroundings import THREADS
 from pipeline.sweep.search import Search
 from pipeline.sweep.study import VARIABLE
 
-POLLING = 1.0  # seconds
+POLLING, PATIENCE = 1.0, 10.0  # seconds
 
 
 class Workers(NamedTuple):
@@ -35,6 +35,7 @@ def connected(address: str) -> Iterator[Any]:
     import ray
 
     try:
+        knock(address)
         ray.init(address, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError and others
         raise PipelineError(f"--ray {address}: no Ray cluster answers ({first_line(error)})") from None
@@ -42,6 +43,13 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def knock(address: str) -> None:
+    """Connect to a cluster's port once: Ray would try for minutes. Raises OSError if nothing answers."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():  # else a name such as `auto`, or what Ray will refuse
+        socket.create_connection((host, int(port)), PATIENCE).close()
 
 
 def train_on_cluster(

@@ -94,6 +94,8 @@ def test_an_invalid_space_is_refused(write: Write, space: Any, message: str) -> 
         ({"objectives": []}, "objectives"),
         ({"trials": 0}, "trials: got 0"),
         ({"minutes": 0}, "minutes: got 0"),
+        ({"limits": {"parameters": 0}}, "limits.parameters: got 0"),
+        ({"limits": {"seconds": 5}}, "limits.seconds"),
         ({"pruner": "random"}, "pruner: got 'random'"),
         ({"trails": 5}, "trails: is not a known key"),
         ({"settings": {"recipe": "notebook"}}, "a sweep compares trials on held-out training images"),

@@ -158,6 +158,17 @@ def test_a_trial_that_diverges_is_recorded_and_the_sweep_goes_on(trained: Projec
     assert printed.splitlines()[-1] == "sweep: no trial is complete (2 fail): the lines above tell why"
 
 
+def test_trials_beyond_the_limits_are_recorded_and_do_not_count(trained: Project) -> None:
+    space = {"model.hidden_units": {"choices": [32, 512]}}
+    write(trained, "s", trials=6, space=space, limits={"parameters": 100_000})
+    printed = trained.succeed(*COMMAND, "s")
+    for trial in trials_of(trained, "s"):
+        assert trial.state == (TrialState.COMPLETE if trial.params["model.hidden_units"] == 32 else TrialState.FAIL)
+    assert "failed (it has 301,066 parameters, more than 100,000)" in printed
+    write(trained, "t", trials=1, limits={"fit_seconds": 1e-6})
+    assert "it takes longer than 1e-06 seconds to fit" in trained.fail(*COMMAND, "t")
+
+
 def test_equal_configurations_are_trained_once(trained: Project) -> None:
     write(trained, "s", trials=5, space={"model.hidden_units": {"choices": [32, 64]}})
     trained.succeed(*COMMAND, "s")
@@ -306,3 +317,38 @@ def test_a_store_that_is_lost_stops_the_sweep(trained: Project, start: Start) ->
     client = MlflowClient(own["MLFLOW_TRACKING_URI"])
     places = [each.experiment_id for each in client.search_experiments()]
     assert {run.info.status for run in client.search_runs(places)} == {"FINISHED"}
+
+
+@pytest.mark.parametrize(
+    ("package", "options", "said"),
+    [
+        ("optuna", [], "sweep: Optuna is not installed: pip install -r requirements-sweep.txt installs it"),
+        ("ray", ["--ray", "auto"], "sweep: Ray is not installed: pip install -r requirements-ray.txt installs it"),
+    ],
+)
+def test_a_missing_package_is_named(trained: Project, package: str, options: list[str], said: str) -> None:
+    write(trained, "s")
+    absent = f"import runpy, sys; sys.modules[{package!r}] = None; sys.argv = ['sweep', 's', *{options}]"
+    printed = trained.fail(sys.executable, "-c", f"{absent}; runpy.run_module('pipeline.sweep', run_name='__main__')")
+    assert printed.splitlines()[-1] == said
+
+
+def test_an_impossible_size_is_a_failed_trial(trained: Project) -> None:
+    """Memory for it is refused at once; the sweep goes on."""
+    write(trained, "s", trials=4, space={"model.hidden_units": {"choices": [32, 40_000_000]}})
+    printed = trained.succeed(*COMMAND, "s")
+    for trial in trials_of(trained, "s"):
+        assert trial.state == (TrialState.COMPLETE if trial.params["model.hidden_units"] == 32 else TrialState.FAIL)
+    assert "failed (memory is exhausted" in printed or all(t.state.name == "COMPLETE" for t in trials_of(trained, "s"))
+    _, runs = runs_of(trained, "s")
+    assert all("memory" in run.data.tags["sweep.reason"] for run in runs.values() if run.info.status == "FAILED")
+
+
+def test_a_full_disk_stops_the_sweep_with_a_line(trained: Project) -> None:
+    """A limit on the size of files gives the same kind of error."""
+    write(trained, "s", trials=3)
+    limited = f"ulimit -f 1; trap '' XFSZ; exec {sys.executable} -m pipeline.sweep s"
+    printed = trained.fail("bash", "-c", limited)
+    assert printed.splitlines()[-1].startswith("sweep: ")
+    trained.succeed(*COMMAND, "s")
+    assert [trial.state for trial in counted(trials_of(trained, "s"))] == [TrialState.COMPLETE] * 3
