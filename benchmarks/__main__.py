@@ -23,6 +23,7 @@ from benchmarks.figures import Figures, add, report
 from benchmarks.idea import measure_idea, measure_tests
 from benchmarks.recipes import measure_recipes
 from benchmarks.serving import measure_engines, measure_http, measure_memory
+from benchmarks.sweeps import measure_sweeps
 from benchmarks.team import measure_team
 from pipeline.core.machine import describe_machine, describe_versions
 
@@ -220,6 +221,11 @@ def measure_stages(project: Path, data: Path, times: int) -> Figures:
     return figures
 
 
+def measure_each_sweep(folder: Path, data: Path, arguments: argparse.Namespace) -> Figures:
+    """Measure what a sweep costs besides its trainings."""
+    return measure_sweeps(folder, data, arguments.pairs)
+
+
 PARTS = {
     "idea": measure_ideas,
     "pipeline": measure_pipeline,
@@ -231,6 +237,7 @@ PARTS = {
     "fast": measure_fast_recipe,
     "devices": measure_scaling,
     "team": measure_server,
+    "sweeps": measure_each_sweep,
 }
 QUICK = ("idea", "pipeline")
 

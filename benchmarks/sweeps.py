@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
 from optuna.trial import create_trial
+from playwright.sync_api import expect, sync_playwright
 
 from benchmarks.command import clone, run
 from benchmarks.figures import Figures, add
@@ -33,6 +36,10 @@ from pipeline.sweep.shares import Share, divide
 from pipeline.sweep.space import Range, Sweep, read_sweep, suggest
 from pipeline.sweep.study import VARIABLE, open_study
 from pipeline.sweep.trial import Outcome, Task, running
+from pipeline.tracking.runs import NAME, PARENT
+from pipeline.tracking.store import Store, experiment_id, open_store
+from pipeline.tracking.sweeps import SWEEP, TRIAL, named, sweep_list
+from tests.browser.ui import close_assistant, launch, open_context, serve
 from tests.services.services import MISSING, Postgres, postgres_programs
 
 TRIALS = (10, 100, 1000)
@@ -55,6 +62,15 @@ class Empty(Search):
         """Choose settings, and return any value."""
         suggest(trial, self.sweep)
         return (random.random(),)
+
+
+def measure_sweeps(folder: Path, data: Path, rounds: int) -> Figures:
+    """Measure the cost of Optuna's database, trials side by side, and the list of trials in the browser."""
+    figures: Figures = {}
+    measure_engine(figures, folder)
+    measure_side_by_side(figures, folder, data, rounds)
+    measure_children(figures, folder, rounds)
+    return figures
 
 
 def measure_engine(figures: Figures, folder: Path) -> None:
@@ -165,3 +181,41 @@ def train(task: Task) -> Outcome:
         *_, outcome = messages
     assert isinstance(outcome, Outcome)
     return outcome
+
+
+def measure_children(figures: Figures, folder: Path, rounds: int) -> None:
+    """Seconds until a sweep with many trials is in the UI's list, and until its first trials are below it."""
+    project = clone(folder / "children")
+    with contextlib.chdir(project):
+        store = open_store(project)
+        fill(store, experiment_id(store, named("mnist")))
+        address = sweep_list(store, "mnist")
+    with serve(project, folder / "ui.log") as printed, sync_playwright() as playwright:
+        browser = launch(playwright)
+        for _ in range(rounds):
+            page = open_context(browser).new_page()
+            start = time.perf_counter()
+            page.goto(f"{printed.split('#')[0]}#/{address}&workflowType=machine_learning")
+            close_assistant(page)
+            rows = page.get_by_role("row")
+            expect(rows.filter(has_text="sweep s").first).to_be_visible()
+            add(figures, "list_of_1000_trials_seconds", time.perf_counter() - start, "s")
+            start = time.perf_counter()
+            rows.filter(has_text="sweep s").get_by_role("button").first.click()
+            expect(rows.filter(has_text="trial ").first).to_be_visible()
+            add(figures, "expand_1000_trials_seconds", time.perf_counter() - start, "s")
+            page.context.close()
+        browser.close()
+
+
+def fill(store: Store, experiment: str) -> None:
+    """Record a sweep and its trials, with as many params as a real one."""
+    client = MlflowClient(store.uri)
+    sweep = client.create_run(experiment, tags={NAME: "sweep s", SWEEP: "s"}).info.run_id
+    params = [Param(f"group.param_{number}", str(number)) for number in range(50)]
+    for number in range(CHILDREN):
+        tags = {NAME: f"trial {number}", PARENT: sweep, TRIAL: f"trial {number}", "sweep.state": "complete"}
+        run_id = client.create_run(experiment, tags=tags).info.run_id
+        metrics = [Metric(name, number / CHILDREN, 0, 0) for name in ("val_accuracy", "val_loss", "fit_seconds")]
+        client.log_batch(run_id, metrics, params)
+        client.set_terminated(run_id)

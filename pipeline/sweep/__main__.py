@@ -58,7 +58,10 @@ def main() -> None:
         if importlib.util.find_spec("optuna") is None:
             raise PipelineError("Optuna is not installed: pip install -r requirements-sweep.txt installs it")
         check_backend()
-        run(arguments)
+        from pipeline.sweep.study import database_errors  # imports Optuna
+
+        with database_errors():
+            run(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -38,7 +38,7 @@ from pipeline.tracking.provenance import find_provenance
 from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.runs import DESCRIPTION
 from pipeline.tracking.store import Store, open_store, page
-from pipeline.tracking.sweeps import open_sweep
+from pipeline.tracking.sweeps import open_sweep, sweep_list
 
 RUN = "run"  # the study's attribute with the ID of its MLflow run
 AGREEING = 2.0  # seconds, in which other machines note their runs
@@ -208,7 +208,9 @@ def conclude(search: Search, finals: list[Result], adopt: bool, recipe: str | No
     charts = save_charts(search.study, search.sweep, search.folder, search.about, tables)
     record(search, winner, finals, tables, charts)
     where = f"experiments/{search.run.experiment_id}/runs/{search.run.run_id}"
-    print(f"{states(search)}. The runs are at {page(search.store, where)}")
+    trials = sweep_list(search.store, search.settings.config({}).dataset.name)
+    print(f"{states(search)}. The sweep is at {page(search.store, where)}")
+    print(f"Its trials are at {page(search.store, trials)}")
     print(f"{charts[0].relative_to(search.run.root)} has charts and tables, also without a network")
     if winner.name == CURRENT:
         print("No finalist is better than the current settings: there is nothing to change")

@@ -1,13 +1,16 @@
 """Optuna's side of a sweep: the study, its trials, and how many are left."""
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.core.errors import PipelineError, first_line
@@ -19,7 +22,46 @@ IDENTITY = "sweep"  # the study's attribute with its space, objectives and setti
 REASON = "reason"  # a trial's attribute: why it failed
 RETRIED = "retry_history"  # an attribute that RetryHeartbeatStaleTrialCallback sets: the numbers of earlier attempts
 SURPLUS = "surplus"  # a trial's attribute: several machines have started more trials than the sweep has
+DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
 STARTUP = 5  # trials before any is stopped early
+
+
+class Storage(RDBStorage):
+    """Optuna's database, whose next sign of life makes up for one that it did not accept."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Record a sign of life, unless the database does not answer: Optuna would never record another one."""
+        with contextlib.suppress(*DATABASE_ERRORS):
+            super().record_heartbeat(trial_id)
+
+
+@contextlib.contextmanager
+def database_errors() -> Iterator[None]:
+    """Turn errors of the database in this block into a PipelineError."""
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        raise PipelineError(
+            f"the sweep's database {shown_address()} fails ({reason_of(error)}): the same command continues the sweep"
+        ) from None
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of the error that Optuna's hides."""
+    while isinstance(error.__cause__, DATABASE_ERRORS):
+        error = error.__cause__
+    return first_line(error)
+
+
+def shown_address() -> str:
+    """The address of another database than the project's own, without its password."""
+    address = os.environ.get(VARIABLE)
+    if not address:
+        return "in .sweeps"
+    try:
+        return make_url(address).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return VARIABLE
 
 
 def open_study(name: str, sweep: Sweep, folder: Path) -> Study:
@@ -29,7 +71,7 @@ def open_study(name: str, sweep: Sweep, folder: Path) -> Study:
     """
     address = os.environ.get(VARIABLE) or f"sqlite:///{folder.absolute()}/study.db"
     try:
-        storage = RDBStorage(
+        storage = Storage(
             address, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
         )
         study = optuna.create_study(
@@ -43,8 +85,8 @@ def open_study(name: str, sweep: Sweep, folder: Path) -> Study:
         known = study.user_attrs.get(IDENTITY)
         if known is None:
             study.set_user_attr(IDENTITY, sweep.identity)
-    except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError, ValueError) as error:
-        raise PipelineError(f"the sweep's database {address} cannot be used: {first_line(error)}") from None
+    except (*DATABASE_ERRORS, ImportError, ValueError) as error:
+        raise PipelineError(f"the sweep's database {shown_address()} cannot be used: {reason_of(error)}") from None
     if known not in (None, sweep.identity):
         raise PipelineError(
             f"the study {name} was started with another space, other objectives or other settings: name a new one "

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -236,7 +236,7 @@ def experiment_name(dataset: str) -> str:
     return os.environ.get(EXPERIMENT_VARIABLE) or dataset
 
 
-def experiment_id(store: Store, name: str) -> str:
+def experiment_id(store: Store, name: str, tags: Mapping[str, str] = EXPERIMENT_TAGS) -> str:
     """The ID of the experiment MLFLOW_EXPERIMENT_NAME, else `name`; created with an artifact location if it is new.
 
     Raises PipelineError if it was deleted, or if the store neither returns nor creates it.
@@ -250,7 +250,7 @@ def experiment_id(store: Store, name: str) -> str:
         if found is None:
             try:
                 place = None if store.remote else store.artifacts.as_uri()
-                return client.create_experiment(name, place, EXPERIMENT_TAGS)
+                return client.create_experiment(name, place, dict(tags))
             except MlflowException:
                 found = client.get_experiment_by_name(name)
                 if found is None:  # otherwise another process created it
@@ -275,16 +275,17 @@ def does_not_record(store: Store, name: str, error: Exception) -> PipelineError:
     return PipelineError(f"the MLflow store {store.uri} cannot record to the experiment {name!r}: {first_line(error)}")
 
 
-def run_list(store: Store, name: str) -> str:
+def run_list(store: Store, name: str, columns: Mapping[str, int] = COLUMNS) -> str:
     """The path of an experiment's list of runs, whose columns are the metrics and params that distinguish runs.
 
-    The UI reads the columns from a tag of the experiment, as for a shared view. By default it shows no metrics.
+    The UI reads the columns and their widths in pixels from a tag of the experiment, as for a shared view. By default
+    it shows no metrics.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    experiment, widths = experiment_id(store, name), FIXED | COLUMNS
-    view = {"selectedColumns": [*COLUMNS], "columnOrder": [*widths], "columnWidths": widths}
+    experiment, widths = experiment_id(store, name), {**FIXED, **columns}
+    view = {"selectedColumns": [*columns], "columnOrder": [*widths], "columnWidths": widths}
     # Users with read-only access see the columns that another user set, or MLflow's own.
     with contextlib.suppress(MlflowException):
         MlflowClient(store.uri).set_experiment_tag(experiment, VIEW_TAG, json.dumps(view))

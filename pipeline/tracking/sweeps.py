@@ -10,15 +10,31 @@ from pipeline.tracking.outbox import RunAddress
 from pipeline.tracking.provenance import PATCH
 from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.runs import NAME, PARENT, continue_run, origin_tags, params_of, run_tags
-from pipeline.tracking.store import Store, does_not_record, experiment_id, experiment_name
+from pipeline.tracking.store import Store, does_not_record, experiment_id, experiment_name, run_list
 
 SWEEP, TRIAL = "sweep", "sweep.trial"  # tags: the name of a sweep, of its own run, and the name of a trial
+COLUMNS = {  # of the list of trials, with widths in pixels
+    "tags.`sweep.state`": 110,
+    "metrics.`val_accuracy`": 110,
+    "metrics.`val_loss`": 90,
+    "metrics.`fit_seconds`": 105,
+    "metrics.`parameters`": 105,
+}
+ABOUT = {  # of the experiment, so that thousands of trials are not in the list of trained models
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "One run per sweep, and one per trial below it.",
+}
 SEEDS = "seeds"  # a tag of a run above those of one configuration: its digest
 
 
 def has_no_result(tags: Mapping[str, str]) -> bool:
     """Whether a run with these tags is that of a sweep, a trial or several seeds: no result in DVC belongs to it."""
     return not {SWEEP, TRIAL, SEEDS}.isdisjoint(tags)
+
+
+def named(dataset: str) -> str:
+    """The name of the experiment with a dataset's sweeps."""
+    return f"{dataset}-sweeps"
 
 
 def open_sweep(
@@ -32,15 +48,20 @@ def open_sweep(
     from mlflow.exceptions import MlflowException
 
     try:
-        experiment = experiment_id(store, dataset)
+        experiment = experiment_id(store, named(dataset), ABOUT)
         run = continue_run(store, known, root)
         if run and run.experiment_id == experiment:
             return run
         tags = run_tags(provenance) | {NAME: f"sweep {name}", SWEEP: name}
         created = MlflowClient(store.uri).create_run(experiment, tags=tags)
     except MlflowException as error:
-        raise does_not_record(store, experiment_name(dataset), error) from None
+        raise does_not_record(store, experiment_name(named(dataset)), error) from None
     return RunAddress(store.uri, created.info.run_id, experiment, root)
+
+
+def sweep_list(store: Store, dataset: str) -> str:
+    """The path of the list of sweeps and their trials."""
+    return run_list(store, named(dataset), COLUMNS)
 
 
 def open_trial(
@@ -51,6 +72,7 @@ def open_trial(
     from mlflow.exceptions import MlflowException
 
     if run := continue_run(store, known, sweep.root):
+        Recorder(run).tags({NAME: name, TRIAL: name})  # it has a new number
         return run
     tags = origin_tags(config, provenance, {PARENT: sweep.run_id, TRIAL: name})
     try:
@@ -58,7 +80,7 @@ def open_trial(
             sweep.experiment_id, tags=tags | {NAME: name, "started": time.strftime("%Y-%m-%d %H:%M:%S")}
         )
     except MlflowException as error:
-        raise does_not_record(store, experiment_name(config.dataset.name), error) from None
+        raise does_not_record(store, experiment_name(named(config.dataset.name)), error) from None
     run = RunAddress(store.uri, created.info.run_id, sweep.experiment_id, sweep.root)
     recorder = Recorder(run)
     recorder.params(params_of(config))

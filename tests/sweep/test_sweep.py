@@ -267,8 +267,22 @@ def test_a_sweep_continues_where_it_was(trained: Project, start: Start, number: 
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
     parent, runs = runs_of(trained, "s")
     assert parent.info.status == "FINISHED"
-    assert len(runs) == 4
+    assert sorted(runs) == sorted(trial.number for trial in trials)
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert all(runs[trial.number].info.run_id == trial.user_attrs["run_id"] for trial in trials)
+
+
+def test_a_database_that_does_not_answer_is_named_without_its_password(trained: Project) -> None:
+    write(trained, "s")
+    address = f"postgresql+psycopg2://me:secret@127.0.0.1:{free_port()}/sweeps"
+    printed = trained.fail(*COMMAND, "s", SWEEP_STORAGE=address)
+    assert printed.splitlines()[-1].startswith("sweep: the sweep's database postgresql+psycopg2://me:***@127.0.0.1:")
+    assert "secret" not in printed
+    for address in ("nonsense", "mysql://me:secret@127.0.0.1/x", "postgresql+none://"):
+        printed = trained.fail(*COMMAND, "s", SWEEP_STORAGE=address)
+        assert len(printed.splitlines()) == 1
+        assert printed.startswith("sweep: the sweep's database ")
+        assert "secret" not in printed
 
 
 @pytest.mark.parametrize(("number", "states"), [(9, ["COMPLETE", "FAIL"]), (signal.SIGINT, ["COMPLETE"] * 2)])
