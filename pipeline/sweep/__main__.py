@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--cores", type=positive, help="cores of each trial (default: an equal share; on a cluster, 1)")
     parser.add_argument("--gpus", type=count, help="GPUs of each trial: 0 for none (default: 1, if there are any)")
     parser.add_argument("--ray", metavar="ADDRESS", help="train on the Ray cluster at HOST:PORT, or auto")
+    parser.add_argument("--choose", type=count, metavar="TRIAL", help="take this trial instead of the best one")
     parser.add_argument("--apply", action="store_true", help="write the best settings into params.yaml")
     parser.add_argument("--recipe", help="write the best settings as conf/recipe/RECIPE.yaml")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # of a cluster: only train
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
         train(search, shares)
     finals = play_finals(search, shares)
     if not arguments.worker:
-        conclude(search, finals, arguments.apply, arguments.recipe)
+        conclude(search, finals, arguments.choose, arguments.apply, arguments.recipe)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Charts of a sweep, which Optuna draws: as images, and interactive ones in one HTML page."""
 
 import importlib
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,11 +96,13 @@ def save_charts(study: Study, sweep: Sweep, folder: Path, title: str, tables: li
     """Write each chart as an image, and all of them with the tables as one page. Returns the files, the page first."""
     drawn = list(charts(study, sweep))
     page = folder / PAGE
-    write_text(page, render(drawn, study, title, tables))
     pictures = [folder / f"{chart.name}.png" for chart in drawn]
-    for path, chart in zip(pictures, drawn, strict=True):
-        with replacing(path) as temporary:
-            draw(chart, study).savefig(temporary, dpi=DOTS_PER_INCH, bbox_inches="tight")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about experimental functions, settings with few trials, and missing letters
+        write_text(page, render(drawn, study, title, tables))
+        for path, chart in zip(pictures, drawn, strict=True):
+            with replacing(path) as temporary:
+                draw(chart, study).savefig(temporary, dpi=DOTS_PER_INCH, bbox_inches="tight")
     return [page, *pictures]
 
 

@@ -26,11 +26,11 @@ from pipeline.sweep.charts import save_charts
 from pipeline.sweep.cluster import Workers, train_on_cluster
 from pipeline.sweep.crew import Crew, Report
 from pipeline.sweep.finals import CURRENT, Result, open_finals, results
-from pipeline.sweep.search import LOCK, Search
+from pipeline.sweep.search import LOCK, Search, digest_of, name_of
 from pipeline.sweep.settings import Settings, prepare_images
 from pipeline.sweep.shares import Share
 from pipeline.sweep.space import read_sweep
-from pipeline.sweep.study import VARIABLE, best, counted, figures, open_study
+from pipeline.sweep.study import VARIABLE, agreed_params, best, counted, figures, open_study, ranked
 from pipeline.sweep.summary import ALPHA, Table, best_table, described, finals_table, states, summary
 from pipeline.sweep.winner import apply, check_recipe, edits, recipe_file, write_recipe
 from pipeline.tracking.outbox import RunAddress, say, send_unsent
@@ -58,12 +58,22 @@ def prepare(name: str, study_name: str, trials: int | None, recipe: str | None) 
         check_recipe(recipe)
     settings = Settings(name, sweep)
     settings.check()
-    root, config = paths.project_root(), settings.config({})
+    root = paths.project_root()
     folder = root / FOLDER / study_name
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK):  # two commands at once open the same study and run
-        prepare_images(config, folder)
         study = open_study(study_name, sweep, folder)
+        params = agreed_params(
+            study, sweep, settings.base, lambda base: digest_of(Settings(name, sweep, base).config({}))
+        )
+        if changed := edits(settings.base, params):
+            print(
+                f"{paths.PARAMS} has changed since the study was started ({', '.join(changed)}): the study goes on "
+                "with the earlier values; --study NAME starts a new one"
+            )
+        settings = Settings(name, sweep, params)
+        config = settings.config({})
+        prepare_images(config, folder)
         store, provenance = open_store(root), find_provenance()
         run = agreed_run(study, store, config.dataset.name, provenance)
     send(root)
@@ -137,7 +147,7 @@ def progress(search: Search) -> Iterator[Report]:
             trials = counted(search.study.get_trials(deepcopy=False))
             console.print(f"{search.name_of(trial)}: {summary(trial, search.sweep)}")
             running = sum(each.state == TrialState.RUNNING for each in trials)
-            found = best(search.study)
+            found = best(search.study, search.sweep)
             text = f"best {figures(found[0].values, search.sweep)}" if found else "no complete trial"
             done = sum(each.state.is_finished() for each in trials)
             bar.update(task, completed=done, description=f"{text}, {running} running")
@@ -158,12 +168,15 @@ def play_finals(search: Search, shares: list[Share]) -> list[Result]:
     finals = open_finals(search)
     if shares:
         train(finals, shares)
-    return results(finals)
+    found = results(finals)
+    if missing := (finals.finalists or {}).keys() - {each.name for each in found}:
+        print(f"Not compared, because trainings with further seeds failed or are missing: {', '.join(sorted(missing))}")
+    return found
 
 
 def plays_finals(search: Search) -> bool:
     """Whether there are trials to compare over further seeds."""
-    return search.sweep.has_finals and bool(best(search.study))
+    return search.sweep.has_finals and bool(best(search.study, search.sweep))
 
 
 class Winner(NamedTuple):
@@ -175,34 +188,42 @@ class Winner(NamedTuple):
     run_id: str  # of the trial; empty for the current settings
 
 
-def winner_of(search: Search, finals: list[Result]) -> Winner:
-    """The best finalist, or without finals the best trial. Raises PipelineError if no trial is complete."""
-    found = best(search.study)
-    if not found:
-        raise PipelineError(f"no trial is complete ({states(search)}): the lines above tell why")
-    if not finals:
-        attributes = found[0].user_attrs
-        name, told = f"trial {found[0].number}", figures(found[0].values, search.sweep)
-        return Winner(name, attributes["settings"], told, attributes.get("run_id", ""))
-    first = finals[0]
-    runs = {
-        f"trial {each.number}": each.user_attrs.get("run_id", "") for each in search.study.get_trials(deepcopy=False)
-    }
-    return Winner(first.name, first.settings, described(first, search.sweep), runs.get(first.name, ""))
+def winner_of(search: Search, finals: list[Result], chosen: int | None) -> Winner:
+    """The chosen trial, or else the best finalist, or without finals the best trial by the first objective.
+
+    Raises PipelineError if no trial is complete, or if the chosen one is not.
+    """
+    trials = {trial.number: trial for trial in ranked(search.study, search.sweep)}
+    if chosen is not None and chosen not in trials:
+        raise PipelineError(f"trial {chosen} is not a complete trial of its own: see the table of trials")
+    if not trials:
+        raise PipelineError(f"no trial is complete ({states(search)})")
+    if finals and chosen is None:
+        first = finals[0]
+        run_id = next((each.user_attrs["run_id"] for each in trials.values() if name_of(each) == first.name), "")
+        return Winner(first.name, first.settings, described(first, search.sweep), run_id)
+    trial = best(search.study, search.sweep)[0] if chosen is None else trials[chosen]
+    attributes = trial.user_attrs
+    return Winner(
+        name_of(trial), attributes["settings"], figures(trial.values, search.sweep), attributes.get("run_id", "")
+    )
 
 
-def conclude(search: Search, finals: list[Result], adopt: bool, recipe: str | None) -> None:
+def conclude(search: Search, finals: list[Result], chosen: int | None, adopt: bool, recipe: str | None) -> None:
     """Record and print the best trials, and print what to change in params.yaml, or write it there or into a recipe.
 
     Raises PipelineError if no trial is complete.
     """
     console = Console(markup=False, highlight=False)
     try:
-        winner = winner_of(search, finals)
+        winner = winner_of(search, finals, chosen)
     except PipelineError:
         Recorder(search.run).status("FAILED")
         raise
-    tables = [best_table(search, best(search.study), finals), *([finals_table(search, finals)] if finals else [])]
+    tables = [
+        best_table(search, best(search.study, search.sweep), finals),
+        *([finals_table(search, finals)] if finals else []),
+    ]
     for table in tables:
         console.print(table.on_terminal())
     charts = save_charts(search.study, search.sweep, search.folder, search.about, tables)
@@ -239,18 +260,24 @@ def hand_over(search: Search, winner: Winner, adopt: bool, recipe: str | None) -
         origin = f"{winner.name.capitalize()} of the sweep {search.study.study_name}"
         write_recipe(recipe, params, f"{origin}: {winner.figures} on the held-out images.")
         print(f"{recipe_file(recipe)} has the settings of {winner.name}: set recipe: {recipe} in {paths.PARAMS}")
-    if adopt:
-        apply(params)
-        print(f"{paths.PARAMS} has the settings of {winner.name}: run `dvc repro`")
+    changes = edits(params, read_params(paths.PARAMS))
+    if not changes:
+        print(f"{paths.PARAMS} has the settings of {winner.name}")
+        return
     if not adopt and recipe is None:
         print(f"The settings of {winner.name} differ from {paths.PARAMS} as follows; --apply writes them:")
-        for key, value in edits(params, read_params(paths.PARAMS)).items():
+    if recipe is None:
+        for key, value in changes.items():
             print(f"  {key}: {value}")
+    if adopt:
+        apply(params, search.settings.base)
+        print(f"{paths.PARAMS} now has the settings of {winner.name}: run `dvc repro`")
 
 
 def figures_of(search: Search, finals: list[Result]) -> dict[str, float]:
     """The metrics of a sweep: the best of its trials, and mean and deviation of the best finalist."""
-    found = dict(zip(search.sweep.objectives, best(search.study)[0].values, strict=True))
+    values = best(search.study, search.sweep)[0].values
+    found: dict[str, float] = {str(name): value for name, value in zip(search.sweep.objectives, values, strict=True)}
     if finals:
         name = search.sweep.objectives[0]
         found |= {f"finals/{name}_mean": finals[0].mean, f"finals/{name}_std": finals[0].std}

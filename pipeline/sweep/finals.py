@@ -4,25 +4,25 @@ The best of many trials is also the luckiest. Its figure from the search is ther
 """
 
 import itertools
+import math
 import statistics
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import ttest_ind
 
 from pipeline.commands.gate.significance import compare, holm
 from pipeline.core.dataset import load_split
 from pipeline.core.files import text_digest
-from pipeline.sweep.search import FINALIST, LOCK, SEED, Search
-from pipeline.sweep.space import Sweep
+from pipeline.sweep.search import FINALIST, LOCK, SEED, Search, digest_of, name_of
 from pipeline.sweep.study import counted, open_study, ranked
 from pipeline.sweep.trial import VALIDATION
 
 CURRENT = "current settings"
+SEEDS = 1 << 31  # one more than the highest seed
 
 
 class Result(NamedTuple):
@@ -44,39 +44,67 @@ class Result(NamedTuple):
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
 
-def finalists(study: Study, sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """The settings of the current configuration and of the best trials with different settings, by name."""
-    own = [trial for trial in ranked(study, sweep) if "same_as" not in trial.user_attrs]
-    return {CURRENT: {}} | {f"trial {each.number}": each.user_attrs["settings"] for each in own[: sweep.finalists]}
+def finalists(search: Search) -> dict[str, dict[str, Any]]:
+    """The settings of the current configuration and of the best trials with other configurations, by name."""
+    with search.alone:
+        current = digest_of(search.settings.config({}))
+    others = [trial for trial in ranked(search.study, search.sweep) if trial.user_attrs["digest"] != current]
+    best = others[: search.sweep.finalists]
+    return {CURRENT: {}} | {name_of(each): each.user_attrs["settings"] for each in best}
+
+
+def further_seeds(search: Search) -> list[int]:
+    """The seeds of the finals: those after the seed of the search."""
+    first = search.settings.config({}).seed + 1
+    return [seed % SEEDS for seed in range(first, first + search.sweep.seeds)]
 
 
 def open_finals(search: Search) -> Search:
     """The finals as a search of their own: each finalist with each further seed, in the same database."""
-    entries = finalists(search.study, search.sweep)
-    sweep = search.sweep.model_copy(update={"trials": len(entries) * search.sweep.seeds, "pruner": "none"})
-    name = f"{search.study.study_name}-finals-{text_digest(repr(entries))}"
-    first = search.settings.config({}).seed + 1
+    entries, seeds = finalists(search), further_seeds(search)
+    sweep = search.sweep.model_copy(update={"trials": len(entries) * len(seeds), "pruner": "none"})
+    name = f"{search.study.study_name}-finals-{text_digest(repr((entries, seeds)))}"
     with FileLock(search.folder / LOCK):  # two commands at once would queue each trial twice
         study = open_study(name, sweep, search.folder)
-        for seed, entry in itertools.product(range(first, first + sweep.seeds), entries):
-            study.enqueue_trial({FINALIST: entry, SEED: seed}, skip_if_exists=True)
+        queued = {pair_of(trial) for trial in study.get_trials(deepcopy=False)}
+        for seed, entry in itertools.product(seeds, entries):
+            if (entry, seed) not in queued:
+                study.enqueue_trial(
+                    {FINALIST: entry, SEED: seed}
+                )  # Optuna's skip_if_exists takes close seeds for equal
     return search._replace(sweep=sweep, study=study, finalists=entries)
 
 
+def pair_of(trial: FrozenTrial) -> tuple[Any, Any]:
+    """The finalist and the seed of a trial, also if it has not started."""
+    values = trial.system_attrs.get("fixed_params", {}) | trial.params
+    return values.get(FINALIST), values.get(SEED)
+
+
 def results(finals: Search) -> list[Result]:
-    """The result of each finalist, the best one first."""
-    runs: dict[str, list[FrozenTrial]] = {}
-    for trial in counted(finals.study.get_trials(deepcopy=False)):
-        if trial.state == TrialState.COMPLETE:
-            runs.setdefault(trial.params[FINALIST], []).append(trial)
-    values: Mapping[str, list[float]] = {name: [trial.values[0] for trial in runs[name]] for name in runs}
+    """The results of the finalists that completed all seeds, the best one first."""
+    entries, seeds = finals.finalists or {}, further_seeds(finals)
+    complete = finals.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    trials = {pair_of(trial): trial for trial in counted(complete)}
+    done = [name for name in entries if all((name, seed) in trials for seed in seeds)]
+    runs = {name: [trials[name, seed] for seed in seeds] for name in done}
+    values = {name: [trial.values[0] for trial in runs[name]] for name in runs}
     highest_first = finals.sweep.directions[0] == "maximize"
     order = sorted(runs, key=lambda name: statistics.mean(values[name]), reverse=highest_first)
-    images = len(load_split(finals.folder / VALIDATION).labels)
-    wrong = {name: errors(runs[name], images) for name in order}
-    p_values = holm([compare(wrong[name], wrong[order[0]], images, (None, None)).p_worse for name in order[1:]])
-    settings = finals.finalists or {}
-    return [Result(name, settings[name], values[name], p) for name, p in zip(order, [1.0, *p_values], strict=True)]
+    if highest_first:
+        images = len(load_split(finals.folder / VALIDATION).labels)
+        wrong = {name: errors(runs[name], images) for name in order}
+        p_values = [compare(wrong[name], wrong[order[0]], images, (None, None)).p_worse for name in order[1:]]
+    else:
+        p_values = [p_higher(values[name], values[order[0]]) for name in order[1:]]
+    adjusted = [1.0, *(holm(p_values) if p_values else [])][: len(order)]
+    return [Result(name, entries[name], values[name], p) for name, p in zip(order, adjusted, strict=True)]
+
+
+def p_higher(losses: list[float], lowest: list[float]) -> float:
+    """The p-value of Welch's test that the first losses are not higher in the mean; 1 if all are equal."""
+    found = float(ttest_ind(losses, lowest, equal_var=False, alternative="greater").pvalue)
+    return 1.0 if math.isnan(found) else found
 
 
 def errors(trials: list[FrozenTrial], images: int) -> NDArray[np.bool_]:

@@ -57,6 +57,7 @@ class Search(NamedTuple):
         digest = digest_of(config)
         if earlier := equal_trial(self.study, digest):
             trial.set_user_attr("same_as", earlier.number)
+            trial.set_user_attr("wrong", earlier.user_attrs.get("wrong"))
             return repeated(earlier)
         trial.set_user_attr("digest", digest)
         recorder = self.open_run(trial, config, chosen)
@@ -89,7 +90,7 @@ class Search(NamedTuple):
     def name_of(self, trial: Trial | FrozenTrial) -> str:
         """The name of a trial for people, in the finals that of its finalist with its seed."""
         if self.finalists is None:
-            return f"trial {trial.number}"
+            return name_of(trial)
         return f"{trial.params[FINALIST]}, seed {trial.params[SEED]}"
 
     def choose(self, trial: Trial) -> dict[str, Any]:
@@ -135,10 +136,15 @@ class Search(NamedTuple):
         raise TrialError("its process ended without figures")
 
 
+def name_of(trial: Trial | FrozenTrial) -> str:
+    """The name of a trial for people."""
+    return f"trial {trial.number}"
+
+
 def digest_of(config: Config) -> str:
     """Digest of a trial's configuration."""
     return hashlib.sha256(
-        json.dumps(config.model_dump(mode="json", by_alias=True), sort_keys=True).encode()
+        json.dumps(config.model_dump(mode="json", by_alias=True, exclude={"gate"}), sort_keys=True).encode()
     ).hexdigest()
 
 

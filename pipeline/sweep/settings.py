@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import paths
-from pipeline.core.config import Config
+from pipeline.core.config import Config, flatten
 from pipeline.core.dataset import Split, save_split
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import parse_yaml
@@ -14,35 +14,27 @@ from pipeline.core.validation import parse_config
 from pipeline.stages.compose.composition import compose_values, options, read_params
 from pipeline.stages.preprocess.idx import read_pair
 from pipeline.stages.preprocess.split import hold_out
-from pipeline.sweep.space import FOLDER, Sweep, is_active, listed, nested
+from pipeline.sweep.space import FOLDER, Choices, Range, Sweep, is_active, listed, merged, nested, without
 from pipeline.sweep.trial import TRAIN, VALIDATION
 
 SHARED = ("seed", "dataset", "versions", "gate", "recipe", "training.validation_fraction", "training.validate_on")
 
 
-def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested mappings; later ones win. A group's option by name, as in `model: cnn`, becomes `{name: cnn}`."""
-    found: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            held = found.get(key)
-            if isinstance(value, dict) and held is not None and not isinstance(held, dict):
-                held = {"name": held}
-            found[key] = merged(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
-    return found
-
-
 class Settings:
     """The settings that all trials share, from which each trial's configuration is composed."""
 
-    def __init__(self, name: str, sweep: Sweep) -> None:
+    def __init__(self, name: str, sweep: Sweep, params: Mapping[str, Any] | None = None) -> None:
+        """The settings of a sweep with the content of params.yaml, or with that of when the study was started."""
         self.path = FOLDER / f"{name}.yaml"
         self._sweep = sweep
-        self.shared = merged(read_params(paths.PARAMS), sweep.settings)
+        self.base = dict(read_params(paths.PARAMS) if params is None else params)
+        self.shared = merged(self.base, sweep.settings)
 
     def params(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """The content of params.yaml for the chosen values."""
-        found = merged(self.shared, nested(chosen))
+        """The content of params.yaml for the chosen values, without keys of the space that were not chosen."""
+        searched = not chosen.keys().isdisjoint(self._sweep.space)
+        shared = without(self.shared, self._sweep.space) if searched else self.shared
+        found = merged(shared, nested(chosen))
         unnamed = {group: {"name": None} for group in options(paths.CONF) if isinstance(found.get(group), dict)}
         return merged(unnamed, found)  # for the recipe's choice
 
@@ -52,8 +44,8 @@ class Settings:
 
     def check(self) -> None:
         """Compose each end and each choice of the space. Raises PipelineError for the first one that is refused."""
-        for key in self._sweep.space:
-            if any(f"{key}.".startswith(f"{shared}.") for shared in SHARED):
+        for key, values in self._sweep.space.items():
+            if any(f"{set_}.".startswith(f"{shared}.") for shared in SHARED for set_ in keys_of(key, values)):
                 raise PipelineError(f"{self.path}: space.{key}: all trials have the same images: set it in `settings`")
         config = self.config({})
         if config.training.validate_on != "validation":
@@ -63,6 +55,11 @@ class Settings:
             )
         for chosen in probes(self._sweep):
             self.config(chosen)
+
+
+def keys_of(key: str, values: Range | Choices) -> set[str]:
+    """The dotted keys that a key of the space sets: several if its choices are mappings."""
+    return {name for value in values.ends for name, _ in flatten(nested({key: value}))} | {key}
 
 
 def probes(sweep: Sweep) -> Iterator[dict[str, Any]]:

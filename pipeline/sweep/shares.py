@@ -42,7 +42,7 @@ def divide(jobs: int | None, cores: int | None, gpus: int | None) -> list[Share]
         raise PipelineError(refusal(count, each, len(there)))
     if cores and count * cores > usable:
         raise PipelineError(
-            f"{count} trials with {cores} cores each need {count * cores}, but this machine has {usable}: use fewer"
+            f"{count} side by side with {cores} cores each need {count * cores}, but this machine has {usable}"
         )
     chosen = [tuple(there[each * number : each * (number + 1)]) for number in range(count)]
     threads = limit(count, cores)

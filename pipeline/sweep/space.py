@@ -4,7 +4,7 @@ They are not in conf/, of which DVC compares every file before it runs a stage.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -32,6 +32,7 @@ OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 MAXIMIZED = {"val_accuracy"}
 PER_EPOCH = {"val_accuracy", "val_loss"}
 Number = int | float
+LARGEST = {int: 1e15, float: 1e300}  # Optuna computes with floats, which are exact for these integers
 Condition = dict[str, Any]  # the key applies if other keys have these values; a list holds several allowed values
 
 
@@ -46,7 +47,11 @@ class Range(Section):
 
     @model_validator(mode="after")
     def check(self) -> "Range":
-        """Reject an empty range, and a logarithm of what is not positive."""
+        """Reject an empty range, a logarithm of what is not positive, and ends of different types."""
+        if type(self.low) is not type(self.high):
+            raise ValueError(f"low is {self.low}, and high is {self.high}: write both with a decimal point, or neither")
+        if max(abs(self.low), abs(self.high)) > (largest := LARGEST[type(self.low)]):
+            raise ValueError(f"low is {self.low}, and high is {self.high}: numbers may be at most {largest:.0e}")
         if self.low >= self.high:
             raise ValueError(f"low is {self.low}, and high is {self.high}: high must be larger")
         if self.log and self.low <= 0:
@@ -75,6 +80,19 @@ class Choices(Section):
 
     choices: Annotated[list[Any], Field(min_length=1)]
     when: Condition = Field({})
+
+    @model_validator(mode="after")
+    def check(self) -> "Choices":
+        """Reject values that Optuna cannot store, and equal ones, such as 1 and true."""
+        try:
+            categories = list(map(as_category, self.choices))
+            json.dumps(categories)
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError("choices may be text, numbers, true, false, null, lists and mappings") from None
+        for number, category in enumerate(categories):
+            if category in categories[:number]:
+                raise ValueError(f"two choices are equal: {self.choices[number]!r}")
+        return self
 
     def suggest(self, trial: Trial, key: str) -> Any:
         """Let Optuna choose a value."""
@@ -127,6 +145,8 @@ class Sweep(Section):
     def check_conditions(self) -> "Sweep":
         """Reject conditions on keys that are not above them, and on values that those cannot have."""
         for number, (key, values) in enumerate(self.space.items()):
+            if below := next((other for other in [*self.space][:number] if other.startswith(f"{key}.")), None):
+                raise ValueError(f"space.{key} would replace {below}: move it above {below}")
             for other, allowed in values.when.items():
                 if other not in [*self.space][:number]:
                     raise ValueError(f"space.{key}.when: {other} is not a key of the space above {key}")
@@ -195,13 +215,35 @@ def suggest(trial: Trial, sweep: Sweep) -> dict[str, Any]:
     return chosen
 
 
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested mappings; later ones win. A group's option by name, as in `model: cnn`, becomes `{name: cnn}`."""
+    found: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            held = found.get(key)
+            if isinstance(value, dict) and held is not None and not isinstance(held, dict):
+                held = {"name": held}
+            found[key] = merged(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
+    return found
+
+
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys as nested mappings, as in params.yaml."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        *above, last = key.split(".")
-        node = found
-        for part in above:
-            node = node.setdefault(part, {})
-        node[last] = value
+        for part in reversed(key.split(".")):
+            value = {part: value}  # noqa: PLW2901 (from the last part to the first)
+        found = merged(found, value)
+    return found
+
+
+def without(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Nested mappings without some dotted keys."""
+    found = dict(values)
+    for key in keys:
+        first, _, rest = key.partition(".")
+        if rest and isinstance(found.get(first), Mapping):
+            found[first] = without(found[first], [rest])
+        elif not rest:
+            found.pop(first, None)
     return found

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -18,7 +20,9 @@ from pipeline.sweep.space import PER_EPOCH, Sweep
 
 VARIABLE = "SWEEP_STORAGE"  # the address of another database than the project's own
 HEARTBEAT, GRACE = 10, 30  # seconds between signs of life of a trial, and without one after which it is started again
-IDENTITY = "sweep"  # the study's attribute with its space, objectives and settings
+IDENTITY = "sweep"  # the study's attribute with its space, settings and params.yaml
+ANOTHER = "name a new one with --study, or restore the file"
+LOCKED = 60  # seconds to wait for another process that writes to an SQLite database
 REASON = "reason"  # a trial's attribute: why it failed
 RETRIED = "retry_history"  # an attribute that RetryHeartbeatStaleTrialCallback sets: the numbers of earlier attempts
 SURPLUS = "surplus"  # a trial's attribute: several machines have started more trials than the sweep has
@@ -37,20 +41,29 @@ class Storage(RDBStorage):
 
 @contextlib.contextmanager
 def database_errors() -> Iterator[None]:
-    """Turn errors of the database in this block into a PipelineError."""
+    """Turn errors of the database in this block, and those that follow from them, into a PipelineError."""
     try:
         yield
-    except DATABASE_ERRORS as error:
+    except Exception as error:
+        found = [each for each in chain(error) if isinstance(each, DATABASE_ERRORS)]
+        if not found:
+            raise
         raise PipelineError(
-            f"the sweep's database {shown_address()} fails ({reason_of(error)}): the same command continues the sweep"
+            f"the sweep's database {shown_address()} fails ({first_line(found[-1])}): the same command continues the "
+            "sweep"
         ) from None
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those during whose treatment it was raised."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def reason_of(error: BaseException) -> str:
     """The first line of the error that Optuna's hides."""
-    while isinstance(error.__cause__, DATABASE_ERRORS):
-        error = error.__cause__
-    return first_line(error)
+    return first_line([each for each in chain(error) if isinstance(each, (type(error), *DATABASE_ERRORS))][-1])
 
 
 def shown_address() -> str:
@@ -65,34 +78,60 @@ def shown_address() -> str:
 
 
 def open_study(name: str, sweep: Sweep, folder: Path) -> Study:
-    """Open the study of a sweep, or create it.
+    """Open a study, or create it.
 
-    Raises PipelineError if its database cannot be used, or if the study has another space.
+    Raises PipelineError if its database cannot be used, or if the study has other objectives.
     """
-    address = os.environ.get(VARIABLE) or f"sqlite:///{folder.absolute()}/study.db"
     try:
-        storage = Storage(
-            address, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
-        )
         study = optuna.create_study(
-            storage=storage,
+            storage=open_storage(folder),
             study_name=name,
             directions=sweep.directions,
             sampler=optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True),
             pruner=pruner_of(sweep),
             load_if_exists=True,
         )
-        known = study.user_attrs.get(IDENTITY)
-        if known is None:
-            study.set_user_attr(IDENTITY, sweep.identity)
-    except (*DATABASE_ERRORS, ImportError, ValueError) as error:
+        directions = [direction.name.lower() for direction in study.directions]
+    except (*DATABASE_ERRORS, ImportError, ValueError, KeyError, RuntimeError) as error:
         raise PipelineError(f"the sweep's database {shown_address()} cannot be used: {reason_of(error)}") from None
-    if known not in (None, sweep.identity):
-        raise PipelineError(
-            f"the study {name} was started with another space, other objectives or other settings: name a new one "
-            "with --study, or restore the file"
-        )
+    if directions != sweep.directions:
+        raise PipelineError(f"the study {name} was started with other objectives: {ANOTHER}")
     return study
+
+
+def open_storage(folder: Path) -> Storage:
+    """Open the database that SWEEP_STORAGE names, or that of a folder. Raises ValueError if it is in memory."""
+    path, address = f"{folder.absolute()}/study.db", os.environ.get(VARIABLE)
+    url = make_url(address) if address else make_url(f"sqlite:///{quote(path)}")
+    local = url.get_backend_name() == "sqlite"
+    if local and url.database in (None, "", ":memory:"):
+        raise ValueError("a database in memory ends with the command: name a file")
+    return Storage(
+        url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}"),  # Optuna fills in its version
+        engine_kwargs={"connect_args": {"timeout": LOCKED}} if local else None,
+        heartbeat_interval=HEARTBEAT,
+        grace_period=GRACE,
+        heartbeat_stale_trial_callback=retry,
+    )
+
+
+def agreed_params(study: Study, sweep: Sweep, params: Mapping[str, Any], digest: Callable[[Any], str]) -> Any:
+    """The content of params.yaml with which a study was started, also if the file has changed since.
+
+    `digest` returns that of the configuration for it. Raises PipelineError if the study has another space, other
+    objectives or settings, or if files in conf/ give another configuration.
+    """
+    known = study.user_attrs.get(IDENTITY)
+    if known is None:
+        study.set_user_attr(IDENTITY, {"sweep": sweep.identity, "params": params, "digest": digest(params)})
+        return params
+    if known["sweep"] != sweep.identity:
+        raise PipelineError(
+            f"the study {study.study_name} was started with another space, other objectives or settings: {ANOTHER}"
+        )
+    if known["digest"] != digest(known["params"]):
+        raise PipelineError(f"conf/ or requirements.txt has changed since the study was started: {ANOTHER}")
+    return known["params"]
 
 
 def pruner_of(sweep: Sweep) -> optuna.pruners.BasePruner:
@@ -143,16 +182,24 @@ def equal_trial(study: Study, digest: str) -> FrozenTrial | None:
     return next((trial for trial in ended if trial.user_attrs.get("digest") == digest), None)
 
 
-def best(study: Study) -> list[FrozenTrial]:
-    """The best trial, or the Pareto front if there are several objectives. Empty if no trial is complete."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return list(study.best_trials) if complete else []
+def best(study: Study, sweep: Sweep) -> list[FrozenTrial]:
+    """The best trial, or the Pareto front if there are several objectives. Empty if no trial is complete.
+
+    The first one is the best by the first objective. Repeated configurations are left out.
+    """
+    trials = ranked(study, sweep)
+    if len(sweep.objectives) == 1:
+        return trials[:1]
+    front = {trial.number for trial in study.best_trials} if trials else set()
+    return [trial for trial in trials if trial.number in front]
 
 
 def ranked(study: Study, sweep: Sweep) -> list[FrozenTrial]:
-    """The complete trials, the best by the first objective first."""
+    """The complete trials, the best by the first objective first, without repeated configurations."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(complete, key=lambda trial: trial.values[0], reverse=sweep.directions[0] == "maximize")
+    own = {trial.user_attrs.get("digest"): trial for trial in reversed(complete) if "same_as" not in trial.user_attrs}
+    sign = -1 if sweep.directions[0] == "maximize" else 1
+    return sorted(own.values(), key=lambda trial: (sign * trial.values[0], trial.number))
 
 
 def figures(values: Iterable[float], sweep: Sweep) -> str:

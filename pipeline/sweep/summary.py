@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import rich.table
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.sweep.finals import Result
+from pipeline.sweep.finals import Result, further_seeds
 from pipeline.sweep.search import Search
 from pipeline.sweep.space import Sweep
 from pipeline.sweep.study import REASON, counted, figures, ranked
@@ -31,8 +31,9 @@ class Table(NamedTuple):
 
     def in_markdown(self) -> str:
         """The table in Markdown."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return f"{self.title.capitalize()}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows[:TEN]]
+        more = f"\n{len(self.rows) - TEN} more are in sweep.html.\n" if len(self.rows) > TEN else ""
+        return f"{self.title.capitalize()}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + more
 
 
 def summary(trial: FrozenTrial, sweep: Sweep) -> str:
@@ -42,7 +43,9 @@ def summary(trial: FrozenTrial, sweep: Sweep) -> str:
         same = trial.user_attrs.get("same_as")
         return f"{figures(trial.values, sweep)}{f' (as trial {same})' if same is not None else ''}, with {settings}"
     if trial.state == TrialState.PRUNED:
-        return f"stopped after epoch {trial.last_step}, with {settings}"
+        same = trial.user_attrs.get("same_as")
+        how = f"stopped as trial {same}" if same is not None else f"stopped after epoch {trial.last_step}"
+        return f"{how}, with {settings}"
     return f"failed ({trial.user_attrs.get(REASON, 'its process died')}), with {settings}"
 
 
@@ -54,7 +57,7 @@ def shortened(value: Any) -> str:
 def states(search: Search) -> str:
     """How many trials ended in which way."""
     counts = Counter(trial.state.name.lower() for trial in counted(search.study.get_trials(deepcopy=False)))
-    return ", ".join(f"{count} {state}" for state, count in counts.items())
+    return ", ".join(f"{count} {state}" for state, count in counts.items()) or "none has started"
 
 
 def described(result: Result, sweep: Sweep) -> str:
@@ -64,8 +67,8 @@ def described(result: Result, sweep: Sweep) -> str:
 
 def finals_table(search: Search, finals: list[Result]) -> Table:
     """The finalists, and whether each is worse than the best by more than chance."""
-    first = search.settings.config({}).seed + 1
-    title = f"finals with the seeds {first} to {first + search.sweep.seeds - 1} on the held-out images"
+    seeds = ", ".join(map(str, further_seeds(search)))
+    title = f"finals with the seeds {seeds} on the held-out images"
     rows = []
     for result in finals:
         judged = f"{'yes' if result.p_worse < ALPHA else 'not shown'} ({result.p_worse:.2g})"

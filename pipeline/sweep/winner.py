@@ -1,7 +1,9 @@
 """From the best trial to a change of params.yaml or a new recipe, so that a model always comes from `dvc repro`."""
 
+import io
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +11,51 @@ import yaml
 from ruamel.yaml import YAML
 
 from pipeline.core import paths
-from pipeline.core.config import flatten
 from pipeline.core.errors import PipelineError
-from pipeline.core.files import replacing, write_text
-from pipeline.stages.compose.composition import options, without_null
-from pipeline.sweep.settings import merged
+from pipeline.core.files import parse_yaml, write_text
+from pipeline.stages.compose.composition import options, read_params, without_null
+from pipeline.sweep.space import merged
 
 DEFAULT_RECIPE = "baseline"  # of conf/config.yaml
 
 
-def edits(params: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
-    """The dotted keys of `params` that differ from the current content of params.yaml."""
-    known = dict(flatten(dict(current)))
-    return {key: value for key, value in flatten(dict(params)) if known.get(key, ...) != value}
+def edits(params: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
+    """The dotted keys of `params` with other values than in the current content of params.yaml, as YAML."""
+    known, wanted = dict(leaves(current)), dict(leaves(params))
+    changed = {key: json.dumps(value) for key, value in wanted.items() if known.get(key, ...) != value}
+    return changed | dict.fromkeys(known.keys() - wanted.keys(), "(remove)")
 
 
-def apply(params: Mapping[str, Any]) -> None:
-    """Write values into params.yaml, and keep its comments."""
-    round_trip = YAML()
-    content = round_trip.load(paths.PARAMS.read_text(encoding="utf-8")) or {}
-    put(content, params)
-    with replacing(paths.PARAMS) as temporary, temporary.open("w", encoding="utf-8") as file:
-        round_trip.dump(content, file)
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of nested mappings, and their values; a list is one value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def apply(params: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+    """Write the content of params.yaml, and keep its comments.
+
+    Raises PipelineError if the file is no longer as when the study was started, or if it cannot be changed in place.
+    """
+    text = paths.PARAMS.read_text(encoding="utf-8")
+    if changed := edits(read_params(paths.PARAMS), base):
+        raise PipelineError(
+            f"{paths.PARAMS} has changed since the study was started ({', '.join(changed)}): restore it, or write "
+            "a recipe with --recipe"
+        )
+    round_trip, output = YAML(), io.StringIO()
+    content = round_trip.load(text)
+    if content is None:  # comments alone
+        output.write(f"{text}{yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True)}")
+    else:
+        put(content, params)
+        round_trip.dump(content, output)
+    if parse_yaml(output.getvalue()) != params:
+        raise PipelineError(f"{paths.PARAMS} has anchors, so that it must be changed by hand as listed above")
+    write_text(paths.PARAMS, output.getvalue())
 
 
 def check_recipe(name: str) -> None:
@@ -63,9 +88,11 @@ def write_recipe(name: str, params: Mapping[str, Any], comment: str) -> None:
 
 
 def put(content: Any, values: Mapping[str, Any]) -> None:
-    """Set nested values in place, so that the comments beside them stay."""
+    """Make nested values equal in place, so that the comments beside them stay."""
+    for key in [key for key in content if key not in values]:
+        del content[key]
     for key, value in values.items():
         if isinstance(value, Mapping) and isinstance(content.get(key), Mapping):
             put(content[key], value)
-        else:
+        elif key not in content or content[key] != value:
             content[key] = value

@@ -1,7 +1,6 @@
 """Charts of sweeps with settings of every type."""
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +42,7 @@ def sweep_of(*objectives: str) -> Sweep:
 def draw(sweep: Sweep, values: list[tuple[float, ...] | None], folder: Path) -> tuple[str, list[str]]:
     """The page, and the names of the charts."""
     tables = [Table("best", ["trial", "settings"], [["1", "<b>"]])]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna's about experimental functions and few trials
-        page, *pictures = save_charts(study_of(sweep, values), sweep, folder, "Sweep s", tables)
+    page, *pictures = save_charts(study_of(sweep, values), sweep, folder, "Sweep s", tables)
     for path in pictures:
         with Image.open(path) as picture:
             picture.load()

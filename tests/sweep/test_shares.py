@@ -70,7 +70,7 @@ def test_more_gpus_than_there_are(
 
 
 def test_more_cores_than_there_are() -> None:
-    with pytest.raises(PipelineError, match="2 trials with 500 cores each need 1000, but this machine has"):
+    with pytest.raises(PipelineError, match="2 side by side with 500 cores each need 1000, but this machine has"):
         divide(2, 500, 0)
 
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from pipeline.core.errors import PipelineError
-from pipeline.sweep.settings import Settings, merged, probes
-from pipeline.sweep.space import Sweep, nested, read_sweep, suggest
+from pipeline.sweep.settings import Settings, probes
+from pipeline.sweep.space import Sweep, merged, nested, read_sweep, suggest
 from tests.conftest import ROOT
 
 SPACE: dict[str, Any] = {
@@ -60,6 +60,17 @@ def test_every_sweep_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ({"model.hidden_units": {"low": 1, "high": 9, "log": True, "step": 2}}, "either a log scale or a step"),
         ({"model.hidden_units": {"low": 1, "high": 9, "step": 0}}, "step is 0"),
         ({"model.hidden_units": {"choices": []}}, "at least 1 item"),
+        ({"model.hidden_units": {"low": 16, "high": 64.0}}, "write both with a decimal point, or neither"),
+        ({"model.hidden_units": {"low": 1, "high": 10**30}}, "numbers may be at most 1e+15"),
+        ({"model.dropout": {"low": -1.7e308, "high": 1.7e308}}, "numbers may be at most 1e+300"),
+        ({"model.dropout": {"choices": [0, False]}}, "two choices are equal: False"),
+        ({"model.convolutions": {"choices": [[8], "[8]"]}}, "two choices are equal: '[8]'"),
+        ({"model.name": {"choices": [b"mlp"]}}, "choices may be text, numbers"),
+        (
+            {"optimizer.learning_rate": {"low": 0.1, "high": 0.2}, "optimizer": {"choices": ["adam"]}},
+            "space.optimizer would replace optimizer.learning_rate: move it above",
+        ),
+        ({"training": {"choices": [{"validation_fraction": 0.1}]}}, "all trials have the same images"),
         ({"optimizer.name": {"choices": ["adam", "lion"]}}, "'lion' is not one of conf/optimizer/"),
         ({"training.batch_size": {"choices": [128, "many"]}}, "training.batch_size: got 'many'"),
         ({"training.epochs": {"low": 0, "high": 5}}, "training.epochs: got 0"),
@@ -166,3 +177,29 @@ def test_settings_are_merged_by_key() -> None:
     assert merged({"model": "cnn"}, {"model": {"dropout": 0.1}}) == {"model": {"name": "cnn", "dropout": 0.1}}
     assert merged({"model": {"name": "cnn"}}, {"model": "mlp"}) == {"model": "mlp"}
     assert merged({"a": {"b": 1}}, {"a": {"c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
+
+
+def test_a_group_by_name_and_its_keys(write: Write) -> None:
+    momentum = {"low": 0.0, "high": 0.9, "when": {"optimizer": "rmsprop"}}
+    settings = write(space={"optimizer": {"choices": ["adam", "rmsprop"]}, "optimizer.momentum": momentum})
+    settings.check()
+    config = settings.config({"optimizer": "rmsprop", "optimizer.momentum": 0.3})
+    assert config.optimizer.model_dump()["name"] == "rmsprop"
+    assert config.optimizer.model_dump()["momentum"] == 0.3
+
+
+def test_choices_that_are_mappings_stay_as_they_are() -> None:
+    choices = [{"epochs": 1}, {"epochs": 2}]
+    assert nested({"training": choices[0], "training.batch_size": 64}) == {"training": {"epochs": 1, "batch_size": 64}}
+    assert choices == [{"epochs": 1}, {"epochs": 2}]
+
+
+def test_a_trial_has_only_the_keys_of_the_space_that_were_chosen(write: Write) -> None:
+    """params.yaml may have the winner of an earlier sweep, such as the momentum of another optimizer."""
+    write(space=SPACE)
+    applied = {"recipe": "baseline", "optimizer": {"name": "rmsprop", "momentum": 0.5}}
+    settings = Settings("s", read_sweep("s"), applied)
+    assert "momentum" not in settings.params({"optimizer.name": "adamw"})["optimizer"]
+    assert settings.params({})["optimizer"] == {"name": "rmsprop", "momentum": 0.5}
+    assert settings.params({"seed": 5})["optimizer"] == {"name": "rmsprop", "momentum": 0.5}
+    settings.check()

@@ -3,10 +3,10 @@
 MLflow itself cannot summarize child runs: https://github.com/mlflow/mlflow/issues/3762.
 """
 
-import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -41,8 +41,9 @@ class Summary(NamedTuple):
         """Mean and sample standard deviation of each metric that all runs have, without those of the machine."""
         values = [run.data.metrics for run in self.runs.values()]
         common = [name for name in values[0] if all(name in each for each in values) and not name.startswith(SYSTEM)]
-        means = {f"{name}_mean": statistics.mean(each[name] for each in values) for name in common}
-        return means | {f"{name}_std": statistics.stdev(each[name] for each in values) for name in common}
+        found = {name: [each[name] for each in values] for name in common}
+        means = {f"{name}_mean": float(np.mean(each)) for name, each in found.items()}
+        return means | {f"{name}_std": float(np.std(each, ddof=1)) for name, each in found.items()}
 
     @property
     def dataset(self) -> str:
@@ -128,7 +129,7 @@ def record(store: Store, digest: str, summary: Summary) -> None:
     if not found:
         recorder.params(common_params(each.data.params for each in runs))
     recorder.tags({NAME: summary.name, DESCRIPTION: summary.text, "seeds.list": ", ".join(map(str, summary.runs))})
-    recorder.metrics(summary.metrics, len(runs))
+    recorder.metrics(summary.metrics, 0)  # at one step, MLflow shows the latest
     recorder.status("FINISHED")
     for each in runs:
         if each.data.tags.get(PARENT) in (None, run.info.run_id):  # others are below the run whose model they reuse
