@@ -137,7 +137,7 @@ class Sweep(Section):
     finalists: NonNegativeInt = 3  # the best trials, which are trained with further seeds; 0 for none
     seeds: Annotated[int, Field(ge=2)] = 3  # further seeds of each finalist
     limits: dict[Literal["parameters", "fit_seconds"], Annotated[Number, Field(gt=0)]] = Field({})  # of each trial
-    pruner: Literal["median", "halving", "none"] = "median"
+    pruner: Literal["median", "halving", "none"] = "halving"
     settings: dict[str, Any] = Field({})  # as in params.yaml, for every trial
     space: Annotated[dict[str, Values], Field(min_length=1)]
 

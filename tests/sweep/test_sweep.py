@@ -36,6 +36,7 @@ SWEEP: dict[str, Any] = {
     "objectives": ["val_accuracy"],
     "trials": 3,
     "finalists": 0,
+    "pruner": "none",
     "settings": SETTINGS,
     "space": SPACE,
 }
@@ -131,16 +132,16 @@ def test_the_winner_becomes_a_recipe(trained: Project) -> None:
     for name in ("Tiny", "../tiny", "smoke", ""):
         (line,) = trained.fail(*COMMAND, "s", "--recipe", name).splitlines()
         assert line.startswith(f"sweep: --recipe {name}: ")
-    trained.succeed(*COMMAND, "s", "--recipe", "tiny", "--apply")
+    trained.succeed(*COMMAND, "s", "--recipe", "found", "--apply")
     trained.succeed("python", "-m", "pipeline.stages.compose")
     applied = yaml.safe_load((trained.root / paths.COMPOSED).read_text(encoding="utf-8"))
-    trained.params(recipe="tiny")
+    trained.params(recipe="found")
     trained.succeed("python", "-m", "pipeline.stages.compose")
     composed = yaml.safe_load((trained.root / paths.COMPOSED).read_text(encoding="utf-8"))
     for values in (applied, composed):
         del values["recipe"], values["gate"]["seed_noise"]
     assert composed == applied
-    text = (trained.root / "conf/recipe/tiny.yaml").read_text(encoding="utf-8")
+    text = (trained.root / "conf/recipe/found.yaml").read_text(encoding="utf-8")
     assert text.startswith("# @package _global_\n# Trial ")
 
 
@@ -155,7 +156,24 @@ def test_a_trial_that_diverges_is_recorded_and_the_sweep_goes_on(trained: Projec
         assert "diverged" in trial.user_attrs["reason"]
         assert "diverged" in runs[trial.number].data.tags["sweep.reason"]
     assert printed.count("diverged") == 2
-    assert printed.splitlines()[-1] == "sweep: no trial is complete (2 fail): the lines above tell why"
+    assert printed.splitlines()[-1] == "sweep: no trial is complete (2 fail)"
+
+
+@pytest.mark.parametrize("pruner", ["halving", "median"])
+def test_hopeless_trials_are_stopped_and_recorded(trained: Project, pruner: str) -> None:
+    """Networks whose learning rate is far too low stop after their first epoch."""
+    space = {"optimizer.learning_rate": {"choices": [1e-9, 2e-9, 3e-9, 1e-3, 2e-3, 3e-3, 4e-3]}}
+    write(trained, "s", trials=9, pruner=pruner, space=space)
+    printed = trained.succeed(*COMMAND, "s")
+    pruned = [trial for trial in trials_of(trained, "s") if trial.state == TrialState.PRUNED]
+    _, runs = runs_of(trained, "s")
+    for trial in pruned:
+        if "same_as" not in trial.user_attrs:
+            assert f"trial {trial.number}: stopped after epoch {trial.last_step}, with" in printed
+            assert runs[trial.number].info.status == "KILLED"
+            assert runs[trial.number].data.tags["sweep.state"] == "pruned"
+            assert len(trial.intermediate_values) == trial.last_step
+    assert pruned or pruner == "median", "the median of few trials may stop none"
 
 
 def test_trials_beyond_the_limits_are_recorded_and_do_not_count(trained: Project) -> None:
@@ -228,10 +246,81 @@ def test_a_study_has_the_name_of_a_folder(trained: Project, name: str) -> None:
 
 
 def test_several_objectives_give_a_front(trained: Project) -> None:
-    write(trained, "s", trials=3, objectives=["val_accuracy", "parameters"])
-    trained.succeed(*COMMAND, "s")
-    for trial in trials_of(trained, "s"):
+    """The winner is the best by the first objective, or the one that the user chooses."""
+    space = {"model.hidden_units": {"low": 4, "high": 600, "log": True}}
+    write(trained, "s", trials=4, objectives=["val_accuracy", "parameters"], space=space)
+    printed = trained.succeed(*COMMAND, "s")
+    trials = trials_of(trained, "s")
+    for trial in trials:
         assert trial.values[1] > 10 * trial.params["model.hidden_units"]
+    first = max(trials, key=lambda trial: (trial.values[0], -trial.values[1]))
+    parent, _ = runs_of(trained, "s")
+    assert parent.data.tags["sweep.best"] == f"trial {first.number}"
+    assert f"  model.hidden_units: {first.params['model.hidden_units']}\n" in printed
+    other = min(trials, key=lambda trial: trial.values[0])
+    trained.succeed(*COMMAND, "s", "--choose", str(other.number), "--recipe", "chosen")
+    recipe = yaml.safe_load((trained.root / "conf/recipe/chosen.yaml").read_text(encoding="utf-8"))
+    assert recipe["model"]["hidden_units"] == other.params["model.hidden_units"]
+    assert "trial 99 is not a complete trial" in trained.fail(*COMMAND, "s", "--choose", "99")
+
+
+def test_a_study_keeps_the_settings_with_which_it_was_started(trained: Project) -> None:
+    """Also those of params.yaml, which --apply changes."""
+    write(trained, "s", trials=2, finalists=1, seeds=2)
+    first = trained.succeed(*COMMAND, "s", "--choose", "0", "--apply")
+    applied = (trained.root / paths.PARAMS).read_text(encoding="utf-8")
+    images = (trained.root / ".sweeps/s/validation.npz").read_bytes()
+    again = trained.succeed(*COMMAND, "s", "--choose", "0", "--apply")
+    assert (trained.root / paths.PARAMS).read_text(encoding="utf-8") == applied
+    assert "params.yaml has changed since the study was started (" in again
+    assert again.splitlines()[-1] == "params.yaml has the settings of trial 0"
+    trained.params(**yaml.safe_load(applied) | {"seed": 50})
+    later = trained.succeed(*COMMAND, "s")
+    table = "finals with the seeds 2, 3 on the held-out images"
+    assert later[later.index(table) :].splitlines()[:8] == first[first.index(table) :].splitlines()[:8]
+    assert (trained.root / ".sweeps/s/validation.npz").read_bytes() == images
+    trained.params(recipe="smoke", seed=50)
+    assert (
+        "has changed since the study was started"
+        in trained.fail(*COMMAND, "s", "--choose", "0", "--apply").splitlines()[-1]
+    )
+    config = trained.root / "conf" / "recipe" / "smoke.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace("epochs: ", "epochs: 1"), encoding="utf-8")
+    assert "conf/ or requirements.txt has changed since the study" in trained.fail(*COMMAND, "s").splitlines()[-1]
+
+
+def test_a_finalist_that_equals_the_current_settings_is_not_trained_twice(trained: Project) -> None:
+    trained.params(recipe="smoke", model={"name": "mlp", "hidden_units": 64})
+    write(trained, "s", trials=3, finalists=2, seeds=2, space={"model.hidden_units": {"choices": [32, 64]}})
+    printed = trained.succeed(*COMMAND, "s")
+    other = next(t for t in trials_of(trained, "s") if t.params["model.hidden_units"] == 32)
+    finals = printed[printed.index("finals with") :]
+    assert f"trial {other.number}" in finals
+    assert finals.count("│ trial ") == 1
+    assert "│ current settings │" in finals
+
+
+def test_a_refused_command_leaves_the_images_of_another_sweep(trained: Project) -> None:
+    write(trained, "s", trials=1)
+    trained.succeed(*COMMAND, "s")
+    before = trained.files(".sweeps")
+    write(trained, "t", settings={"recipe": "smoke", "training": {"validation_fraction": 0.3}})
+    assert "was started with another space" in trained.fail(*COMMAND, "t", "--study", "s")
+    assert trained.files(".sweeps") == before
+
+
+def test_a_study_that_is_removed_during_the_sweep_stops_it_with_a_line(trained: Project, start: Start) -> None:
+    write(trained, "s", trials=9)
+    process = start([sys.executable, *COMMAND[1:], "s", "--jobs", "2"], trained.root)
+    end = time.monotonic() + 120
+    while started(trained, "s") < 2:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    (trained.root / ".sweeps/s/study.db").write_bytes(b"")
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 1
+    assert "Traceback" not in printed
+    assert printed.splitlines()[-1].startswith("sweep: the sweep's database in .sweeps fails (")
 
 
 def test_two_commands_share_the_trials(trained: Project, start: Start) -> None:
