@@ -23,7 +23,8 @@ def edits(params: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, st
     """The dotted keys of `params` with other values than in the current content of params.yaml, as YAML."""
     known, wanted = dict(leaves(current)), dict(leaves(params))
     changed = {key: json.dumps(value) for key, value in wanted.items() if known.get(key, ...) != value}
-    return changed | dict.fromkeys(known.keys() - wanted.keys(), "(remove)")
+    replaced = {key for other in wanted for key in known if other.startswith(f"{key}.")}
+    return changed | {key: "(remove)" for key in known if key not in wanted and key not in replaced}
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

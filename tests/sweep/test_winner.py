@@ -62,10 +62,16 @@ def test_anchors_are_not_changed(write: Write) -> None:
 
 
 def test_edits_are_lines_of_yaml() -> None:
-    current = {"model": {"name": "mlp", "dropout": 0.3}, "seed": 1}
-    params = {"model": {"name": None, "convolutions": [8, 16]}, "seed": 1, "augmentation": []}
+    current = {"model": {"name": "mlp", "dropout": 0.3}, "seed": 1, "optimizer": "adam"}
+    params = {
+        "optimizer": {"name": "adamw"},
+        "model": {"name": None, "convolutions": [8, 16]},
+        "seed": 1,
+        "augmentation": [],
+    }
     found = edits(params, current)
     assert found == {
+        "optimizer.name": '"adamw"',
         "model.name": "null",
         "model.convolutions": "[8, 16]",
         "augmentation": "[]",
