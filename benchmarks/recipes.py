@@ -41,7 +41,7 @@ RECIPES = {
     "quick": Recipe({"recipe": "quick"}, 5),
     "quick_wider": Recipe({"recipe": "quick", "model": WIDE, "training": {"epochs": 11}}, 5),
     "champion": Recipe({"recipe": "champion"}, 5),
-    "ensemble": Recipe({"recipe": "ensemble"}, 3),
+    "tiny": Recipe({"recipe": "tiny"}, 5),
 }
 SCRIPTS = {"notebook": Peer(20, 3), "keras_convnet": Peer(15, 1), "torch_convnet": Peer(14, 1)}
 

@@ -648,8 +648,8 @@ def test_training_works_with_standard_output_closed(trained: Project) -> None:
 @pytest.mark.long
 def test_an_ensemble_is_one_model(trained: Project) -> None:
     training = {"epochs": 8, "batch_size": 32, "precision": "mixed_bfloat16", "augmentation": []}
-    small = {"name": None, "convolutions": [16, 16], "kernels": [3, 3], "units": 32}
-    trained.params(recipe="ensemble", dataset="digits", training=training, model=small)
+    small = {"name": None, "convolutions": [16, 16], "kernels": [3, 3], "units": 32, "members": 3}
+    trained.params(recipe="champion", dataset="digits", training=training, model=small)
     trained.succeed("dvc", "repro")
     network = keras.saving.load_model(trained.root / "models" / "model.keras")
     members = [layer for layer in network.layers if layer.name.startswith("member_")]

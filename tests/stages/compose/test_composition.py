@@ -135,7 +135,7 @@ def test_a_learning_rate_schedule_composes(tmp_path: Path) -> None:
     [
         (
             "recipe: nobook",
-            "params.yaml: recipe: 'nobook' is not one of conf/recipe/: baseline, champion, ensemble, fast, notebook, ",
+            "params.yaml: recipe: 'nobook' is not one of conf/recipe/: baseline, champion, fast, notebook, ",
         ),
         ("model: mpl", "params.yaml: model: 'mpl' is not one of conf/model/: cnn, convnet, mlp. Did you mean 'mlp'?"),
         ("dataset: mnits", "params.yaml: dataset: 'mnits' is not one of conf/dataset/: digits, mnist"),
@@ -355,8 +355,8 @@ def test_a_model_file_can_set_the_number_of_ensemble_members(tmp_path: Path) -> 
 def test_a_recipe_does_not_inherit_seed_noise(tmp_path: Path) -> None:
     assert set(compose_text(tmp_path, "recipe: baseline")["gate"]["seed_noise"]) == {"mnist", "digits"}
     assert set(compose_text(tmp_path, "recipe: champion")["gate"]["seed_noise"]) == {"mnist"}
-    assert "- champion" in (CONF / "recipe" / "ensemble.yaml").read_text(encoding="utf-8")
-    assert compose_text(tmp_path, "recipe: ensemble")["gate"]["seed_noise"] == {}
+    assert "- champion" in (CONF / "recipe" / "tiny.yaml").read_text(encoding="utf-8")
+    assert compose_text(tmp_path, "recipe: tiny")["gate"]["seed_noise"] == {}
 
 
 @pytest.mark.parametrize("alpha", [0, 0.5, 0.9, -1])
