@@ -246,7 +246,7 @@ MAY_IMPORT = {  # docs/architecture.md
     "commands/gate": SHARED | {"commands/parser.py", "commands/gate"},
     "commands/promote": SHARED | {"registry", "commands/parser.py", "commands/gate", "commands/promote"},
     "commands/reproduce": SHARED | {"commands/parser.py", "commands/doctor", "commands/gate", "commands/reproduce"},
-    "commands/runs": SHARED | {"commands/parser.py", "commands/ports.py", "commands/runs"},
+    "commands/runs": SHARED | {"commands/parser.py", "commands/ports.py", "commands/gate", "commands/runs"},
     "commands/serve": SHARED | {"registry", "commands/parser.py", "commands/ports.py", "commands/serve"},
 }
 

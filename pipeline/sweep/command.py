@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import optuna
 from filelock import FileLock
-from mlflow import MlflowClient
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
@@ -38,7 +37,7 @@ from pipeline.tracking.provenance import find_provenance
 from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.runs import DESCRIPTION
 from pipeline.tracking.store import Store, open_store, page
-from pipeline.tracking.sweeps import open_sweep, sweep_list
+from pipeline.tracking.sweeps import discard_sweep, open_sweep, sweep_list
 
 RUN = "run"  # the study's attribute with the ID of its MLflow run
 AGREEING = 2.0  # seconds, in which other machines note their runs
@@ -93,7 +92,7 @@ def agreed_run(study: Study, store: Store, dataset: str, provenance: Provenance)
     agreed = study.user_attrs[RUN]
     if agreed == run.run_id:
         return run
-    MlflowClient(store.uri).delete_run(run.run_id)
+    discard_sweep(run)
     return open_sweep(store, study.study_name, dataset, root, provenance, agreed)
 
 

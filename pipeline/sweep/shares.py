@@ -2,6 +2,7 @@
 
 import math
 import os
+import subprocess
 from typing import NamedTuple
 
 from pipeline.core.containers import processor_quota, usable_cores
@@ -96,10 +97,8 @@ def visible_gpus() -> list[str]:
 
 def installed_gpus() -> list[str]:
     """The numbers of this machine's GPUs."""
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no package, no driver, or no GPU: the package has an error class for each
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError):  # no driver, or no GPU
         return []
-    return [str(number) for number in range(pynvml.nvmlDeviceGetCount())]

@@ -59,6 +59,13 @@ def open_sweep(
     return RunAddress(store.uri, created.info.run_id, experiment, root)
 
 
+def discard_sweep(run: RunAddress) -> None:
+    """Delete the run of a sweep that has another one."""
+    from mlflow import MlflowClient
+
+    MlflowClient(run.uri).delete_run(run.run_id)
+
+
 def sweep_list(store: Store, dataset: str) -> str:
     """The path of the list of sweeps and their trials."""
     return run_list(store, named(dataset), COLUMNS)

@@ -60,6 +60,13 @@ def test_seeds_of_one_configuration_have_one_run_above_them(committed: Project) 
     parent, children = later["smoke-mlp, 3 seeds"]
     assert parent.info.run_id == found["smoke-mlp, 2 seeds"][0].info.run_id
     assert [*sorted(children)] == ["1", "2", "4"]
+    assert parent.data.metrics["test/accuracy_mean"] != mean
+    committed.succeed("dvc", "exp", "remove", "third")
+    committed.succeed("git", "checkout", ".")
+    committed.succeed("dvc", "checkout", "--force")
+    committed.succeed(*SEEDS)
+    parent, _ = groups(committed)["smoke-mlp, 2 seeds"]
+    assert parent.data.metrics["test/accuracy_mean"] == mean, "MLflow shows the latest of one step"
 
 
 def test_damaged_results_and_missing_runs_are_left_out(committed: Project) -> None:
