@@ -146,10 +146,11 @@ def progress(search: Search) -> Iterator[Report]:
             trials = counted(search.study.get_trials(deepcopy=False))
             console.print(f"{search.name_of(trial)}: {summary(trial, search.sweep)}")
             running = sum(each.state == TrialState.RUNNING for each in trials)
+            pruned = sum(each.state == TrialState.PRUNED for each in trials)
             found = best(search.study, search.sweep)
             text = f"best {figures(found[0].values, search.sweep)}" if found else "no complete trial"
             done = sum(each.state.is_finished() for each in trials)
-            bar.update(task, completed=done, description=f"{text}, {running} running")
+            bar.update(task, completed=done, description=f"{text}, {running} running, {pruned} pruned")
 
         yield report
 

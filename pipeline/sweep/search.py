@@ -68,8 +68,8 @@ class Search(NamedTuple):
             outcome = self.train(trial, task, recorder)
             if not all(map(math.isfinite, objectives_of(outcome, self.sweep))):
                 raise TrialError("it diverged: not all of its figures are numbers")
-        except optuna.TrialPruned:
-            recorder.tags({"sweep.state": "pruned"})
+        except optuna.TrialPruned as pruned:
+            recorder.tags({"sweep.state": "pruned", "sweep.reason": first_line(pruned)})
             recorder.status("KILLED")
             raise
         except BaseException as error:
@@ -132,7 +132,8 @@ class Search(NamedTuple):
                 if len(self.sweep.objectives) == 1:  # Optuna prunes for one objective only
                     trial.report(progress_of(message, self.sweep), int(message["epoch"]))
                     if trial.should_prune():
-                        raise optuna.TrialPruned
+                        epoch, pruner = int(message["epoch"]), self.sweep.pruner
+                        raise optuna.TrialPruned(f"hopeless after epoch {epoch}, says the pruner {pruner}")
         raise TrialError("its process ended without figures")
 
 
