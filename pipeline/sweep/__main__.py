@@ -67,7 +67,14 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the sweep on this machine or on a cluster, or a worker of a cluster."""
-    from pipeline.sweep.command import conclude, play_finals, prepare, train, train_by_ray  # import Optuna
+    from pipeline.sweep.command import (  # import Optuna
+        check_choice,
+        conclude,
+        play_finals,
+        prepare,
+        train,
+        train_by_ray,
+    )
 
     study = arguments.study or arguments.name
     shares = [] if arguments.ray else divide(arguments.jobs, arguments.cores, arguments.gpus)
@@ -82,6 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         train_by_ray(arguments.ray, search, command, workers)
     else:
         train(search, shares)
+    check_choice(search, arguments.choose)
     finals = play_finals(search, shares)
     if not arguments.worker:
         conclude(search, finals, arguments.choose, arguments.apply, arguments.recipe)

@@ -49,7 +49,7 @@ def knock(address: str) -> None:
     """Connect to a cluster's port once: Ray would try for minutes. Raises OSError if nothing answers."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():  # else a name such as `auto`, or what Ray will refuse
-        socket.create_connection((host, int(port)), PATIENCE).close()
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
 
 
 def train_on_cluster(
@@ -76,6 +76,8 @@ def train_on_cluster(
                     if status:
                         raise PipelineError(f"a worker ended with status {status}: {said}")
                 watch()
+        except (ray.exceptions.RayError, OSError) as error:
+            raise PipelineError(f"--ray {address}: {first_line(error)}: the same command continues the sweep") from None
         finally:
             for each in working:
                 ray.cancel(each, force=True)
@@ -94,12 +96,15 @@ def worker() -> Callable[[list[str], str, dict[str, str]], tuple[int, str]]:
         if not os.path.isdir(folder):  # noqa: PTH112 (without this module's imports)
             return 1, f"{os.uname().nodename} has no folder {folder}: all machines need the project at the same path"
         pipe, joined = subprocess.PIPE, subprocess.STDOUT
-        with subprocess.Popen(  # it ends when its standard input does, also if this process is killed
-            command, cwd=folder, env=environment | own, stdin=pipe, stdout=pipe, stderr=joined, text=True
-        ) as process:
-            assert process.stdout
-            lines = process.stdout.read().strip().splitlines()
-            return process.wait(), lines[-1] if lines else ""
+        try:
+            with subprocess.Popen(  # it ends when its standard input does, also if this process is killed
+                command, cwd=folder, env=environment | own, stdin=pipe, stdout=pipe, stderr=joined
+            ) as process:
+                assert process.stdout
+                lines = process.stdout.read().decode(errors="replace").strip().splitlines()
+                return process.wait(), lines[-1] if lines else ""
+        except OSError as error:
+            return 1, f"{os.uname().nodename}: {error}"
 
     return work
 

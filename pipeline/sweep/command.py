@@ -25,11 +25,22 @@ from pipeline.sweep.charts import save_charts
 from pipeline.sweep.cluster import Workers, train_on_cluster
 from pipeline.sweep.crew import Crew, Report
 from pipeline.sweep.finals import CURRENT, Result, open_finals, results
-from pipeline.sweep.search import LOCK, Search, digest_of, name_of
+from pipeline.sweep.search import LOCK, Search, name_of
 from pipeline.sweep.settings import Settings, prepare_images
 from pipeline.sweep.shares import Share
 from pipeline.sweep.space import read_sweep
-from pipeline.sweep.study import VARIABLE, agreed_params, best, counted, figures, open_study, ranked
+from pipeline.sweep.study import (
+    AGREEING,
+    VARIABLE,
+    agree,
+    best,
+    counted,
+    figures,
+    lost,
+    open_study,
+    ranked,
+    started_with,
+)
 from pipeline.sweep.summary import ALPHA, Table, best_table, described, finals_table, states, summary
 from pipeline.sweep.winner import apply, check_recipe, edits, recipe_file, write_recipe
 from pipeline.tracking.outbox import RunAddress, say, send_unsent
@@ -40,7 +51,6 @@ from pipeline.tracking.store import Store, open_store, page
 from pipeline.tracking.sweeps import discard_sweep, open_sweep, sweep_list
 
 RUN = "run"  # the study's attribute with the ID of its MLflow run
-AGREEING = 2.0  # seconds, in which other machines note their runs
 FOLDER = ".sweeps"  # in the project: the study and the images of each sweep
 
 
@@ -55,22 +65,19 @@ def prepare(name: str, study_name: str, trials: int | None, recipe: str | None) 
     sweep = sweep.model_copy(update={"trials": trials or sweep.trials})
     if recipe is not None:
         check_recipe(recipe)
-    settings = Settings(name, sweep)
-    settings.check()
     root = paths.project_root()
     folder = root / FOLDER / study_name
+    settings = Settings(name, sweep, started_with(study_name, folder))
+    digest = settings.check()
+    if changed := edits(read_params(paths.PARAMS), settings.base):
+        print(
+            f"{paths.PARAMS} has changed since the study was started ({', '.join(changed)}): the study goes on with "
+            "the earlier values; --study NAME starts a new one"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK):  # two commands at once open the same study and run
         study = open_study(study_name, sweep, folder)
-        params = agreed_params(
-            study, sweep, settings.base, lambda base: digest_of(Settings(name, sweep, base).config({}))
-        )
-        if changed := edits(settings.base, params):
-            print(
-                f"{paths.PARAMS} has changed since the study was started ({', '.join(changed)}): the study goes on "
-                "with the earlier values; --study NAME starts a new one"
-            )
-        settings = Settings(name, sweep, params)
+        agree(study, sweep, settings.base, digest)
         config = settings.config({})
         prepare_images(config, folder)
         store, provenance = open_store(root), find_provenance()
@@ -98,11 +105,18 @@ def agreed_run(study: Study, store: Store, dataset: str, provenance: Provenance)
 
 def train(search: Search, shares: list[Share]) -> None:
     """Train the trials that are left, one for each share of the machine side by side."""
-    recorder, minutes = Recorder(search.run), search.sweep.minutes
+    minutes = search.sweep.minutes
+    with recorded(search), progress(search) as report:
+        Crew(search, None if minutes is None else time.monotonic() + 60 * minutes, report).run(shares)
+
+
+@contextmanager
+def recorded(search: Search) -> Iterator[None]:
+    """Record whether the sweep is running or was interrupted."""
+    recorder = Recorder(search.run)
     recorder.status("RUNNING")
     try:
-        with progress(search) as report:
-            Crew(search, None if minutes is None else time.monotonic() + 60 * minutes, report).run(shares)
+        yield
     except BaseException:
         recorder.status("KILLED")
         raise
@@ -111,7 +125,7 @@ def train(search: Search, shares: list[Share]) -> None:
 def train_by_ray(address: str, search: Search, command: list[str], workers: Workers) -> None:
     """Train the trials that are left, and the finals, by workers on a Ray cluster, and show their progress here."""
     watched, reported = search, {trial.number for trial in finished(search)}
-    with ExitStack() as shown:
+    with recorded(search), ExitStack() as shown:
         report = shown.enter_context(progress(search))
 
         def watch() -> None:
@@ -130,8 +144,10 @@ def train_by_ray(address: str, search: Search, command: list[str], workers: Work
 
 
 def finished(search: Search) -> list[FrozenTrial]:
-    """The trials that have ended, except for those that were started again."""
-    return [trial for trial in counted(search.study.get_trials(deepcopy=False)) if trial.state.is_finished()]
+    """The trials that have ended, except for those that were or will be started again."""
+    again = {trial.number for trial in lost(search.study)}
+    ended = [trial for trial in counted(search.study.get_trials(deepcopy=False)) if trial.state.is_finished()]
+    return [trial for trial in ended if trial.number not in again]
 
 
 @contextmanager
@@ -188,14 +204,18 @@ class Winner(NamedTuple):
     run_id: str  # of the trial; empty for the current settings
 
 
+def check_choice(search: Search, chosen: int | None) -> None:
+    """Raise PipelineError if the chosen trial is not complete."""
+    if chosen is not None and chosen not in {trial.number for trial in ranked(search.study, search.sweep)}:
+        raise PipelineError(f"--choose {chosen}: trial {chosen} is not complete, or repeats another one")
+
+
 def winner_of(search: Search, finals: list[Result], chosen: int | None) -> Winner:
     """The chosen trial, or else the best finalist, or without finals the best trial by the first objective.
 
-    Raises PipelineError if no trial is complete, or if the chosen one is not.
+    Raises PipelineError if no trial is complete.
     """
     trials = {trial.number: trial for trial in ranked(search.study, search.sweep)}
-    if chosen is not None and chosen not in trials:
-        raise PipelineError(f"trial {chosen} is not a complete trial of its own: see the table of trials")
     if not trials:
         raise PipelineError(f"no trial is complete ({states(search)})")
     if finals and chosen is None:
@@ -234,7 +254,8 @@ def conclude(search: Search, finals: list[Result], chosen: int | None, adopt: bo
     print(f"Its trials are at {page(search.store, trials)}")
     print(f"{charts[0].relative_to(search.run.root)} has charts and tables, also without a network")
     if winner.name == CURRENT:
-        print("No finalist is better than the current settings: there is nothing to change")
+        why = "is better than the current settings" if len(finals) > 1 else "completed its trainings"
+        print(f"No other finalist {why}: there is nothing to change")
     else:
         if doubt := next((each for each in finals if each.name == CURRENT and each.p_worse >= ALPHA), None):
             print(f"Chance may explain that {winner.name} is better than the current settings (p {doubt.p_worse:.2g})")

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from filelock import FileLock
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.study import Study
@@ -36,7 +37,8 @@ class Crew:
         with ThreadPoolExecutor(len(shares)) as executor:
             working = [executor.submit(self._work, share) for share in shares]
             try:
-                for future in working:
+                ended, _ = wait(working, return_when=FIRST_EXCEPTION)
+                for future in ended:
                     future.result()
             except BaseException as error:  # Ctrl-C, or a worker's error
                 self._search.stopped.set()
@@ -45,11 +47,26 @@ class Crew:
                 raise
 
     def _work(self, share: Share) -> None:
-        study = self._search.study
         starting = FileLock(self._starting)
+        while not self._search.stopped.is_set():
+            with starting:
+                free = not self._is_over() and left_to_start(self._search.study, self._search.sweep) > 0
+                if free:
+                    self._train(share, starting)
+            if not free and not self._repeats():
+                return
+
+    def _is_over(self) -> bool:
+        """Whether no further trial may start."""
+        return self._end is not None and time.monotonic() >= self._end
+
+    def _train(self, share: Share, starting: FileLock) -> None:
+        """Train one trial, and release the lock once the others count it."""
+        study, numbers = self._search.study, list[int]()
 
         def train(trial: Trial) -> tuple[float, ...]:
-            starting.release()  # the others count this trial now
+            numbers.append(trial.number)
+            starting.release()
             try:
                 if is_surplus(study, self._search.sweep, trial.number):
                     raise SurplusError("another machine has started the last trial")
@@ -64,13 +81,12 @@ class Crew:
             if SURPLUS not in trial.user_attrs:
                 self._report(trial)
 
-        while not self._search.stopped.is_set() and (self._end is None or time.monotonic() < self._end):
-            with starting:
-                free = left_to_start(study, self._search.sweep) > 0
-                if free:
-                    study.optimize(train, n_trials=1, catch=TrialError, callbacks=[tell])
-            if not free and not self._repeats():
-                return
+        try:
+            study.optimize(train, n_trials=1, catch=TrialError, callbacks=[tell])
+        except (UpdateFinishedTrialError, ValueError, AssertionError):  # Optuna's, at different moments
+            trials = study.get_trials(deepcopy=False)
+            if not numbers or not was_taken_for_dead(trials[numbers[0]]):
+                raise
 
     def _repeats(self) -> bool:
         """Wait for trials that others train, and start those again whose process has died. False if there are none."""
@@ -101,3 +117,8 @@ def give_sign_of_life(study: Study, trial: FrozenTrial) -> None:
     storage = study._storage
     if isinstance(storage, BaseHeartbeat):
         storage.record_heartbeat(trial._trial_id)
+
+
+def was_taken_for_dead(trial: FrozenTrial) -> bool:
+    """Whether another worker ended a trial, because its process was suspended or its database did not answer."""
+    return trial.state == TrialState.FAIL and REASON not in trial.user_attrs

@@ -17,7 +17,8 @@ from scipy.stats import ttest_ind
 from pipeline.commands.gate.significance import compare, holm
 from pipeline.core.dataset import load_split
 from pipeline.core.files import text_digest
-from pipeline.sweep.search import FINALIST, LOCK, SEED, Search, digest_of, name_of
+from pipeline.sweep.search import FINALIST, LOCK, SEED, Search, name_of, pair_of
+from pipeline.sweep.settings import digest_of
 from pipeline.sweep.study import counted, open_study, ranked
 from pipeline.sweep.trial import VALIDATION
 
@@ -62,7 +63,7 @@ def further_seeds(search: Search) -> list[int]:
 def open_finals(search: Search) -> Search:
     """The finals as a search of their own: each finalist with each further seed, in the same database."""
     entries, seeds = finalists(search), further_seeds(search)
-    sweep = search.sweep.model_copy(update={"trials": len(entries) * len(seeds), "pruner": "none"})
+    sweep = search.sweep.model_copy(update={"trials": len(entries) * len(seeds), "pruner": "none", "minutes": None})
     name = f"{search.study.study_name}-finals-{text_digest(repr((entries, seeds)))}"
     with FileLock(search.folder / LOCK):  # two commands at once would queue each trial twice
         study = open_study(name, sweep, search.folder)
@@ -73,12 +74,6 @@ def open_finals(search: Search) -> Search:
                     {FINALIST: entry, SEED: seed}
                 )  # Optuna's skip_if_exists takes close seeds for equal
     return search._replace(sweep=sweep, study=study, finalists=entries)
-
-
-def pair_of(trial: FrozenTrial) -> tuple[Any, Any]:
-    """The finalist and the seed of a trial, also if it has not started."""
-    values = trial.system_attrs.get("fixed_params", {}) | trial.params
-    return values.get(FINALIST), values.get(SEED)
 
 
 def results(finals: Search) -> list[Result]:

@@ -1,7 +1,5 @@
 """Search: train trials, and record each as an MLflow run."""
 
-import hashlib
-import json
 import math
 import threading
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any, NamedTuple
 
 import optuna
 import yaml
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -16,7 +15,7 @@ from pipeline.core import paths
 from pipeline.core.config import Config
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.core.records import Provenance
-from pipeline.sweep.settings import Settings
+from pipeline.sweep.settings import Settings, digest_of
 from pipeline.sweep.shares import Share
 from pipeline.sweep.space import OBJECTIVES, Sweep, suggest
 from pipeline.sweep.study import counted, equal_trial
@@ -72,6 +71,8 @@ class Search(NamedTuple):
             recorder.tags({"sweep.state": "pruned", "sweep.reason": first_line(pruned)})
             recorder.status("KILLED")
             raise
+        except UpdateFinishedTrialError:  # another worker took it for dead, and starts it again with the same run
+            raise
         except BaseException as error:
             recorder.tags({"sweep.state": "failed", "sweep.reason": first_line(error)})
             recorder.status("KILLED" if isinstance(error, Interrupted) else "FAILED")
@@ -91,7 +92,8 @@ class Search(NamedTuple):
         """The name of a trial for people, in the finals that of its finalist with its seed."""
         if self.finalists is None:
             return name_of(trial)
-        return f"{trial.params[FINALIST]}, seed {trial.params[SEED]}"
+        known = FINALIST in trial.params and SEED in trial.params
+        return f"{trial.params[FINALIST]}, seed {trial.params[SEED]}" if known else name_of(trial)
 
     def choose(self, trial: Trial) -> dict[str, Any]:
         """Let Optuna choose settings, in the finals a finalist and a seed."""
@@ -100,7 +102,7 @@ class Search(NamedTuple):
         name = trial.suggest_categorical(FINALIST, [*self.finalists])
         seed = trial.suggest_int(SEED, 0, 2**31 - 1)
         before = (other for other in counted(self.study.get_trials(deepcopy=False)) if other.number < trial.number)
-        if any((other.params.get(FINALIST), other.params.get(SEED)) == (name, seed) for other in before):
+        if any(pair_of(other) == (name, seed) for other in before):
             raise SurplusError("another machine has queued the same trial")
         return self.finalists[name] | {SEED: seed}
 
@@ -142,11 +144,10 @@ def name_of(trial: Trial | FrozenTrial) -> str:
     return f"trial {trial.number}"
 
 
-def digest_of(config: Config) -> str:
-    """Digest of a trial's configuration."""
-    return hashlib.sha256(
-        json.dumps(config.model_dump(mode="json", by_alias=True, exclude={"gate"}), sort_keys=True).encode()
-    ).hexdigest()
+def pair_of(trial: FrozenTrial) -> tuple[Any, Any]:
+    """The finalist and the seed of a trial of the finals, also if it has not started."""
+    values = trial.system_attrs.get("fixed_params", {}) | trial.params
+    return values.get(FINALIST), values.get(SEED)
 
 
 def objectives_of(outcome: Outcome, sweep: Sweep) -> tuple[float, ...]:

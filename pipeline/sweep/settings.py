@@ -1,6 +1,7 @@
 """The configurations of a sweep's trials, and the images on which they train."""
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from pipeline.core import paths
 from pipeline.core.config import Config, flatten
 from pipeline.core.dataset import Split, save_split
 from pipeline.core.errors import PipelineError
-from pipeline.core.files import parse_yaml
+from pipeline.core.files import parse_yaml, text_digest
 from pipeline.core.validation import parse_config
 from pipeline.stages.compose.composition import compose_values, options, read_params
 from pipeline.stages.preprocess.idx import read_pair
@@ -42,10 +43,16 @@ class Settings:
         """The configuration for the chosen values. Raises PipelineError if it is invalid."""
         return parse_config(compose_values(paths.CONF, self.params(chosen), self.path), {}, str(self.path))
 
-    def check(self) -> None:
-        """Compose each end and each choice of the space. Raises PipelineError for the first one that is refused."""
+    def check(self) -> str:
+        """Compose each end and each choice of the space, and return a digest of the results.
+
+        Raises PipelineError for the first one that is refused.
+        """
         for key, values in self._sweep.space.items():
-            if any(f"{set_}.".startswith(f"{shared}.") for shared in SHARED for set_ in keys_of(key, values)):
+            shared = [
+                name for name in SHARED if any(f"{each}.".startswith(f"{name}.") for each in keys_of(key, values))
+            ]
+            if shared or any(name.startswith(f"{key}.") for name in SHARED):
                 raise PipelineError(f"{self.path}: space.{key}: all trials have the same images: set it in `settings`")
         config = self.config({})
         if config.training.validate_on != "validation":
@@ -53,8 +60,12 @@ class Settings:
                 f"{self.path}: a sweep compares trials on held-out training images: set "
                 "training.validate_on=validation and training.validation_fraction above 0 in `settings`"
             )
-        for chosen in probes(self._sweep):
-            self.config(chosen)
+        return text_digest("".join(map(digest_of, [config, *map(self.config, probes(self._sweep))])))
+
+
+def digest_of(config: Config) -> str:
+    """Digest of what a configuration trains."""
+    return text_digest(json.dumps(config.model_dump(mode="json", by_alias=True, exclude={"gate"}), sort_keys=True))
 
 
 def keys_of(key: str, values: Range | Choices) -> set[str]:

@@ -74,6 +74,10 @@ class Range(Section):
         """Values that must be valid."""
         return [self.low, self.high]
 
+    def has(self, value: Any) -> bool:
+        """Whether a value is in the range."""
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
 
 class Choices(Section):
     """Values of any type, such as names of networks or lists of layer sizes."""
@@ -103,6 +107,10 @@ class Choices(Section):
     def ends(self) -> list[Any]:
         """Values that must be valid."""
         return self.choices
+
+    def has(self, value: Any) -> bool:
+        """Whether a value is one of the choices."""
+        return value in self.choices
 
 
 def kind_of(values: Any) -> str:
@@ -150,10 +158,9 @@ class Sweep(Section):
             for other, allowed in values.when.items():
                 if other not in [*self.space][:number]:
                     raise ValueError(f"space.{key}.when: {other} is not a key of the space above {key}")
-                known = self.space[other]
-                impossible = [each for each in listed(allowed) if isinstance(known, Choices) and each not in known.ends]
-                if impossible:
-                    raise ValueError(f"space.{key}.when: {other} is never {impossible[0]!r}")
+                impossible = [each for each in listed(allowed) if not self.space[other].has(each)]
+                if impossible or not listed(allowed):
+                    raise ValueError(f"space.{key}.when: {other} is never {(impossible or [allowed])[0]!r}")
         return self
 
     @property
@@ -244,6 +251,6 @@ def without(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
         first, _, rest = key.partition(".")
         if rest and isinstance(found.get(first), Mapping):
             found[first] = without(found[first], [rest])
-        elif not rest:
+        elif not rest or (rest == "name" and first in found):  # a group's option by name
             found.pop(first, None)
     return found

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +22,9 @@ from pipeline.sweep.space import PER_EPOCH, Sweep
 VARIABLE = "SWEEP_STORAGE"  # the address of another database than the project's own
 HEARTBEAT, GRACE = 10, 30  # seconds between signs of life of a trial, and without one after which it is started again
 IDENTITY = "sweep"  # the study's attribute with its space, settings and params.yaml
+EXAMPLE = "postgresql+psycopg2://user:password@host/name"
 ANOTHER = "name a new one with --study, or restore the file"
+AGREEING = 2.0  # seconds, in which several machines that start a study at once note what they started
 LOCKED = 60  # seconds to wait for another process that writes to an SQLite database
 REASON = "reason"  # a trial's attribute: why it failed
 RETRIED = "retry_history"  # an attribute that RetryHeartbeatStaleTrialCallback sets: the numbers of earlier attempts
@@ -44,6 +47,8 @@ def database_errors() -> Iterator[None]:
     """Turn errors of the database in this block, and those that follow from them, into a PipelineError."""
     try:
         yield
+    except PipelineError:  # it may have been raised because of another database
+        raise
     except Exception as error:
         found = [each for each in chain(error) if isinstance(each, DATABASE_ERRORS)]
         if not found:
@@ -62,8 +67,9 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of the error that Optuna's hides."""
-    return first_line([each for each in chain(error) if isinstance(each, (type(error), *DATABASE_ERRORS))][-1])
+    """The first line of an error, or of the database's error that Optuna's hides."""
+    found = [each for each in chain(error) if isinstance(each, DATABASE_ERRORS)]
+    return first_line(found[-1] if isinstance(error, DATABASE_ERRORS) else error)
 
 
 def shown_address() -> str:
@@ -73,8 +79,17 @@ def shown_address() -> str:
         return "in .sweeps"
     try:
         return make_url(address).render_as_string(hide_password=True)
-    except SQLAlchemyError:
+    except (SQLAlchemyError, ValueError):
         return VARIABLE
+
+
+@contextlib.contextmanager
+def usable_database() -> Iterator[None]:
+    """Turn the errors of a database that cannot be opened into a PipelineError."""
+    try:
+        yield
+    except (*DATABASE_ERRORS, ImportError, ValueError, KeyError, RuntimeError) as error:
+        raise PipelineError(f"the sweep's database {shown_address()} cannot be used: {reason_of(error)}") from None
 
 
 def open_study(name: str, sweep: Sweep, folder: Path) -> Study:
@@ -82,7 +97,7 @@ def open_study(name: str, sweep: Sweep, folder: Path) -> Study:
 
     Raises PipelineError if its database cannot be used, or if the study has other objectives.
     """
-    try:
+    with usable_database():
         study = optuna.create_study(
             storage=open_storage(folder),
             study_name=name,
@@ -92,8 +107,6 @@ def open_study(name: str, sweep: Sweep, folder: Path) -> Study:
             load_if_exists=True,
         )
         directions = [direction.name.lower() for direction in study.directions]
-    except (*DATABASE_ERRORS, ImportError, ValueError, KeyError, RuntimeError) as error:
-        raise PipelineError(f"the sweep's database {shown_address()} cannot be used: {reason_of(error)}") from None
     if directions != sweep.directions:
         raise PipelineError(f"the study {name} was started with other objectives: {ANOTHER}")
     return study
@@ -102,10 +115,13 @@ def open_study(name: str, sweep: Sweep, folder: Path) -> Study:
 def open_storage(folder: Path) -> Storage:
     """Open the database that SWEEP_STORAGE names, or that of a folder. Raises ValueError if it is in memory."""
     path, address = f"{folder.absolute()}/study.db", os.environ.get(VARIABLE)
-    url = make_url(address) if address else make_url(f"sqlite:///{quote(path)}")
+    try:
+        url = make_url(address or f"sqlite:///{quote(path)}")
+    except (SQLAlchemyError, ValueError):  # its message may contain a part of the password
+        raise ValueError(f"it is no address such as {EXAMPLE}, with %40 for an @ in the password") from None
     local = url.get_backend_name() == "sqlite"
-    if local and url.database in (None, "", ":memory:"):
-        raise ValueError("a database in memory ends with the command: name a file")
+    if local and (url.database in (None, "", ":memory:") or str(url.database).startswith("file:")):
+        raise ValueError("a database in memory ends with the command: name a file as sqlite:////folder/file.db")
     return Storage(
         url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}"),  # Optuna fills in its version
         engine_kwargs={"connect_args": {"timeout": LOCKED}} if local else None,
@@ -115,23 +131,36 @@ def open_storage(folder: Path) -> Storage:
     )
 
 
-def agreed_params(study: Study, sweep: Sweep, params: Mapping[str, Any], digest: Callable[[Any], str]) -> Any:
-    """The content of params.yaml with which a study was started, also if the file has changed since.
+def started_with(name: str, folder: Path) -> dict[str, Any] | None:
+    """The content of params.yaml with which a study was started; None if it was not. Raises PipelineError."""
+    if VARIABLE not in os.environ and not (folder / "study.db").exists():
+        return None
+    with usable_database():
+        storage = open_storage(folder)
+        if name not in optuna.get_all_study_names(storage):
+            return None
+        known = optuna.load_study(study_name=name, storage=storage).user_attrs.get(IDENTITY)
+    return known and dict(known["params"])
 
-    `digest` returns that of the configuration for it. Raises PipelineError if the study has another space, other
-    objectives or settings, or if files in conf/ give another configuration.
+
+def agree(study: Study, sweep: Sweep, params: Mapping[str, Any], digest: str) -> None:
+    """Note in a new study with what it is started: the sweep, the content of params.yaml, and what both compose.
+
+    Raises PipelineError if the study was started with anything else, also by another machine at the same time.
     """
-    known = study.user_attrs.get(IDENTITY)
-    if known is None:
-        study.set_user_attr(IDENTITY, {"sweep": sweep.identity, "params": params, "digest": digest(params)})
-        return params
+    if study.user_attrs.get(IDENTITY) is None:
+        study.set_user_attr(IDENTITY, {"sweep": sweep.identity, "params": params, "digest": digest})
+        if VARIABLE in os.environ:
+            time.sleep(AGREEING)
+    known = study.user_attrs[IDENTITY]
     if known["sweep"] != sweep.identity:
         raise PipelineError(
             f"the study {study.study_name} was started with another space, other objectives or settings: {ANOTHER}"
         )
-    if known["digest"] != digest(known["params"]):
+    if known["params"] != params:
+        raise PipelineError(f"another machine started the study with another params.yaml: {ANOTHER}")
+    if known["digest"] != digest:
         raise PipelineError(f"conf/ or requirements.txt has changed since the study was started: {ANOTHER}")
-    return known["params"]
 
 
 def pruner_of(sweep: Sweep) -> optuna.pruners.BasePruner:

@@ -1,6 +1,7 @@
 """From the best trial to a change of params.yaml or a new recipe, so that a model always comes from `dvc repro`."""
 
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -9,10 +10,11 @@ from typing import Any
 
 import yaml
 from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
-from pipeline.core.files import parse_yaml, write_text
+from pipeline.core.files import replacing, write_text
 from pipeline.stages.compose.composition import options, read_params, without_null
 from pipeline.sweep.space import merged
 
@@ -23,7 +25,8 @@ def edits(params: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, st
     """The dotted keys of `params` with other values than in the current content of params.yaml, as YAML."""
     known, wanted = dict(leaves(current)), dict(leaves(params))
     changed = {key: json.dumps(value) for key, value in wanted.items() if known.get(key, ...) != value}
-    replaced = {key for other in wanted for key in known if other.startswith(f"{key}.")}
+    pairs = itertools.product(known, wanted)
+    replaced = {key for key, other in pairs if other.startswith(f"{key}.") or key.startswith(f"{other}.")}
     return changed | {key: "(remove)" for key in known if key not in wanted and key not in replaced}
 
 
@@ -54,9 +57,10 @@ def apply(params: Mapping[str, Any], base: Mapping[str, Any]) -> None:
     else:
         put(content, params)
         round_trip.dump(content, output)
-    if parse_yaml(output.getvalue()) != params:
-        raise PipelineError(f"{paths.PARAMS} has anchors, so that it must be changed by hand as listed above")
-    write_text(paths.PARAMS, output.getvalue())
+    with replacing(paths.PARAMS) as temporary:
+        temporary.write_text(output.getvalue(), encoding="utf-8")
+        if read_params(temporary) != params:
+            raise PipelineError(f"{paths.PARAMS} has anchors, so that it must be changed by hand as listed above")
 
 
 def check_recipe(name: str) -> None:
@@ -96,4 +100,14 @@ def put(content: Any, values: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping) and isinstance(content.get(key), Mapping):
             put(content[key], value)
         elif key not in content or content[key] != value:
-            content[key] = value
+            content[key] = quoted(value)
+
+
+def quoted(value: Any) -> Any:
+    """A value with quoted texts: Hydra reads YAML 1.1, in which `on` is true, and ruamel.yaml writes YAML 1.2."""
+    if isinstance(value, Mapping):
+        return {key: quoted(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [quoted(each) for each in value]
+    plain = not isinstance(value, str) or value == yaml.safe_load(value)
+    return value if plain else DoubleQuotedScalarString(value)

@@ -1,5 +1,6 @@
 """MLflow runs of a sweep: one for the whole, and one below it for each trial."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,10 +61,12 @@ def open_sweep(
 
 
 def discard_sweep(run: RunAddress) -> None:
-    """Delete the run of a sweep that has another one."""
+    """Delete the run of a sweep that has another one, if the server allows it."""
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
-    MlflowClient(run.uri).delete_run(run.run_id)
+    with contextlib.suppress(MlflowException):
+        MlflowClient(run.uri).delete_run(run.run_id)
 
 
 def sweep_list(store: Store, dataset: str) -> str:

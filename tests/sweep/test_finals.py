@@ -11,8 +11,8 @@ import pytest
 from optuna.trial import TrialState
 
 from pipeline.core.dataset import Split, save_split
-from pipeline.sweep.finals import CURRENT, open_finals, pair_of, results
-from pipeline.sweep.search import FINALIST, SEED, Search
+from pipeline.sweep.finals import CURRENT, open_finals, results
+from pipeline.sweep.search import FINALIST, SEED, Search, pair_of
 from pipeline.sweep.space import Sweep
 from pipeline.sweep.study import open_study
 from pipeline.sweep.trial import VALIDATION

@@ -71,6 +71,13 @@ def test_every_sweep_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             "space.optimizer would replace optimizer.learning_rate: move it above",
         ),
         ({"training": {"choices": [{"validation_fraction": 0.1}]}}, "all trials have the same images"),
+        ({"training": {"choices": [{"epochs": 1}, {"epochs": 2}]}}, "all trials have the same images"),
+        (SPACE | {"optimizer.rho": {"low": 0.5, "high": 0.9, "when": {"optimizer.name": []}}}, "is never []"),
+        (
+            {"training.epochs": {"low": 1, "high": 5}}
+            | {"model.dropout": {"low": 0.1, "high": 0.2, "when": {"training.epochs": 9}}},
+            "training.epochs is never 9",
+        ),
         ({"optimizer.name": {"choices": ["adam", "lion"]}}, "'lion' is not one of conf/optimizer/"),
         ({"training.batch_size": {"choices": [128, "many"]}}, "training.batch_size: got 'many'"),
         ({"training.epochs": {"low": 0, "high": 5}}, "training.epochs: got 0"),

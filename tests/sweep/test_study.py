@@ -6,20 +6,23 @@ import optuna
 import pytest
 from optuna.study import Study
 from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
 
 from pipeline.core.errors import PipelineError
 from pipeline.sweep.space import Sweep
 from pipeline.sweep.study import (
     REASON,
     SURPLUS,
-    agreed_params,
+    agree,
     best,
     counted,
+    database_errors,
     is_surplus,
     left_to_start,
     lost,
     open_study,
     retry,
+    started_with,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Optuna's, about what is experimental, and about heartbeats
@@ -45,7 +48,15 @@ def test_the_study_is_in_its_folder_whatever_its_name(name: str, tmp_path: Path)
 
 @pytest.mark.parametrize(
     "address",
-    ["sqlite://", "sqlite:///:memory:", "nonsense", "postgresql+psycopg2://me:se{cret}pw@127.0.0.1:1/x", "mysql:///x"],
+    [
+        "sqlite://",
+        "sqlite:///:memory:",
+        "nonsense",
+        "postgresql+psycopg2://me:se{cret}pw@127.0.0.1:1/x",
+        "mysql:///x",
+        "postgresql+psycopg2://me:s@cret:cretport@host/db",
+        "sqlite:///file:foo?mode=memory&uri=true",
+    ],
 )
 def test_a_database_that_cannot_be_used(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWEEP_STORAGE", address)
@@ -70,13 +81,37 @@ def test_other_objectives_are_refused(study: Study, tmp_path: Path) -> None:
         open_study("s", other, tmp_path)
 
 
-def test_a_study_keeps_its_params(study: Study) -> None:
-    assert agreed_params(study, SWEEP, {"seed": 1}, str) == {"seed": 1}
-    assert agreed_params(study, SWEEP, {"seed": 2}, str) == {"seed": 1}
+def test_a_study_notes_with_what_it_was_started(study: Study, tmp_path: Path) -> None:
+    assert started_with("s", tmp_path) is None
+    agree(study, SWEEP, {"seed": 1}, "digest")
+    agree(study, SWEEP, {"seed": 1}, "digest")
+    assert started_with("s", tmp_path) == {"seed": 1}
+    assert started_with("t", tmp_path) is None
+    assert started_with("s", tmp_path / "new") is None
+    assert not (tmp_path / "new").exists()
     with pytest.raises(PipelineError, match="conf/ or requirements"):
-        agreed_params(study, SWEEP, {"seed": 1}, lambda params: f"other {params}")
+        agree(study, SWEEP, {"seed": 1}, "other")
+    with pytest.raises(PipelineError, match="another machine started the study with another params"):
+        agree(study, SWEEP, {"seed": 2}, "digest")
     with pytest.raises(PipelineError, match="another space"):
-        agreed_params(study, SWEEP.model_copy(update={"settings": {"seed": 3}}), {"seed": 1}, str)
+        agree(study, SWEEP.model_copy(update={"settings": {"seed": 3}}), {"seed": 1}, "digest")
+
+
+def test_errors_of_other_databases_are_not_blamed_on_the_study() -> None:
+    with pytest.raises(PipelineError, match=r"^the MLflow store fails$"), database_errors():
+        fail(PipelineError("the MLflow store fails"))
+    with pytest.raises(PipelineError, match=r"the sweep's database in \.sweeps fails"), database_errors():
+        fail(AssertionError("Should not reach."))
+    with pytest.raises(KeyError), database_errors():
+        raise KeyError("a bug")
+
+
+def fail(error: Exception) -> None:
+    """Raise an error that follows from one of a database."""
+    try:
+        raise OperationalError("SELECT", {}, Exception("locked"))
+    except OperationalError:
+        raise error from None
 
 
 def test_what_counts(study: Study) -> None:

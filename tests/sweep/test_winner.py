@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pipeline.core.errors import PipelineError
+from pipeline.stages.compose.composition import read_params
 from pipeline.sweep.winner import apply, edits
 
 Write = Callable[[str], Path]
@@ -35,13 +36,14 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
         ("# above\nmodel: {name: cnn, dropout: 0.3} # beside\n", {"model": {"name": "mlp", "hidden_units": 5}}),
         ("# above\nmodel:\n  name: cnn # beside\n  dropout: 0.3\nseed: 1\n", {"model": {"name": "cnn"}, "seed": 1}),
         ("model: mlp # beside\n", {"model": {"name": "cnn", "filters": 8}}),
+        ("# above\na: 1e-4\nb: [1, 1e-3]\n", {"a": 1e-4, "b": [1, 1e-3], "c": 0.00001, "d": "on", "e": ["off", "1"]}),
         ("# above\na: [1, 2]\n", {"a": [1, 2, {"b": None}], "c": True}),
     ],
 )
 def test_params_get_exactly_the_values_and_keep_their_comments(write: Write, text: str, params: dict[str, Any]) -> None:
     path = write(text)
-    apply(params, yaml.safe_load(text) or {})
-    assert yaml.safe_load(path.read_text(encoding="utf-8")) == params
+    apply(params, read_params(path) if yaml.safe_load(text) else {})
+    assert read_params(path) == params
     if "# above" in text:
         assert "# above" in path.read_text(encoding="utf-8")
 
@@ -70,6 +72,7 @@ def test_edits_are_lines_of_yaml() -> None:
         "augmentation": [],
     }
     found = edits(params, current)
+    assert edits({"optimizer": "adam"}, {"optimizer": {"name": None}}) == {"optimizer": '"adam"'}
     assert found == {
         "optimizer.name": '"adamw"',
         "model.name": "null",
