@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -152,15 +154,17 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """A Ray cluster of two machines."""
-    found = Cluster(tmp_path_factory.mktemp("ray"))
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # pytest's paths are too long for Ray's sockets
+    found = Cluster(folder)
     try:
         found.add(*HEAD)
         found.add()
         yield found
     finally:
         found.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_machine_of_a_cluster_that_fails_loses_no_trial(

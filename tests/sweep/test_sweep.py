@@ -263,7 +263,9 @@ def test_several_objectives_give_a_front(trained: Project) -> None:
     trained.succeed(*COMMAND, "s", "--choose", str(other.number), "--recipe", "chosen")
     recipe = yaml.safe_load((trained.root / "conf/recipe/chosen.yaml").read_text(encoding="utf-8"))
     assert recipe["model"]["hidden_units"] == other.params["model.hidden_units"]
-    assert "trial 99 is not a complete trial" in trained.fail(*COMMAND, "s", "--choose", "99")
+    assert "sweep: --choose 99: trial 99 is not complete, or repeats another one" in trained.fail(
+        *COMMAND, "s", "--choose", "99"
+    )
 
 
 def test_a_study_keeps_the_settings_with_which_it_was_started(trained: Project) -> None:
