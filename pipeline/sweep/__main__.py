@@ -67,14 +67,8 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the sweep on this machine or on a cluster, or a worker of a cluster."""
-    from pipeline.sweep.command import (  # import Optuna
-        check_choice,
-        conclude,
-        play_finals,
-        prepare,
-        train,
-        train_by_ray,
-    )
+    from pipeline.sweep.command import play_finals, prepare, train, train_by_ray  # import Optuna
+    from pipeline.sweep.conclusion import check_choice, conclude
 
     study = arguments.study or arguments.name
     shares = [] if arguments.ray else divide(arguments.jobs, arguments.cores, arguments.gpus)
