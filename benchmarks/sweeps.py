@@ -158,7 +158,7 @@ def measure_side_by_side(figures: Figures, folder: Path, data: Path, rounds: int
             sweep = Sweep(
                 objectives=["val_accuracy"], trials=2, settings=settings, space={"seed": Range(low=1, high=2)}
             )
-            config = Settings(name, sweep).config({})
+            config = Settings(name, sweep).current
             images = project / name
             prepare_images(config, images)
             os.environ["KERAS_BACKEND"] = backend

@@ -1,7 +1,6 @@
 """Run a sweep from its file to the finals."""
 
 import logging
-import os
 import threading
 import time
 import warnings
@@ -26,7 +25,7 @@ from pipeline.sweep.search import LOCK, Search
 from pipeline.sweep.settings import Settings, prepare_images
 from pipeline.sweep.shares import Share
 from pipeline.sweep.space import read_sweep
-from pipeline.sweep.study import AGREEING, VARIABLE, agree, best, counted, figures, lost, open_study, started_with
+from pipeline.sweep.study import agree, best, counted, figures, lost, noted, open_study, started_with
 from pipeline.sweep.summary import summary
 from pipeline.sweep.winner import check_recipe, edits
 from pipeline.tracking.outbox import RunAddress, say, send_unsent
@@ -63,25 +62,20 @@ def prepare(name: str, study_name: str, trials: int | None, recipe: str | None) 
     with FileLock(folder / LOCK):  # two commands at once open the same study and run
         study = open_study(study_name, sweep, folder)
         agree(study, sweep, settings.base, digest)
-        config = settings.config({})
-        prepare_images(config, folder)
+        prepare_images(settings.current, folder)
         store, provenance = open_store(root), find_provenance()
-        run = agreed_run(study, store, config.dataset.name, provenance)
+        run = agreed_run(study, store, settings.current.dataset.name, provenance)
     send(root)
     return Search(sweep, settings, study, folder, store, run, provenance, threading.Lock(), threading.Event())
 
 
 def agreed_run(study: Study, store: Store, dataset: str, provenance: Provenance) -> RunAddress:
-    """The MLflow run of a sweep, also if several machines start the sweep at once: the last one that they noted."""
+    """The MLflow run of a sweep, also if several machines start the sweep at once."""
     root, known = paths.project_root(), study.user_attrs.get(RUN)
     run = open_sweep(store, study.study_name, dataset, root, provenance, known)
     if run.run_id == known:
         return run
-    if study.user_attrs.get(RUN) == known:
-        study.set_user_attr(RUN, run.run_id)
-        if VARIABLE in os.environ:
-            time.sleep(AGREEING)
-    agreed = study.user_attrs[RUN]
+    agreed = noted(study, RUN, run.run_id, known)
     if agreed == run.run_id:
         return run
     discard_sweep(run)

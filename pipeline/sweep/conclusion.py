@@ -66,16 +66,13 @@ def conclude(search: Search, finals: list[Result], chosen: int | None, adopt: bo
     except PipelineError:
         Recorder(search.run).status("FAILED")
         raise
-    tables = [
-        best_table(search, best(search.study, search.sweep), finals),
-        *([finals_table(search, finals)] if finals else []),
-    ]
+    tables = [best_table(search, finals), *([finals_table(search, finals)] if finals else [])]
     for table in tables:
         console.print(table.on_terminal())
     charts = save_charts(search.study, search.sweep, search.folder, search.about, tables)
     record(search, winner, finals, tables, charts)
     where = f"experiments/{search.run.experiment_id}/runs/{search.run.run_id}"
-    trials = sweep_list(search.store, search.settings.config({}).dataset.name)
+    trials = sweep_list(search.store, search.settings.current.dataset.name)
     print(f"{states(search)}. The sweep is at {page(search.store, where)}")
     print(f"Its trials are at {page(search.store, trials)}")
     print(f"{charts[0].relative_to(search.run.root)} has charts and tables, also without a network")

@@ -17,13 +17,12 @@ from scipy.stats import ttest_ind
 from pipeline.commands.gate.significance import compare, holm
 from pipeline.core.dataset import load_split
 from pipeline.core.files import text_digest
-from pipeline.sweep.search import FINALIST, LOCK, SEED, Search, name_of, pair_of
+from pipeline.sweep.search import FINALIST, HIGHEST_SEED, LOCK, SEED, Search, name_of, pair_of
 from pipeline.sweep.settings import digest_of
 from pipeline.sweep.study import counted, open_study, ranked
 from pipeline.sweep.trial import VALIDATION
 
 CURRENT = "current settings"
-SEEDS = 1 << 31  # one more than the highest seed
 
 
 class Result(NamedTuple):
@@ -41,14 +40,13 @@ class Result(NamedTuple):
 
     @property
     def std(self) -> float:
-        """The standard deviation over the seeds; 0 for one seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+        """The sample standard deviation over the seeds."""
+        return statistics.stdev(self.values)
 
 
 def finalists(search: Search) -> dict[str, dict[str, Any]]:
     """The settings of the current configuration and of the best trials with other configurations, by name."""
-    with search.alone:
-        current = digest_of(search.settings.config({}))
+    current = digest_of(search.settings.current)
     others = [trial for trial in ranked(search.study, search.sweep) if trial.user_attrs["digest"] != current]
     best = others[: search.sweep.finalists]
     return {CURRENT: {}} | {name_of(each): each.user_attrs["settings"] for each in best}
@@ -56,8 +54,8 @@ def finalists(search: Search) -> dict[str, dict[str, Any]]:
 
 def further_seeds(search: Search) -> list[int]:
     """The seeds of the finals: those after the seed of the search."""
-    first = search.settings.config({}).seed + 1
-    return [seed % SEEDS for seed in range(first, first + search.sweep.seeds)]
+    first = search.settings.current.seed + 1
+    return [seed % (HIGHEST_SEED + 1) for seed in range(first, first + search.sweep.seeds)]
 
 
 def open_finals(search: Search) -> Search:
@@ -69,10 +67,8 @@ def open_finals(search: Search) -> Search:
         study = open_study(name, sweep, search.folder)
         queued = {pair_of(trial) for trial in study.get_trials(deepcopy=False)}
         for seed, entry in itertools.product(seeds, entries):
-            if (entry, seed) not in queued:
-                study.enqueue_trial(
-                    {FINALIST: entry, SEED: seed}
-                )  # Optuna's skip_if_exists takes close seeds for equal
+            if (entry, seed) not in queued:  # Optuna's own check, skip_if_exists, takes close seeds for equal
+                study.enqueue_trial({FINALIST: entry, SEED: seed})
     return search._replace(sweep=sweep, study=study, finalists=entries)
 
 

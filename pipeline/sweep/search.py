@@ -27,6 +27,7 @@ from pipeline.tracking.store import Store
 from pipeline.tracking.sweeps import open_trial
 
 FINALIST, SEED = "finalist", "seed"  # what the trials of the finals choose
+HIGHEST_SEED = 2**31 - 1
 LOCK = "lock"  # a file in the folder of a sweep
 
 
@@ -100,7 +101,7 @@ class Search(NamedTuple):
         if self.finalists is None:
             return suggest(trial, self.sweep)
         name = trial.suggest_categorical(FINALIST, [*self.finalists])
-        seed = trial.suggest_int(SEED, 0, 2**31 - 1)
+        seed = trial.suggest_int(SEED, 0, HIGHEST_SEED)
         before = (other for other in counted(self.study.get_trials(deepcopy=False)) if other.number < trial.number)
         if any(pair_of(other) == (name, seed) for other in before):
             raise SurplusError("another machine has queued the same trial")

@@ -1,5 +1,6 @@
 """The configurations of a sweep's trials, and the images on which they train."""
 
+import functools
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,11 @@ class Settings:
         unnamed = {group: {"name": None} for group in options(paths.CONF) if isinstance(found.get(group), dict)}
         return merged(unnamed, found)  # for the recipe's choice
 
+    @functools.cached_property
+    def current(self) -> Config:
+        """The configuration without a choice. Raises PipelineError if it is invalid."""
+        return self.config({})
+
     def config(self, chosen: Mapping[str, Any]) -> Config:
         """The configuration for the chosen values. Raises PipelineError if it is invalid."""
         return parse_config(compose_values(paths.CONF, self.params(chosen), self.path), {}, str(self.path))
@@ -54,13 +60,12 @@ class Settings:
             ]
             if shared or any(name.startswith(f"{key}.") for name in SHARED):
                 raise PipelineError(f"{self.path}: space.{key}: all trials have the same images: set it in `settings`")
-        config = self.config({})
-        if config.training.validate_on != "validation":
+        if self.current.training.validate_on != "validation":
             raise PipelineError(
                 f"{self.path}: a sweep compares trials on held-out training images: set "
                 "training.validate_on=validation and training.validation_fraction above 0 in `settings`"
             )
-        return text_digest("".join(map(digest_of, [config, *map(self.config, probes(self._sweep))])))
+        return text_digest("".join(map(digest_of, [self.current, *map(self.config, probes(self._sweep))])))
 
 
 def digest_of(config: Config) -> str:

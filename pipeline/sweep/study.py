@@ -30,7 +30,7 @@ REASON = "reason"  # a trial's attribute: why it failed
 RETRIED = "retry_history"  # an attribute that RetryHeartbeatStaleTrialCallback sets: the numbers of earlier attempts
 SURPLUS = "surplus"  # a trial's attribute: several machines have started more trials than the sweep has
 DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
-STARTUP = 5  # trials before any is stopped early
+STARTUP = 5  # trials before the median stops any
 
 
 class Storage(RDBStorage):
@@ -72,10 +72,15 @@ def reason_of(error: BaseException) -> str:
     return first_line(found[-1] if isinstance(error, DATABASE_ERRORS) else error)
 
 
+def shared_address() -> str | None:
+    """The address of another database than the project's own; None without one."""
+    return os.environ.get(VARIABLE) or None
+
+
 def shown_address() -> str:
     """The address of another database than the project's own, without its password."""
-    address = os.environ.get(VARIABLE)
-    if not address:
+    address = shared_address()
+    if address is None:
         return "in .sweeps"
     try:
         return make_url(address).render_as_string(hide_password=True)
@@ -114,9 +119,9 @@ def open_study(name: str, sweep: Sweep, folder: Path) -> Study:
 
 def open_storage(folder: Path) -> Storage:
     """Open the database that SWEEP_STORAGE names, or that of a folder. Raises ValueError if it is in memory."""
-    path, address = f"{folder.absolute()}/study.db", os.environ.get(VARIABLE)
+    own = f"sqlite:///{quote(f'{folder.absolute()}/study.db')}"
     try:
-        url = make_url(address or f"sqlite:///{quote(path)}")
+        url = make_url(shared_address() or own)
     except (SQLAlchemyError, ValueError):  # its message may contain a part of the password
         raise ValueError(f"it is no address such as {EXAMPLE}, with %40 for an @ in the password") from None
     local = url.get_backend_name() == "sqlite"
@@ -133,7 +138,7 @@ def open_storage(folder: Path) -> Storage:
 
 def started_with(name: str, folder: Path) -> dict[str, Any] | None:
     """The content of params.yaml with which a study was started; None if it was not. Raises PipelineError."""
-    if VARIABLE not in os.environ and not (folder / "study.db").exists():
+    if shared_address() is None and not (folder / "study.db").exists():
         return None
     with usable_database():
         storage = open_storage(folder)
@@ -143,16 +148,24 @@ def started_with(name: str, folder: Path) -> dict[str, Any] | None:
     return known and dict(known["params"])
 
 
+def noted(study: Study, name: str, value: Any, known: Any = None) -> Any:
+    """Note an attribute of a study in place of the known value, and return what is noted then.
+
+    If several machines do so at once, all of them return the value that was noted last.
+    """
+    if study.user_attrs.get(name) == known:
+        study.set_user_attr(name, value)
+        if shared_address():
+            time.sleep(AGREEING)
+    return study.user_attrs[name]
+
+
 def agree(study: Study, sweep: Sweep, params: Mapping[str, Any], digest: str) -> None:
     """Note in a new study with what it is started: the sweep, the content of params.yaml, and what both compose.
 
     Raises PipelineError if the study was started with anything else, also by another machine at the same time.
     """
-    if study.user_attrs.get(IDENTITY) is None:
-        study.set_user_attr(IDENTITY, {"sweep": sweep.identity, "params": params, "digest": digest})
-        if VARIABLE in os.environ:
-            time.sleep(AGREEING)
-    known = study.user_attrs[IDENTITY]
+    known = noted(study, IDENTITY, {"sweep": sweep.identity, "params": params, "digest": digest})
     if known["sweep"] != sweep.identity:
         raise PipelineError(
             f"the study {study.study_name} was started with another space, other objectives or settings: {ANOTHER}"

@@ -7,9 +7,9 @@ import rich.table
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.sweep.finals import Result, further_seeds
-from pipeline.sweep.search import Search
+from pipeline.sweep.search import Search, name_of
 from pipeline.sweep.space import Sweep
-from pipeline.sweep.study import REASON, counted, figures, ranked
+from pipeline.sweep.study import REASON, best, counted, figures, ranked
 
 ALPHA = 0.05  # significance level
 TEN = 10  # trials in the closing table
@@ -39,11 +39,10 @@ class Table(NamedTuple):
 def summary(trial: FrozenTrial, sweep: Sweep) -> str:
     """How a trial ended, in one line."""
     settings = ", ".join(f"{key}={shortened(value)}" for key, value in trial.user_attrs.get("settings", {}).items())
+    same = trial.user_attrs.get("same_as")
     if trial.state == TrialState.COMPLETE:
-        same = trial.user_attrs.get("same_as")
         return f"{figures(trial.values, sweep)}{f' (as trial {same})' if same is not None else ''}, with {settings}"
     if trial.state == TrialState.PRUNED:
-        same = trial.user_attrs.get("same_as")
         how = f"stopped as trial {same}" if same is not None else f"stopped after epoch {trial.last_step}"
         return f"{how}, with {settings}"
     return f"failed ({trial.user_attrs.get(REASON, 'its process died')}), with {settings}"
@@ -76,17 +75,16 @@ def finals_table(search: Search, finals: list[Result]) -> Table:
     return Table(title, ["finalist", f"{search.sweep.objectives[0]}, mean ± std", "worse than the first? (p)"], rows)
 
 
-def best_table(search: Search, front: list[FrozenTrial], finals: list[Result]) -> Table:
+def best_table(search: Search, finals: list[Result]) -> Table:
     """The ten best trials with what the finals say about them, or the Pareto front if there are several objectives."""
-    shown, sweep = front, search.sweep
-    if len(sweep.objectives) == 1:
-        shown = ranked(search.study, sweep)[:TEN]
+    sweep = search.sweep
+    shown = best(search.study, sweep) if len(sweep.objectives) > 1 else ranked(search.study, sweep)[:TEN]
     further = {result.name: mean_and_std(result) for result in finals}
     rows = [
         [
             str(trial.number),
             *(f"{value:.6g}" for value in trial.values),
-            *([further.get(f"trial {trial.number}", "")] if finals else []),
+            *([further.get(name_of(trial), "")] if finals else []),
             ", ".join(f"{key}={shortened(value)}" for key, value in trial.user_attrs["settings"].items()),
         ]
         for trial in shown

@@ -31,7 +31,7 @@ def search_of(folder: Path, seed: int = 1, **changes: Any) -> Search:
         return SimpleNamespace(seed=seed, model_dump=lambda **_: content)
 
     nothing: Any = None
-    settings: Any = SimpleNamespace(config=config)
+    settings: Any = SimpleNamespace(config=config, current=config({}))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = open_study("s", sweep, folder)
     digits = Split(np.zeros((IMAGES, 2, 2), np.uint8), np.zeros(IMAGES, np.uint8))

@@ -46,6 +46,13 @@ def test_the_study_is_in_its_folder_whatever_its_name(name: str, tmp_path: Path)
     assert len(open_study("s", SWEEP, tmp_path / name).trials) == 1
 
 
+def test_an_empty_variable_is_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEP_STORAGE", "")
+    assert started_with("s", tmp_path / "new") is None
+    open_study("s", SWEEP, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.db"]
+
+
 @pytest.mark.parametrize(
     "address",
     [
