@@ -8,15 +8,10 @@ import importlib.util
 import multiprocessing
 import os
 import random
-import secrets
-import shutil
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -40,7 +35,7 @@ from pipeline.tracking.runs import NAME, PARENT
 from pipeline.tracking.store import Store, experiment_id, open_store
 from pipeline.tracking.sweeps import SWEEP, TRIAL, named, sweep_list
 from tests.browser.ui import close_assistant, launch, open_context, serve
-from tests.services.services import MISSING, Postgres, postgres_programs
+from tests.services.services import MISSING, postgres_programs, postgres_server
 
 TRIALS = (10, 100, 1000)
 WORKERS = (1, 4, 16)
@@ -75,7 +70,10 @@ def measure_sweeps(folder: Path, data: Path, rounds: int) -> Figures:
 
 def measure_engine(figures: Figures, folder: Path) -> None:
     """Seconds of a trial besides its training: choosing, starting and recording it in Optuna's database."""
-    with postgres() as server:
+    programs = postgres_programs()
+    if programs is None:
+        sys.exit(f"benchmarks: {MISSING}")
+    with postgres_server(programs) as server:
         for database, before, workers in product(("sqlite", "postgresql"), TRIALS, WORKERS):
             name = f"{database}-{before}-{workers}"
             own = folder / name
@@ -129,22 +127,6 @@ def earlier(count: int) -> list[optuna.trial.FrozenTrial]:
         suggest(trial, sweep)
         study.tell(trial, random.random())
     return [create_trial(params=t.params, distributions=t.distributions, value=t.value) for t in study.trials]
-
-
-@contextmanager
-def postgres() -> Iterator[Postgres]:
-    """Start a PostgreSQL server."""
-    programs = postgres_programs()
-    if programs is None:
-        sys.exit(f"benchmarks: {MISSING}")
-    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
-    server = Postgres(programs, folder, secrets.token_hex())
-    try:
-        server.create()
-        yield server
-    finally:
-        server.kill()
-        shutil.rmtree(folder)
 
 
 def measure_side_by_side(figures: Figures, folder: Path, data: Path, rounds: int) -> None:

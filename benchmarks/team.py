@@ -7,11 +7,9 @@ artifacts in an S3-compatible store, as in deploy/compose.yaml.
 import multiprocessing
 import os
 import secrets
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +27,17 @@ from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.store import be_patient, experiment_id, open_store, page, run_list
 from pipeline.tracking.tags import USER
 from tests.browser.ui import launch, open_context, open_runs
-from tests.services.services import ADMIN, BUCKET, MISSING, Postgres, Team, postgres_programs, rclone, tracking
+from tests.services.services import (
+    ADMIN,
+    BUCKET,
+    MISSING,
+    Postgres,
+    Team,
+    postgres_programs,
+    postgres_server,
+    rclone,
+    tracking,
+)
 
 RECORDING = 50  # runs at once
 EPOCHS = 100
@@ -68,19 +76,15 @@ def services(folder: Path) -> Iterator[Team]:
     s3 = rclone(folder, objects, keys)
     keys["AWS_ENDPOINT_URL"] = s3.address
     passwords = {ADMIN: secrets.token_hex()}
-    database = Path(tempfile.mkdtemp(prefix="postgres-"))
-    postgres = Postgres(programs, database, secrets.token_hex())
-    mlflow = tracking(postgres, folder, keys, passwords[ADMIN], WORKERS)
-    try:
-        postgres.create()
-        s3.start()
-        mlflow.start()
-        yield Team(mlflow, s3, postgres, objects / BUCKET, passwords, keys, [])
-    finally:
-        mlflow.kill()
-        s3.kill()
-        postgres.kill()
-        shutil.rmtree(database)
+    with postgres_server(programs) as postgres:
+        mlflow = tracking(postgres, folder, keys, passwords[ADMIN], WORKERS)
+        try:
+            s3.start()
+            mlflow.start()
+            yield Team(mlflow, s3, postgres, objects / BUCKET, passwords, keys, [])
+        finally:
+            mlflow.kill()
+            s3.kill()
 
 
 def record_at_once(figures: Figures, root: Path, team: Team) -> None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import rich.table
 from optuna.trial import FrozenTrial, TrialState
 
+from pipeline.commands.gate.markdown import markdown_table
 from pipeline.sweep.finals import Result, further_seeds
 from pipeline.sweep.search import Search, name_of
 from pipeline.sweep.space import Sweep
@@ -31,9 +32,8 @@ class Table(NamedTuple):
 
     def in_markdown(self) -> str:
         """The table in Markdown."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows[:TEN]]
         more = f"\n{len(self.rows) - TEN} more are in sweep.html.\n" if len(self.rows) > TEN else ""
-        return f"{self.title.capitalize()}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + more
+        return f"{self.title.capitalize()}:\n\n{markdown_table(self.columns, self.rows[:TEN])}\n{more}"
 
 
 def summary(trial: FrozenTrial, sweep: Sweep) -> str:

@@ -4,27 +4,18 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from playwright.sync_api import Page, expect
 
 from tests.browser import ui
 from tests.conftest import Project, copy
+from tests.sweep.files import write
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
-SWEEP = {
-    "objectives": ["val_accuracy"],
-    "trials": 3,
-    "finalists": 1,
-    "seeds": 2,
-    "pruner": "none",
-    "settings": {"recipe": "smoke", "training": {"validation_fraction": 0.2}},
-    "space": {"model.dropout": {"low": 0.0, "high": 0.5}},
-}
 
 
 def test_a_sweep_is_one_row_with_its_trials_below(page: Page, trained_runs: Project, tmp_path: Path) -> None:
     project = copy(trained_runs, tmp_path / "project")
-    (project.root / "sweeps" / "s.yaml").write_text(yaml.safe_dump(SWEEP), encoding="utf-8")
+    write(project, "s", finalists=1, seeds=2)
     printed = project.succeed("python", "-m", "pipeline.sweep", "s")
     sweep, trials = (found.split("#")[1] for found in re.findall(r"http://127\.0\.0\.1:5000/\S+", printed))
     with ui.serve(project.root, tmp_path / "log") as address:
@@ -45,7 +36,7 @@ def test_a_sweep_is_one_row_with_its_trials_below(page: Page, trained_runs: Proj
 
 def test_the_page_of_charts_needs_no_network(page: Page, trained_runs: Project, tmp_path: Path) -> None:
     project = copy(trained_runs, tmp_path / "project")
-    (project.root / "sweeps" / "s.yaml").write_text(yaml.safe_dump(SWEEP | {"finalists": 0}), encoding="utf-8")
+    write(project, "s")
     project.succeed("python", "-m", "pipeline.sweep", "s")
     requests: list[str] = []
     problems: list[str] = []

@@ -1,8 +1,6 @@
 """A team's server: MLflow with logins on PostgreSQL, and artifacts and DVC's remote in an S3-compatible store."""
 
 import secrets
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +8,18 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.conftest import ROOT, Project, clone
-from tests.services.services import ADMIN, BUCKET, MISSING, Member, Postgres, Team, postgres_programs, rclone, tracking
+from tests.services.services import (
+    ADMIN,
+    BUCKET,
+    MISSING,
+    Member,
+    Postgres,
+    Team,
+    postgres_programs,
+    postgres_server,
+    rclone,
+    tracking,
+)
 
 Join = Callable[[str], Member]
 ROLES = {"author": "trainer", "colleague": "promoter", "reader": "reader"}  # of the users
@@ -22,14 +31,8 @@ def postgres() -> Iterator[Postgres]:
     programs = postgres_programs()
     if programs is None:
         pytest.skip(MISSING)
-    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own folders are closed to other users
-    server = Postgres(programs, folder, secrets.token_hex())
-    try:
-        server.create()
+    with postgres_server(programs) as server:
         yield server
-        server.kill()
-    finally:
-        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -138,6 +139,19 @@ class Postgres:
         with (self.folder / "output").open("ab") as output:  # not a pipe, which the server would keep open
             done = subprocess.run(command, cwd="/", stdout=output, stderr=output, check=False, **become)
         assert not done.returncode, (self.folder / "output").read_text(encoding="utf-8")
+
+
+@contextmanager
+def postgres_server(programs: Path) -> Iterator[Postgres]:
+    """Start a PostgreSQL server in a new folder, while the block runs."""
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own folders are closed to other users
+    server = Postgres(programs, folder, secrets.token_hex())
+    try:
+        server.create()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(folder)
 
 
 def unprivileged() -> str | None:

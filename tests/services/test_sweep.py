@@ -11,38 +11,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 import psutil
 import pytest
-import yaml
 from mlflow import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.sweep.study import counted
 from tests.conftest import Project, Start, copy, environment, free_port, serve_store
 from tests.services.services import Postgres
+from tests.sweep.files import write
 
 pytestmark = pytest.mark.services
 COMMAND = (sys.executable, "-m", "pipeline.sweep", "s")
-SWEEP: dict[str, Any] = {
-    "objectives": ["val_accuracy"],
-    "trials": 10,
-    "finalists": 1,
-    "seeds": 2,
-    "pruner": "none",
-    "settings": {"recipe": "smoke", "training": {"validation_fraction": 0.2}},
-    "space": {"model.dropout": {"low": 0.0, "high": 0.5}},
-}
+TRIALS = 10
+FINALS = {"finalists": 1, "seeds": 2}
 PATIENCE = 240  # seconds
 HEAD = ("--head", "--include-dashboard=false")
-
-
-def write(project: Project, **changes: Any) -> None:
-    """Write the sweep."""
-    text = yaml.safe_dump(SWEEP | changes, sort_keys=False)
-    (project.root / "sweeps" / "s.yaml").write_text(text, encoding="utf-8")
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -64,7 +50,7 @@ def trials_of(storage: str, study: str = "s") -> list[FrozenTrial]:
 def check_trials(storage: str, uri: str) -> None:
     """Every trial ended exactly once, none is lost, none is counted twice; the same in MLflow and in the finals."""
     trials = counted(trials_of(storage))
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * SWEEP["trials"]
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * TRIALS
     (finals,) = [name for name in optuna.get_all_study_names(storage) if name != "s"]
     final = counted(trials_of(storage, finals))
     done = [trial for trial in final if trial.state == TrialState.COMPLETE]
@@ -101,7 +87,7 @@ def test_killed_workers_of_four_lose_no_trial(
     settings = {"SWEEP_STORAGE": storage, "MLFLOW_TRACKING_URI": uri}
     projects = [copy(trained_once, tmp_path / f"machine-{number}") for number in range(4)]
     for project in projects:
-        write(project)
+        write(project, "s", trials=TRIALS, **FINALS)
     workers = [start(COMMAND, project.root, **settings) for project in projects]
     wait_for(lambda: sum(trial.state == TrialState.RUNNING for trial in trials_of(storage)) > 3)
     workers[0].kill()
@@ -170,7 +156,7 @@ def cluster() -> Iterator[Cluster]:
 def test_a_machine_of_a_cluster_that_fails_loses_no_trial(
     trained: Project, cluster: Cluster, start: Start, uri: str
 ) -> None:
-    write(trained)
+    write(trained, "s", trials=TRIALS, **FINALS)
     storage = f"sqlite:///{trained.root}/.sweeps/s/study.db"
     process = start((*COMMAND, "--ray", cluster.address), trained.root, MLFLOW_TRACKING_URI=uri)
     wait_for(lambda: sum(trial.state == TrialState.RUNNING for trial in trials_of(storage)) > 1)
@@ -184,7 +170,7 @@ def test_a_machine_of_a_cluster_that_fails_loses_no_trial(
 
 
 def test_what_a_cluster_cannot_do_is_refused(trained: Project, cluster: Cluster) -> None:
-    write(trained)
+    write(trained, "s", trials=TRIALS, **FINALS)
     for options, said in (
         (("--gpus", "1"), "sweep: none of the cluster's 2 machines has 1 cores and 1 GPUs: use fewer"),
         (("--cores", "2"), "sweep: none of the cluster's 2 machines has 2 cores and 0 GPUs: use fewer"),
@@ -199,7 +185,7 @@ def test_what_a_cluster_cannot_do_is_refused(trained: Project, cluster: Cluster)
 def test_an_interrupted_sweep_leaves_no_process_on_the_cluster(
     trained: Project, cluster: Cluster, start: Start
 ) -> None:
-    write(trained)
+    write(trained, "s", trials=TRIALS, **FINALS)
     storage = f"sqlite:///{trained.root}/.sweeps/s/study.db"
     process = start((*COMMAND, "--ray", cluster.address), trained.root)
     wait_for(lambda: sum(trial.state == TrialState.RUNNING for trial in trials_of(storage)) > 1)

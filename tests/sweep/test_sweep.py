@@ -24,6 +24,7 @@ from pipeline.core import paths
 from pipeline.core.dataset import load_split
 from pipeline.sweep.study import counted
 from tests.conftest import Project, Start, free_port, kill_all, serve_store
+from tests.sweep import files
 
 COMMAND = ("python", "-m", "pipeline.sweep")
 SETTINGS = {"recipe": "smoke", "training": {"validation_fraction": 0.2, "deterministic": True}}
@@ -32,20 +33,11 @@ SPACE = {
     "model.hidden_units": {"low": 32, "high": 64},
     "optimizer.name": {"choices": ["rmsprop", "adam"]},
 }
-SWEEP: dict[str, Any] = {
-    "objectives": ["val_accuracy"],
-    "trials": 3,
-    "finalists": 0,
-    "pruner": "none",
-    "settings": SETTINGS,
-    "space": SPACE,
-}
 
 
 def write(project: Project, name: str, **changes: Any) -> None:
-    """Write a sweep."""
-    text = yaml.safe_dump(SWEEP | changes, sort_keys=False)
-    (project.root / "sweeps" / f"{name}.yaml").write_text(text, encoding="utf-8")
+    """Write a sweep whose trials are reproducible."""
+    files.write(project, name, **{"settings": SETTINGS, "space": SPACE} | changes)
 
 
 def started(project: Project, name: str) -> int:

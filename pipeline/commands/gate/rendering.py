@@ -1,6 +1,6 @@
 """Render the verdict for the terminal, pull requests, machines and MLflow."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Group
@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.commands.gate.comparison import Comparison
+from pipeline.commands.gate.markdown import markdown_table, one_line
 from pipeline.commands.gate.no_verdict import MARKER
 from pipeline.commands.gate.results import Results
 from pipeline.core import paths
@@ -45,14 +46,14 @@ def for_terminal(comparison: Comparison) -> Group:
 
 def for_markdown(comparison: Comparison, picture: str | None) -> str:
     """The verdict in GitHub's Markdown, with the picture at the address `picture`."""
-    parts = [MARKER, f"### Gate: {comparison.title}", _markdown_table(HEADER, comparison.verdict.checks)]
+    parts = [MARKER, f"### Gate: {comparison.title}", markdown_table(HEADER, comparison.verdict.checks)]
     changes = changed_params(comparison)
     if changes:
         rows = [map(_code, change) for change in _cut(changes)]
-        parts += ["#### Changed parameters", _markdown_table(("key", "baseline", "candidate"), rows)]
+        parts += ["#### Changed parameters", markdown_table(("key", "baseline", "candidate"), rows)]
     if picture:
         parts.append(f"![Images that only one of the two models misclassifies]({picture})")
-    parts.append("\n".join(f"- {_text(line)}" for line in facts(comparison)))
+    parts.append("\n".join(f"- {one_line(line)}" for line in facts(comparison)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -130,17 +131,6 @@ def run_address(results: Results) -> str:
 def _cut(changes: list[Change]) -> list[Change]:
     more = len(changes) - SHOWN
     return [*changes[:SHOWN], (f"and {more} more", "…", "…")] if more > 0 else changes
-
-
-def _markdown_table(header: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(_text, row))} |" for row in lines)
-
-
-def _text(value: Any) -> str:
-    """One line of Markdown. A report may quote a file of the pull request: it must not add HTML or call other users."""
-    line = " ".join(str(value).replace("|", "\\|").split())
-    return line if line.startswith("`") else line.replace("<", "&lt;").replace("@", "&#64;")
 
 
 def _code(value: Any) -> str:

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from pipeline.commands.gate.markdown import markdown_table
 from pipeline.commands.gate.results import Results, read_results, recipe_of
 from pipeline.commands.runs.joining import is_active, named_runs, run_named
 from pipeline.core import paths
@@ -53,12 +54,11 @@ class Summary(NamedTuple):
     @property
     def text(self) -> str:
         """The seeds and their figures, in Markdown."""
-        names = [name for name in SHOWN if f"{name}_mean" in self.metrics]
-        lines = [["seed", *(SHOWN[name] for name in names)], ["---"] * (1 + len(names))]
-        lines += [[str(seed), *(f"{run.data.metrics[name]:.6g}" for name in names)] for seed, run in self.runs.items()]
         found = self.metrics
-        lines.append(["mean ± std", *(f"{found[f'{name}_mean']:.6g} ± {found[f'{name}_std']:.2g}" for name in names)])
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        names = [name for name in SHOWN if f"{name}_mean" in found]
+        rows = [[seed, *(f"{run.data.metrics[name]:.6g}" for name in names)] for seed, run in self.runs.items()]
+        means = (f"{found[f'{name}_mean']:.6g} ± {found[f'{name}_std']:.2g}" for name in names)
+        return markdown_table(["seed", *(SHOWN[name] for name in names)], [*rows, ["mean ± std", *means]])
 
     @property
     def line(self) -> str:
