@@ -136,7 +136,7 @@ class Search(NamedTuple):
                     trial.report(progress_of(message, self.sweep), int(message["epoch"]))
                     if trial.should_prune():
                         epoch, pruner = int(message["epoch"]), self.sweep.pruner
-                        raise optuna.TrialPruned(f"hopeless after epoch {epoch}, says the pruner {pruner}")
+                        raise optuna.TrialPruned(f"stopped after epoch {epoch} by the pruner {pruner}")
         raise TrialError("its process ended without figures")
 
 

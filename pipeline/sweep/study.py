@@ -123,7 +123,7 @@ def open_storage(folder: Path) -> Storage:
     try:
         url = make_url(shared_address() or own)
     except (SQLAlchemyError, ValueError):  # its message may contain a part of the password
-        raise ValueError(f"it is no address such as {EXAMPLE}, with %40 for an @ in the password") from None
+        raise ValueError(f"it is not an address such as {EXAMPLE}, with %40 for an @ in the password") from None
     local = url.get_backend_name() == "sqlite"
     if local and (url.database in (None, "", ":memory:") or str(url.database).startswith("file:")):
         raise ValueError("a database in memory ends with the command: name a file as sqlite:////folder/file.db")

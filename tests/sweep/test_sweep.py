@@ -164,7 +164,7 @@ def test_hopeless_trials_are_stopped_and_recorded(trained: Project, pruner: str)
             assert f"trial {trial.number}: stopped after epoch {trial.last_step}, with" in printed
             assert runs[trial.number].info.status == "KILLED"
             assert runs[trial.number].data.tags["sweep.state"] == "pruned"
-            reason = f"hopeless after epoch {trial.last_step}, says the pruner {pruner}"
+            reason = f"stopped after epoch {trial.last_step} by the pruner {pruner}"
             assert runs[trial.number].data.tags["sweep.reason"] == reason
             assert len(trial.intermediate_values) == trial.last_step
     assert pruned or pruner == "median", "the median of few trials may stop none"
