@@ -37,7 +37,7 @@ seeds: .venv/$(LOCK) ## train the current configuration with seeds 1 to N (defau
 	$(BIN)/python -m dvc exp run --run-all
 	$(BIN)/python -m pipeline.commands.runs seeds
 
-sweep: .venv/$(LOCK) .venv/requirements-$(if $(RAY),ray,sweep).txt ## search for better settings: NAME=mlp names a file of sweeps/; JOBS=2 trains side by side, RAY=HOST:PORT on a cluster, APPLY=1 writes the best into params.yaml, RECIPE=NAME into a new recipe
+sweep: .venv/$(LOCK) .venv/requirements-$(if $(RAY),ray,sweep).txt ## search for better settings: NAME=mlp names a file of sweeps/; JOBS=N trains N side by side, RAY=HOST:PORT on a cluster, APPLY=1 writes the best into params.yaml, RECIPE=NAME into a new recipe
 	$(BIN)/python -m pipeline.sweep $(call quoted,$(or $(NAME),mlp)) $(if $(TRIALS),--trials $(call quoted,$(TRIALS))) $(if $(JOBS),--jobs $(call quoted,$(JOBS))) $(if $(RAY),--ray $(call quoted,$(RAY))) $(if $(APPLY),--apply) $(if $(RECIPE),--recipe $(call quoted,$(RECIPE)))
 
 gate: .venv/$(LOCK) ## check that this model is not worse than that of the merge base; BASE=REV sets another baseline

@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("name", help="a file of sweeps/, such as mlp")
     parser.add_argument("--study", type=study_name, help="another name for the study, to start anew (default: NAME)")
     parser.add_argument("--trials", type=positive, help="number of trials, instead of the file's")
-    parser.add_argument("--jobs", type=positive, help="trials side by side (default: 1, or one for each GPU)")
+    parser.add_argument(
+        "--jobs", type=positive, help="trials side by side (default: one for each GPU, or for each core, up to 4)"
+    )
     parser.add_argument("--cores", type=positive, help="cores of each trial (default: an equal share; on a cluster, 1)")
     parser.add_argument("--gpus", type=count, help="GPUs of each trial: 0 for none (default: 1, if there are any)")
     parser.add_argument("--ray", metavar="ADDRESS", help="train on the Ray cluster at HOST:PORT, or auto")

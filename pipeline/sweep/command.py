@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import optuna
+import yaml
 from filelock import FileLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -64,22 +65,25 @@ def prepare(name: str, study_name: str, trials: int | None, recipe: str | None) 
         agree(study, sweep, settings.base, digest)
         prepare_images(settings.current, folder)
         store, provenance = open_store(root), find_provenance()
-        run = agreed_run(study, store, settings.current.dataset.name, provenance)
+        run = agreed_run(study, store, settings, provenance)
     send(root)
     return Search(sweep, settings, study, folder, store, run, provenance, threading.Lock(), threading.Event())
 
 
-def agreed_run(study: Study, store: Store, dataset: str, provenance: Provenance) -> RunAddress:
+def agreed_run(study: Study, store: Store, settings: Settings, provenance: Provenance) -> RunAddress:
     """The MLflow run of a sweep, also if several machines start the sweep at once."""
-    root, known = paths.project_root(), study.user_attrs.get(RUN)
+    dataset, root, known = settings.current.dataset.name, paths.project_root(), study.user_attrs.get(RUN)
     run = open_sweep(store, study.study_name, dataset, root, provenance, known)
     if run.run_id == known:
         return run
     agreed = noted(study, RUN, run.run_id, known)
-    if agreed == run.run_id:
-        return run
-    discard_sweep(run)
-    return open_sweep(store, study.study_name, dataset, root, provenance, agreed)
+    if agreed != run.run_id:
+        discard_sweep(run)
+        return open_sweep(store, study.study_name, dataset, root, provenance, agreed)
+    recorder = Recorder(run)
+    recorder.text("config/sweep.yaml", settings.path.read_text(encoding="utf-8"))
+    recorder.text("config/params.yaml", yaml.safe_dump(settings.base, sort_keys=False))
+    return run
 
 
 def train(search: Search, shares: list[Share]) -> None:

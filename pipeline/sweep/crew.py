@@ -69,7 +69,7 @@ class Crew:
             starting.release()
             try:
                 if is_surplus(study, self._search.sweep, trial.number):
-                    raise SurplusError("another machine has started the last trial")
+                    raise SurplusError("another machine has started the same trial, or the last one")
                 return self._search.trial(trial, share)
             except TrialError as error:
                 if isinstance(error, SurplusError):

@@ -19,7 +19,7 @@ from pipeline.core.dataset import load_split
 from pipeline.core.files import text_digest
 from pipeline.sweep.search import FINALIST, HIGHEST_SEED, LOCK, SEED, Search, name_of, pair_of
 from pipeline.sweep.settings import digest_of
-from pipeline.sweep.study import counted, open_study, ranked
+from pipeline.sweep.study import DIGEST, counted, open_study, ranked
 from pipeline.sweep.trial import VALIDATION
 
 CURRENT = "current settings"
@@ -47,7 +47,7 @@ class Result(NamedTuple):
 def finalists(search: Search) -> dict[str, dict[str, Any]]:
     """The settings of the current configuration and of the best trials with other configurations, by name."""
     current = digest_of(search.settings.current)
-    others = [trial for trial in ranked(search.study, search.sweep) if trial.user_attrs["digest"] != current]
+    others = [trial for trial in ranked(search.study, search.sweep) if trial.user_attrs[DIGEST] != current]
     best = others[: search.sweep.finalists]
     return {CURRENT: {}} | {name_of(each): each.user_attrs["settings"] for each in best}
 

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import optuna
 import yaml
+from filelock import FileLock
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import fail_stale_trials
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -18,7 +20,7 @@ from pipeline.core.records import Provenance
 from pipeline.sweep.settings import Settings, digest_of
 from pipeline.sweep.shares import Share
 from pipeline.sweep.space import OBJECTIVES, Sweep, suggest
-from pipeline.sweep.study import counted, equal_trial
+from pipeline.sweep.study import DIGEST, counted, equal_trial
 from pipeline.sweep.trial import Epoch, Interrupted, Outcome, SurplusError, Task, TrialError, running
 from pipeline.tracking.outbox import RunAddress
 from pipeline.tracking.recorder import Recorder
@@ -29,6 +31,7 @@ from pipeline.tracking.sweeps import open_trial
 FINALIST, SEED = "finalist", "seed"  # what the trials of the finals choose
 HIGHEST_SEED = 2**31 - 1
 LOCK = "lock"  # a file in the folder of a sweep
+POLLING = 1.0  # seconds
 
 
 class Search(NamedTuple):
@@ -54,12 +57,10 @@ class Search(NamedTuple):
                 config = self.settings.config(chosen)
         except PipelineError as error:
             raise TrialError(str(error)) from None
-        digest = digest_of(config)
-        if earlier := equal_trial(self.study, digest):
+        if earlier := self.equal_trial(trial, digest_of(config)):
             trial.set_user_attr("same_as", earlier.number)
             trial.set_user_attr("wrong", earlier.user_attrs.get("wrong"))
             return repeated(earlier)
-        trial.set_user_attr("digest", digest)
         recorder = self.open_run(trial, config, chosen)
         task = Task(
             config, self.folder, self.run.root / paths.CHECKPOINTS, share, self.sweep.limits.get("parameters", math.inf)
@@ -106,6 +107,16 @@ class Search(NamedTuple):
         if any(pair_of(other) == (name, seed) for other in before):
             raise SurplusError("another machine has queued the same trial")
         return self.finalists[name] | {SEED: seed}
+
+    def equal_trial(self, trial: Trial, digest: str) -> FrozenTrial | None:
+        """Another trial with the same configuration, once it has ended; None if this one is to be trained."""
+        trial.set_user_attr(DIGEST, digest)  # before others are looked at, so that one of two finds the other
+        while (earlier := equal_trial(self.study, digest, trial.number)) and earlier.state == TrialState.RUNNING:
+            if self.stopped.wait(POLLING):
+                raise Interrupted("interrupted")
+            with FileLock(self.folder / LOCK):
+                fail_stale_trials(self.study)  # else this would wait for a trial whose process has died
+        return earlier
 
     def open_run(self, trial: Trial, config: Config, chosen: dict[str, Any]) -> Recorder:
         """Start the MLflow run of a trial, or continue that of one whose process died."""

@@ -5,10 +5,12 @@ import os
 import subprocess
 from typing import NamedTuple
 
-from pipeline.core.containers import processor_quota, usable_cores
+from pipeline.core.containers import available_memory, processor_quota, usable_cores
 from pipeline.core.errors import PipelineError
 from pipeline.core.process.surroundings import THREADS
 
+MOST = 4  # trials that start at once know nothing of each other's results
+MEMORY = 3 << 29  # bytes of one trial: the largest recipe takes 1.1 GiB
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -34,11 +36,11 @@ def divide(jobs: int | None, cores: int | None, gpus: int | None) -> list[Share]
     """Divide this machine among `jobs` trials with `cores` cores and `gpus` GPUs each.
 
     By default, a trial has one GPU if there are any, and an equal share of the cores; and there are as many trials as
-    their GPUs or cores allow. Raises PipelineError if there are fewer cores or GPUs.
+    their GPUs allow, or as `side_by_side` says. Raises PipelineError if there are fewer cores or GPUs.
     """
     there, usable = visible_gpus(), usable_cores()
     each = min(1, len(there)) if gpus is None else gpus
-    count = jobs or max(1, len(there) // each if each else usable // cores if cores else 1)
+    count = jobs or max(1, len(there) // each if each else usable // cores if cores else side_by_side())
     if count * each > len(there):
         raise PipelineError(refusal(count, each, len(there)))
     if cores and count * cores > usable:
@@ -51,6 +53,12 @@ def divide(jobs: int | None, cores: int | None, gpus: int | None) -> list[Share]
         Share(own, threads, devices if there else None)
         for own, devices in zip(divide_cores(count, cores), chosen, strict=True)
     ]
+
+
+def side_by_side() -> int:
+    """How many trials this machine's cores and memory have room for, at most MOST: one core for each trains most."""
+    cores = min(usable_cores(), int(processor_quota() or MOST))
+    return max(1, min(cores, available_memory() // MEMORY, MOST))
 
 
 def limit(jobs: int, cores: int | None) -> int | None:

@@ -1,6 +1,7 @@
 """Optuna's side of a sweep: the study, its trials, and how many are left."""
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,7 @@ AGREEING = 2.0  # seconds, in which several machines that start a study at once 
 LOCKED = 60  # seconds to wait for another process that writes to an SQLite database
 REASON = "reason"  # a trial's attribute: why it failed
 RETRIED = "retry_history"  # an attribute that RetryHeartbeatStaleTrialCallback sets: the numbers of earlier attempts
+DIGEST = "digest"  # a trial's attribute: that of its configuration
 SURPLUS = "surplus"  # a trial's attribute: several machines have started more trials than the sweep has
 DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
 STARTUP = 5  # trials before the median stops any
@@ -186,10 +188,18 @@ def pruner_of(sweep: Sweep) -> optuna.pruners.BasePruner:
 
 
 def counted(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials without those that were started again, because their process had died, and without surplus ones."""
+    """The trials without those that were started again, because their process had died, and without surplus ones.
+
+    Of several that replace the same trial, because several machines found it lost, the first one counts.
+    """
     everything = list(trials)
     repeated = {number for trial in everything for number in trial.system_attrs.get(RETRIED, [])}
-    return [trial for trial in everything if trial.number not in repeated and SURPLUS not in trial.user_attrs]
+    found: dict[int, FrozenTrial] = {}  # by the number of the first attempt
+    for trial in everything:
+        first, *_ = trial.system_attrs.get(RETRIED) or [trial.number]
+        if trial.number not in repeated and SURPLUS not in trial.user_attrs:
+            found.setdefault(first, trial)
+    return [*found.values()]
 
 
 def left_to_start(study: Study, sweep: Sweep) -> int:
@@ -208,7 +218,9 @@ def retry(study: Study, trial: FrozenTrial) -> None:
 
 
 def is_surplus(study: Study, sweep: Sweep, number: int) -> bool:
-    """Whether a sweep has all of its trials without this one, because two machines started its last one."""
+    """Whether a sweep has all of its trials without this one: two machines started its last one, or a lost one."""
+    if number not in {trial.number for trial in counted(study.get_trials(deepcopy=False))}:
+        return True
     return sum(trial.number < number for trial in started(study)) >= sweep.trials
 
 
@@ -218,10 +230,13 @@ def lost(study: Study) -> list[FrozenTrial]:
     return [trial for trial in failed if REASON not in trial.user_attrs]
 
 
-def equal_trial(study: Study, digest: str) -> FrozenTrial | None:
-    """An earlier trial with the same configuration that has ended; None if there is none."""
-    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    return next((trial for trial in ended if trial.user_attrs.get("digest") == digest), None)
+def equal_trial(study: Study, digest: str, number: int) -> FrozenTrial | None:
+    """Another trial with the same configuration that has ended, or an earlier one that is running; None without one."""
+    others = [each for each in study.get_trials(deepcopy=False) if each.number != number]
+    equal = [each for each in others if each.user_attrs.get(DIGEST) == digest]
+    ended = (each for each in equal if each.state in (TrialState.COMPLETE, TrialState.PRUNED))
+    running = (each for each in equal if each.state == TrialState.RUNNING and each.number < number)
+    return next(itertools.chain(ended, running), None)
 
 
 def best(study: Study, sweep: Sweep) -> list[FrozenTrial]:
@@ -239,7 +254,7 @@ def best(study: Study, sweep: Sweep) -> list[FrozenTrial]:
 def ranked(study: Study, sweep: Sweep) -> list[FrozenTrial]:
     """The complete trials, the best by the first objective first, without repeated configurations."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    own = {trial.user_attrs.get("digest"): trial for trial in reversed(complete) if "same_as" not in trial.user_attrs}
+    own = {trial.user_attrs.get(DIGEST): trial for trial in reversed(complete) if "same_as" not in trial.user_attrs}
     sign = -1 if sweep.directions[0] == "maximize" else 1
     return sorted(own.values(), key=lambda trial: (sign * trial.values[0], trial.number))
 

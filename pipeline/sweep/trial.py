@@ -109,7 +109,7 @@ def work(connection: Connection, task: Task) -> None:
     """Run a trial, and send its epochs and its outcome, or the reason why it has none."""
     task.share.take()
     prepare_process()
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_sweep, daemon=True).start()
     with open(os.devnull, "w", encoding="utf-8") as nothing:  # noqa: PTH123 (a device)
         os.dup2(nothing.fileno(), 1)  # the sweep prints one line for each trial
     try:
@@ -124,8 +124,8 @@ def work(connection: Connection, task: Task) -> None:
         connection.send(outcome)
 
 
-def end_with_parent() -> None:
-    """End this process when its parent has ended, even if that was killed."""
+def end_with_sweep() -> None:
+    """End this process when that of the sweep has ended, even if it was killed."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

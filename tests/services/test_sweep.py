@@ -88,7 +88,7 @@ def test_killed_workers_of_four_lose_no_trial(
     projects = [copy(trained_once, tmp_path / f"machine-{number}") for number in range(4)]
     for project in projects:
         write(project, "s", trials=TRIALS, **FINALS)
-    workers = [start(COMMAND, project.root, **settings) for project in projects]
+    workers = [start((*COMMAND, "--jobs", "1"), project.root, **settings) for project in projects]
     wait_for(lambda: sum(trial.state == TrialState.RUNNING for trial in trials_of(storage)) > 3)
     workers[0].kill()
     wait_for(lambda: sum(trial.state == TrialState.COMPLETE for trial in trials_of(storage)) > 3)

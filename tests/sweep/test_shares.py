@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from pipeline.core.errors import PipelineError
+from pipeline.sweep import shares
 from pipeline.sweep.shares import divide, divide_cores
 from tests.conftest import Project
 
@@ -32,7 +33,7 @@ def taken(jobs: int | None, gpus: int | None, devices: str | None, cores: int | 
 def test_trials_divide_the_cores_and_the_gpus() -> None:
     cores = sorted(os.sched_getaffinity(0))
     assert taken(2, None, "") == f"2 {cores[1::2]}"
-    assert taken(None, None, "") == f"1 {cores}"
+    assert taken(1, None, "") == f"1 {cores}"
     assert taken(None, None, "0,1,GPU-5f3c,7").endswith(" 7"), "as many trials as GPUs"
     assert taken(2, 2, "0,1,GPU-5f3c,7") == f"2 {cores[1::2]} GPU-5f3c,7"
     assert taken(None, 2, "0,1,2,3,4").split()[0] == "2"
@@ -40,6 +41,27 @@ def test_trials_divide_the_cores_and_the_gpus() -> None:
     assert taken(None, None, "", cores=1) == f"{len(cores)} {cores[-1:]}"
     assert taken(1, None, "", cores=1) == f"1 {cores[:1]}"
     assert taken(1, 1, "3") == f"1 {cores} 3"
+
+
+@pytest.mark.parametrize(
+    ("cores", "quota", "memory", "trials"),
+    [
+        (2, None, 64, 2),
+        (64, None, 64, 4),
+        (1, None, 64, 1),
+        (8, 2.5, 64, 2),
+        (8, 0.5, 64, 1),
+        (8, None, 4, 2),
+        (8, None, 0, 1),
+    ],
+)
+def test_without_options_there_is_a_core_and_memory_for_each_trial(
+    cores: int, quota: float | None, memory: int, trials: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "usable_cores", lambda: cores)
+    monkeypatch.setattr(shares, "processor_quota", lambda: quota)
+    monkeypatch.setattr(shares, "available_memory", lambda: memory << 30)
+    assert len(divide(None, None, 0)) == trials
 
 
 def test_more_trials_than_cores_share_them() -> None:

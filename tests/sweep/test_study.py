@@ -148,6 +148,20 @@ def test_what_counts(study: Study) -> None:
     assert left_to_start(study, SWEEP) == 0
 
 
+def test_a_lost_trial_that_two_machines_queue_again_counts_once(study: Study) -> None:
+    failed = study.tell(study.ask(), state=TrialState.FAIL)
+    retry(study, failed)
+    retry(study, failed)
+    first, second = study.ask(), study.ask()
+    assert [is_surplus(study, SWEEP, trial.number) for trial in (first, second)] == [False, True]
+    assert left_to_start(study, SWEEP) == 2
+    assert [trial.number for trial in counted(study.trials)] == [1]
+    study.tell(second, 0.5)  # its machine had not looked
+    retry(study, study.tell(first, state=TrialState.FAIL))
+    study.tell(study.ask(), 0.7)
+    assert len(counted(study.trials)) == 1
+
+
 def test_the_front_starts_with_the_best_by_the_first_objective(tmp_path: Path) -> None:
     sweep = Sweep.model_validate(FILE | {"objectives": ["val_accuracy", "parameters"]})
     study = open_study("s", sweep, tmp_path)
