@@ -25,11 +25,12 @@ from playwright.sync_api import expect, sync_playwright
 from benchmarks.command import clone, run
 from benchmarks.figures import Figures, add
 from pipeline.sweep.crew import Crew
+from pipeline.sweep.database import VARIABLE
 from pipeline.sweep.search import Search
 from pipeline.sweep.settings import Settings, prepare_images
 from pipeline.sweep.shares import Share, divide
 from pipeline.sweep.space import Range, Sweep, read_sweep, suggest
-from pipeline.sweep.study import VARIABLE, open_study
+from pipeline.sweep.study import open_study
 from pipeline.sweep.trial import Outcome, Task, running
 from pipeline.tracking.runs import NAME, PARENT
 from pipeline.tracking.store import Store, experiment_id, open_store

@@ -61,7 +61,7 @@ def main() -> None:
         if importlib.util.find_spec("optuna") is None:
             raise PipelineError("Optuna is not installed: pip install -r requirements-sweep.txt installs it")
         check_backend()
-        from pipeline.sweep.study import database_errors  # imports Optuna
+        from pipeline.sweep.database import database_errors  # imports Optuna
 
         with database_errors():
             run(arguments)

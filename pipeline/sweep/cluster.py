@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.core.process.surroundings import THREADS
+from pipeline.sweep.database import VARIABLE
 from pipeline.sweep.search import Search
-from pipeline.sweep.study import VARIABLE
 
 POLLING, PATIENCE = 1.0, 10.0  # seconds
 

@@ -12,9 +12,10 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pipeline.core.errors import PipelineError, first_line
+from pipeline.sweep.database import GRACE, retry
 from pipeline.sweep.search import LOCK, Search
 from pipeline.sweep.shares import Share
-from pipeline.sweep.study import GRACE, REASON, SURPLUS, is_surplus, left_to_start, lost, retry
+from pipeline.sweep.study import REASON, SURPLUS, is_surplus, left_to_start, lost
 from pipeline.sweep.trial import Interrupted, SurplusError, TrialError
 
 Report = Callable[[FrozenTrial], None]

@@ -1,4 +1,4 @@
-"""Optuna's side of a sweep: its database, and which trials count."""
+"""Optuna's study of a sweep: which of its trials count, and with what it was started."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ import optuna
 import pytest
 from optuna.study import Study
 from optuna.trial import TrialState
-from sqlalchemy.exc import OperationalError
 
 from pipeline.core.errors import PipelineError
+from pipeline.sweep.database import retry
 from pipeline.sweep.space import Sweep
 from pipeline.sweep.study import (
     REASON,
@@ -16,12 +16,10 @@ from pipeline.sweep.study import (
     agree,
     best,
     counted,
-    database_errors,
     is_surplus,
     left_to_start,
     lost,
     open_study,
-    retry,
     started_with,
 )
 
@@ -35,51 +33,6 @@ def study(tmp_path: Path) -> Study:
     """An empty study."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return open_study("s", SWEEP, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["a%20b", "a?b", "{x}", "a#b ü", "100%", "a'b", "%(x)s"])
-def test_the_study_is_in_its_folder_whatever_its_name(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).mkdir()
-    open_study("s", SWEEP, tmp_path / name).ask()
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-    assert [path.name for path in (tmp_path / name).iterdir()] == ["study.db"]
-    assert len(open_study("s", SWEEP, tmp_path / name).trials) == 1
-
-
-def test_an_empty_variable_is_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SWEEP_STORAGE", "")
-    assert started_with("s", tmp_path / "new") is None
-    open_study("s", SWEEP, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["study.db"]
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "sqlite://",
-        "sqlite:///:memory:",
-        "nonsense",
-        "postgresql+psycopg2://me:se{cret}pw@127.0.0.1:1/x",
-        "mysql:///x",
-        "postgresql+psycopg2://me:s@cret:cretport@host/db",
-        "sqlite:///file:foo?mode=memory&uri=true",
-    ],
-)
-def test_a_database_that_cannot_be_used(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SWEEP_STORAGE", address)
-    with pytest.raises(PipelineError, match=r"the sweep's database .* cannot be used") as error:
-        open_study("s", SWEEP, tmp_path)
-    assert "cret" not in str(error.value)
-
-
-def test_the_database_of_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlflow import MlflowClient
-
-    address = f"sqlite:///{tmp_path}/mlflow.db"
-    MlflowClient(address).search_experiments()
-    monkeypatch.setenv("SWEEP_STORAGE", address)
-    with pytest.raises(PipelineError, match="cannot be used"):
-        open_study("s", SWEEP, tmp_path)
 
 
 def test_other_objectives_are_refused(study: Study, tmp_path: Path) -> None:
@@ -102,23 +55,6 @@ def test_a_study_notes_with_what_it_was_started(study: Study, tmp_path: Path) ->
         agree(study, SWEEP, {"seed": 2}, "digest")
     with pytest.raises(PipelineError, match="another space"):
         agree(study, SWEEP.model_copy(update={"settings": {"seed": 3}}), {"seed": 1}, "digest")
-
-
-def test_errors_of_other_databases_are_not_blamed_on_the_study() -> None:
-    with pytest.raises(PipelineError, match=r"^the MLflow store fails$"), database_errors():
-        fail(PipelineError("the MLflow store fails"))
-    with pytest.raises(PipelineError, match=r"the sweep's database in \.sweeps fails"), database_errors():
-        fail(AssertionError("Should not reach."))
-    with pytest.raises(KeyError), database_errors():
-        raise KeyError("a bug")
-
-
-def fail(error: Exception) -> None:
-    """Raise an error that follows from one of a database."""
-    try:
-        raise OperationalError("SELECT", {}, Exception("locked"))
-    except OperationalError:
-        raise error from None
 
 
 def test_what_counts(study: Study) -> None:
