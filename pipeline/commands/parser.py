@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ def one_line_errors(name: str, interrupted: str = "interrupted") -> Iterator[Non
         status = f"{name}: {error}"
     except KeyboardInterrupt:
         status = f"\n{name}: {interrupted}"
+        signal.signal(signal.SIGINT, lambda *_: os._exit(1))  # another Ctrl-C does not wait for threads
     except BrokenPipeError:
         status = 1
     except OSError as error:

@@ -69,26 +69,31 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the sweep on this machine or on a cluster, or a worker of a cluster."""
-    from pipeline.sweep.command import play_finals, prepare, train, train_by_ray  # import Optuna
-    from pipeline.sweep.conclusion import check_choice, conclude
+    from pipeline.sweep.command import play_finals, prepare, recorded, train, train_by_ray  # import Optuna
+    from pipeline.sweep.conclusion import check_choice, conclude, hand_over
 
     study = arguments.study or arguments.name
     shares = [] if arguments.ray else divide(arguments.jobs, arguments.cores, arguments.gpus)
     if arguments.worker:
         threading.Thread(target=end_with_parent, daemon=True).start()
     search = prepare(arguments.name, study, arguments.trials, arguments.recipe)
-    if arguments.ray:
-        from pipeline.sweep.cluster import Workers, worker_command
-
-        workers = Workers(arguments.jobs, arguments.cores or 1, arguments.gpus or 0)
-        command = worker_command(arguments.name, study, arguments.trials, workers.gpus)
-        train_by_ray(arguments.ray, search, command, workers)
-    else:
+    if arguments.worker:
         train(search, shares)
-    check_choice(search, arguments.choose)
-    finals = play_finals(search, shares)
-    if not arguments.worker:
-        conclude(search, finals, arguments.choose, arguments.apply, arguments.recipe)
+        play_finals(search, shares)
+        return
+    check_choice(search, arguments.choose, ended=False)
+    with recorded(search):
+        if arguments.ray:
+            from pipeline.sweep.cluster import Workers, worker_command
+
+            workers = Workers(arguments.jobs, arguments.cores or 1, arguments.gpus or 0)
+            command = worker_command(arguments.name, study, arguments.trials, workers.gpus)
+            train_by_ray(arguments.ray, search, command, workers)
+        else:
+            train(search, shares)
+        check_choice(search, arguments.choose)
+        winner = conclude(search, play_finals(search, shares), arguments.choose)
+    hand_over(search, winner, arguments.apply, arguments.recipe)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from pipeline.tracking.outbox import RunAddress, say, send_unsent
 from pipeline.tracking.provenance import find_provenance
 from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.store import Store, open_store
-from pipeline.tracking.sweeps import discard_sweep, open_sweep
+from pipeline.tracking.sweeps import adopt, discard_sweep, open_sweep
 
 RUN = "run"  # the study's attribute with the ID of its MLflow run
 FOLDER = ".sweeps"  # in the project: the study and the images of each sweep
@@ -76,39 +76,42 @@ def agreed_run(study: Study, store: Store, settings: Settings, provenance: Prove
     run = open_sweep(store, study.study_name, dataset, root, provenance, known)
     if run.run_id == known:
         return run
+    recorder = Recorder(run)  # before others can know the run: it may be the last that this command does
+    recorder.text("config/sweep.yaml", settings.path.read_text(encoding="utf-8"))
+    recorder.text("config/params.yaml", yaml.safe_dump(settings.base, sort_keys=False))
     agreed = noted(study, RUN, run.run_id, known)
     if agreed != run.run_id:
         discard_sweep(run)
         return open_sweep(store, study.study_name, dataset, root, provenance, agreed)
-    recorder = Recorder(run)
-    recorder.text("config/sweep.yaml", settings.path.read_text(encoding="utf-8"))
-    recorder.text("config/params.yaml", yaml.safe_dump(settings.base, sort_keys=False))
+    if known:
+        adopt(run, known)
     return run
 
 
 def train(search: Search, shares: list[Share]) -> None:
     """Train the trials that are left, one for each share of the machine side by side."""
     minutes = search.sweep.minutes
-    with recorded(search), progress(search) as report:
-        Crew(search, None if minutes is None else time.monotonic() + 60 * minutes, report).run(shares)
+    with progress(search) as report:
+        end = None if minutes is None else time.monotonic() + 60 * minutes
+        Crew(search, end, report).run(shares[: search.sweep.trials])
 
 
 @contextmanager
 def recorded(search: Search) -> Iterator[None]:
-    """Record whether the sweep is running or was interrupted."""
+    """Record whether the sweep is running, failed or was interrupted."""
     recorder = Recorder(search.run)
     recorder.status("RUNNING")
     try:
         yield
-    except BaseException:
-        recorder.status("KILLED")
+    except BaseException as error:
+        recorder.status("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
 
 
 def train_by_ray(address: str, search: Search, command: list[str], workers: Workers) -> None:
     """Train the trials that are left, and the finals, by workers on a Ray cluster, and show their progress here."""
     watched, reported = search, {trial.number for trial in finished(search)}
-    with recorded(search), ExitStack() as shown:
+    with ExitStack() as shown:
         report = shown.enter_context(progress(search))
 
         def watch() -> None:
@@ -141,9 +144,10 @@ def progress(search: Search) -> Iterator[Report]:
     with Progress(TextColumn("{task.description}"), *columns, console=console) as bar:
         task = bar.add_task("sweep", total=search.sweep.trials)
 
-        def report(trial: FrozenTrial) -> None:
+        def report(trial: FrozenTrial | None) -> None:
+            if trial:
+                console.print(f"{search.name_of(trial)}: {summary(trial, search.sweep)}")
             trials = counted(search.study.get_trials(deepcopy=False))
-            console.print(f"{search.name_of(trial)}: {summary(trial, search.sweep)}")
             running = sum(each.state == TrialState.RUNNING for each in trials)
             pruned = sum(each.state == TrialState.PRUNED for each in trials)
             found = best(search.study, search.sweep)
@@ -151,6 +155,7 @@ def progress(search: Search) -> Iterator[Report]:
             done = sum(each.state.is_finished() for each in trials)
             bar.update(task, completed=done, description=f"{text}, {running} running, {pruned} pruned")
 
+        report(None)
         yield report
 
 

@@ -12,7 +12,7 @@ from pipeline.sweep.charts import save_charts
 from pipeline.sweep.command import send
 from pipeline.sweep.finals import CURRENT, Result
 from pipeline.sweep.search import Search, name_of
-from pipeline.sweep.study import best, figures, ranked
+from pipeline.sweep.study import best, figures, left_to_start, ranked
 from pipeline.sweep.summary import ALPHA, Table, best_table, described, finals_table, states
 from pipeline.sweep.winner import apply, edits, recipe_file, write_recipe
 from pipeline.tracking.recorder import Recorder
@@ -28,10 +28,13 @@ class Winner(NamedTuple):
     settings: dict[str, Any]
     figures: str
     run_id: str  # of the trial; empty for the current settings
+    values: list[float]  # its objectives in the search, or for the current settings their mean in the finals
 
 
-def check_choice(search: Search, chosen: int | None) -> None:
-    """Raise PipelineError if the chosen trial is not complete."""
+def check_choice(search: Search, chosen: int | None, ended: bool = True) -> None:
+    """Raise PipelineError if the chosen trial is not complete, although the search has ended or has no trial left."""
+    if not ended and left_to_start(search.study, search.sweep) > 0:
+        return
     if chosen is not None and chosen not in {trial.number for trial in ranked(search.study, search.sweep)}:
         raise PipelineError(f"--choose {chosen}: trial {chosen} is not complete, or repeats another one")
 
@@ -44,28 +47,26 @@ def winner_of(search: Search, finals: list[Result], chosen: int | None) -> Winne
     trials = {trial.number: trial for trial in ranked(search.study, search.sweep)}
     if not trials:
         raise PipelineError(f"no trial is complete ({states(search)})")
-    if finals and chosen is None:
-        first = finals[0]
-        run_id = next((each.user_attrs["run_id"] for each in trials.values() if name_of(each) == first.name), "")
-        return Winner(first.name, first.settings, described(first, search.sweep), run_id)
-    trial = best(search.study, search.sweep)[0] if chosen is None else trials[chosen]
-    attributes = trial.user_attrs
-    return Winner(
-        name_of(trial), attributes["settings"], figures(trial.values, search.sweep), attributes.get("run_id", "")
-    )
+    results = {result.name: result for result in finals}
+    if finals and chosen is None and finals[0].name == CURRENT:
+        return Winner(CURRENT, {}, described(finals[0], search.sweep), "", [finals[0].mean])
+    by_name = {name_of(trial): trial for trial in trials.values()}
+    if chosen is None:
+        trial = by_name[finals[0].name] if finals else best(search.study, search.sweep)[0]
+    else:
+        trial = trials[chosen]
+    name, attributes = name_of(trial), trial.user_attrs
+    known = described(results[name], search.sweep) if name in results else figures(trial.values, search.sweep)
+    return Winner(name, attributes["settings"], known, attributes.get("run_id", ""), trial.values)
 
 
-def conclude(search: Search, finals: list[Result], chosen: int | None, adopt: bool, recipe: str | None) -> None:
-    """Record and print the best trials, and print what to change in params.yaml, or write it there or into a recipe.
+def conclude(search: Search, finals: list[Result], chosen: int | None) -> Winner:
+    """Record and print the best trials, and return the settings that the sweep recommends.
 
     Raises PipelineError if no trial is complete.
     """
     console = Console(markup=False, highlight=False)
-    try:
-        winner = winner_of(search, finals, chosen)
-    except PipelineError:
-        Recorder(search.run).status("FAILED")
-        raise
+    winner = winner_of(search, finals, chosen)
     tables = [best_table(search, finals), *([finals_table(search, finals)] if finals else [])]
     for table in tables:
         console.print(table.on_terminal())
@@ -76,19 +77,29 @@ def conclude(search: Search, finals: list[Result], chosen: int | None, adopt: bo
     print(f"{states(search)}. The sweep is at {page(search.store, where)}")
     print(f"Its trials are at {page(search.store, trials)}")
     print(f"{charts[0].relative_to(search.run.root)} has charts and tables, also without a network")
+    if remark := remark_on(winner, finals):
+        print(remark)
+    return winner
+
+
+def remark_on(winner: Winner, finals: list[Result]) -> str:
+    """What the finals say about the winner, compared with the current settings and with a better finalist."""
+    results = {each.name: each for each in finals}
     if winner.name == CURRENT:
         why = "is better than the current settings" if len(finals) > 1 else "completed its trainings"
-        print(f"No other finalist {why}: there is nothing to change")
-    else:
-        if doubt := next((each for each in finals if each.name == CURRENT and each.p_worse >= ALPHA), None):
-            print(f"Chance may explain that {winner.name} is better than the current settings (p {doubt.p_worse:.2g})")
-        hand_over(search, winner, adopt, recipe)
+        return f"No other finalist {why}: there is nothing to change"
+    current, own = results.get(CURRENT), results.get(winner.name)
+    if own and own is not finals[0] and own.p_worse < ALPHA:
+        return f"{winner.name.capitalize()} is worse than {finals[0].name} (p {own.p_worse:.2g})"
+    if own and own is finals[0] and current and current.p_worse >= ALPHA:
+        return f"Chance may explain that {winner.name} is better than the current settings (p {current.p_worse:.2g})"
+    return ""
 
 
 def record(search: Search, winner: Winner, finals: list[Result], tables: list[Table], charts: list[Path]) -> None:
     """Record the result of a sweep in its run, with the page and the pictures of its charts."""
     recorder = Recorder(search.run)
-    recorder.metrics(figures_of(search, finals), len(search.study.get_trials(deepcopy=False)))
+    recorder.metrics(figures_of(search, winner, finals), len(search.study.get_trials(deepcopy=False)))
     recorder.tags({"sweep.best": winner.name, "sweep.best_run": winner.run_id, "sweep.trials": states(search)})
     recorder.tags({DESCRIPTION: "\n".join([search.about, "", *(table.in_markdown() for table in tables)])})
     for path in charts:
@@ -98,7 +109,9 @@ def record(search: Search, winner: Winner, finals: list[Result], tables: list[Ta
 
 
 def hand_over(search: Search, winner: Winner, adopt: bool, recipe: str | None) -> None:
-    """Print the change of params.yaml, or write it there or into a recipe."""
+    """Print the change of params.yaml, or write it there or into a recipe. The current settings need none."""
+    if winner.name == CURRENT:
+        return
     params = search.settings.params(winner.settings)
     if recipe is not None:
         origin = f"{winner.name.capitalize()} of the sweep {search.study.study_name}"
@@ -118,11 +131,10 @@ def hand_over(search: Search, winner: Winner, adopt: bool, recipe: str | None) -
         print(f"{paths.PARAMS} now has the settings of {winner.name}: run `dvc repro`")
 
 
-def figures_of(search: Search, finals: list[Result]) -> dict[str, float]:
-    """The metrics of a sweep: the best of its trials, and mean and deviation of the best finalist."""
-    values = best(search.study, search.sweep)[0].values
-    found: dict[str, float] = {str(name): value for name, value in zip(search.sweep.objectives, values, strict=True)}
+def figures_of(search: Search, winner: Winner, finals: list[Result]) -> dict[str, float]:
+    """The metrics of a sweep: the winner's objectives, and mean and deviation of the best finalist."""
+    names = list(map(str, search.sweep.objectives))
+    found = dict(zip(names, winner.values, strict=True))
     if finals:
-        name = search.sweep.objectives[0]
-        found |= {f"finals/{name}_mean": finals[0].mean, f"finals/{name}_std": finals[0].std}
+        found |= {f"finals/{names[0]}_mean": finals[0].mean, f"finals/{names[0]}_std": finals[0].std}
     return found

@@ -6,16 +6,14 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from filelock import FileLock
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import fail_stale_trials
-from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pipeline.core.errors import PipelineError, first_line
-from pipeline.sweep.database import GRACE, retry
+from pipeline.sweep.lost import LostTrials
 from pipeline.sweep.search import LOCK, Search
 from pipeline.sweep.shares import Share
-from pipeline.sweep.study import REASON, SURPLUS, is_surplus, left_to_start, lost
+from pipeline.sweep.study import REASON, SURPLUS, is_surplus, left_to_start
 from pipeline.sweep.trial import Interrupted, SurplusError, TrialError
 
 Report = Callable[[FrozenTrial], None]
@@ -27,8 +25,7 @@ class Crew:
     def __init__(self, search: Search, end: float | None, report: Report) -> None:
         self._search, self._end, self._report = search, end, report
         self._starting = str(search.folder / LOCK)  # held by one worker at a time, also of other commands here
-        self._seen: set[int] = set()  # trials of others
-        self._lost: dict[int, float] = {}  # when each lost trial was seen first
+        self._lost = LostTrials(search.study, search.folder / LOCK)
 
     def run(self, shares: list[Share]) -> None:
         """Train trials, one for each share side by side, until none is left, or `end` (of time.monotonic) is over.
@@ -90,34 +87,11 @@ class Crew:
                 raise
 
     def _repeats(self) -> bool:
-        """Wait for trials that others train, and start those again whose process has died. False if there are none."""
-        study = self._search.study
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for trial in running:
-            if trial.number not in self._seen:
-                give_sign_of_life(study, trial)
-                self._seen.add(trial.number)
-        if not running and not lost(study):
+        """Wait a second for trials that others train, or that are to be started again. False if there are none."""
+        if not self._lost.start_again():
             return False
         time.sleep(1)
-        with FileLock(self._starting):
-            fail_stale_trials(study)
-            self._retry()
         return True
-
-    def _retry(self) -> None:
-        """Queue lost trials again, once the process that may just be doing so has had time to."""
-        now = time.monotonic()
-        for trial in lost(self._search.study):
-            if now - self._lost.setdefault(trial.number, now) > GRACE:
-                retry(self._search.study, trial)
-
-
-def give_sign_of_life(study: Study, trial: FrozenTrial) -> None:
-    """Record a sign of life for another's trial: Optuna never takes a trial for dead that has not given its first."""
-    storage = study._storage
-    if isinstance(storage, BaseHeartbeat):
-        storage.record_heartbeat(trial._trial_id)
 
 
 def was_taken_for_dead(trial: FrozenTrial) -> bool:

@@ -43,8 +43,7 @@ def database_errors() -> Iterator[None]:
         if not found:
             raise
         raise PipelineError(
-            f"the sweep's database {shown_address()} fails ({first_line(found[-1])}): the same command continues the "
-            "sweep"
+            f"the sweep's database {shown_address()} fails ({said_by(found[-1])}): the same command continues the sweep"
         ) from None
 
 
@@ -58,7 +57,12 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 def reason_of(error: BaseException) -> str:
     """The first line of an error, or of the database's error that Optuna's hides."""
     found = [each for each in chain(error) if isinstance(each, DATABASE_ERRORS)]
-    return first_line(found[-1] if isinstance(error, DATABASE_ERRORS) else error)
+    return said_by(found[-1]) if isinstance(error, DATABASE_ERRORS) else first_line(error)
+
+
+def said_by(error: BaseException) -> str:
+    """The first line of what the database's driver says, without SQLAlchemy's remarks."""
+    return first_line(getattr(error, "orig", None) or error)
 
 
 def shared_address() -> str | None:

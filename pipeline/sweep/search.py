@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 
 import optuna
 import yaml
-from filelock import FileLock
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import fail_stale_trials
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -17,6 +15,7 @@ from pipeline.core import paths
 from pipeline.core.config import Config
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.core.records import Provenance
+from pipeline.sweep.lost import LostTrials
 from pipeline.sweep.settings import Settings, digest_of
 from pipeline.sweep.shares import Share
 from pipeline.sweep.space import OBJECTIVES, Sweep, suggest
@@ -31,7 +30,7 @@ from pipeline.tracking.sweeps import open_trial
 FINALIST, SEED = "finalist", "seed"  # what the trials of the finals choose
 HIGHEST_SEED = 2**31 - 1
 LOCK = "lock"  # a file in the folder of a sweep
-POLLING = 1.0  # seconds
+POLLING = 0.2  # seconds
 
 
 class Search(NamedTuple):
@@ -57,10 +56,9 @@ class Search(NamedTuple):
                 config = self.settings.config(chosen)
         except PipelineError as error:
             raise TrialError(str(error)) from None
-        if earlier := self.equal_trial(trial, digest_of(config)):
-            trial.set_user_attr("same_as", earlier.number)
-            trial.set_user_attr("wrong", earlier.user_attrs.get("wrong"))
-            return repeated(earlier)
+        trial.set_user_attr(DIGEST, digest_of(config))
+        if earlier := self.equal_trial(trial):
+            return self.repeat(trial, earlier, config, chosen)
         recorder = self.open_run(trial, config, chosen)
         task = Task(
             config, self.folder, self.run.root / paths.CHECKPOINTS, share, self.sweep.limits.get("parameters", math.inf)
@@ -108,15 +106,26 @@ class Search(NamedTuple):
             raise SurplusError("another machine has queued the same trial")
         return self.finalists[name] | {SEED: seed}
 
-    def equal_trial(self, trial: Trial, digest: str) -> FrozenTrial | None:
+    def equal_trial(self, trial: Trial) -> FrozenTrial | None:
         """Another trial with the same configuration, once it has ended; None if this one is to be trained."""
-        trial.set_user_attr(DIGEST, digest)  # before others are looked at, so that one of two finds the other
-        while (earlier := equal_trial(self.study, digest, trial.number)) and earlier.state == TrialState.RUNNING:
+        lost = LostTrials(self.study, self.folder / LOCK)
+        while (earlier := equal_trial(self.study, trial.number)) and earlier.state == TrialState.RUNNING:
             if self.stopped.wait(POLLING):
                 raise Interrupted("interrupted")
-            with FileLock(self.folder / LOCK):
-                fail_stale_trials(self.study)  # else this would wait for a trial whose process has died
+            lost.start_again()  # else this would wait for ever for one whose process has died
         return earlier
+
+    def repeat(self, trial: Trial, earlier: FrozenTrial, config: Config, chosen: dict[str, Any]) -> tuple[float, ...]:
+        """The objectives of an equal trial. Raises TrialPruned if that was stopped early."""
+        trial.set_user_attr("same_as", earlier.number)
+        trial.set_user_attr("wrong", earlier.user_attrs.get("wrong"))
+        if "run_id" in trial.user_attrs:  # from its first start, whose process has died
+            recorder = self.open_run(trial, config, chosen)
+            recorder.tags({"sweep.state": "repeated", "sweep.reason": f"has the settings of trial {earlier.number}"})
+            recorder.status("KILLED")
+        if earlier.state == TrialState.PRUNED:
+            raise optuna.TrialPruned
+        return tuple(earlier.values)
 
     def open_run(self, trial: Trial, config: Config, chosen: dict[str, Any]) -> Recorder:
         """Start the MLflow run of a trial, or continue that of one whose process died."""
@@ -165,13 +174,6 @@ def pair_of(trial: FrozenTrial) -> tuple[Any, Any]:
 def objectives_of(outcome: Outcome, sweep: Sweep) -> tuple[float, ...]:
     """The objectives of a trial."""
     return tuple(float(getattr(outcome, name)) for name in sweep.objectives)
-
-
-def repeated(earlier: FrozenTrial) -> tuple[float, ...]:
-    """The objectives of an earlier trial. Raises TrialPruned if it was stopped early."""
-    if earlier.state == TrialState.PRUNED:
-        raise optuna.TrialPruned
-    return tuple(earlier.values)
 
 
 def progress_of(epoch: Epoch, sweep: Sweep) -> float:

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +132,24 @@ def lost(study: Study) -> list[FrozenTrial]:
     return [trial for trial in failed if REASON not in trial.user_attrs]
 
 
-def equal_trial(study: Study, digest: str, number: int) -> FrozenTrial | None:
-    """Another trial with the same configuration that has ended, or an earlier one that is running; None without one."""
-    others = [each for each in study.get_trials(deepcopy=False) if each.number != number]
-    equal = [each for each in others if each.user_attrs.get(DIGEST) == digest]
+def equal_trial(study: Study, number: int) -> FrozenTrial | None:
+    """Another trial with the configuration of this one that has ended; None if there is none.
+
+    Or else a trial that is running and that started earlier, if it has the same configuration or none yet. All machines
+    find the same order, so that of two equal trials one waits for the other.
+    """
+    trials = study.get_trials(deepcopy=False)
+    own = next(each for each in trials if each.number == number)
+    equal = [each for each in trials if each is not own and each.user_attrs.get(DIGEST) == own.user_attrs[DIGEST]]
     ended = (each for each in equal if each.state in (TrialState.COMPLETE, TrialState.PRUNED))
-    running = (each for each in equal if each.state == TrialState.RUNNING and each.number < number)
+    choosing = [each for each in trials if DIGEST not in each.user_attrs]
+    running = (each for each in [*equal, *choosing] if each.state == TrialState.RUNNING and order(each) < order(own))
     return next(itertools.chain(ended, running), None)
+
+
+def order(trial: FrozenTrial) -> tuple[datetime, int]:
+    """When a trial started, and its number."""
+    return trial.datetime_start or datetime.max, trial.number
 
 
 def best(study: Study, sweep: Sweep) -> list[FrozenTrial]:
@@ -148,8 +160,14 @@ def best(study: Study, sweep: Sweep) -> list[FrozenTrial]:
     trials = ranked(study, sweep)
     if len(sweep.objectives) == 1:
         return trials[:1]
-    front = {trial.number for trial in study.best_trials} if trials else set()
-    return [trial for trial in trials if trial.number in front]
+    return [trial for trial in trials if not any(dominates(other, trial, sweep) for other in trials)]
+
+
+def dominates(first: FrozenTrial, second: FrozenTrial, sweep: Sweep) -> bool:
+    """Whether a trial is at least as good as another one in every objective, and better in one."""
+    signs = [-1 if direction == "maximize" else 1 for direction in sweep.directions]
+    ours, theirs = ([sign * value for sign, value in zip(signs, each.values, strict=True)] for each in (first, second))
+    return ours != theirs and all(mine <= other for mine, other in zip(ours, theirs, strict=True))
 
 
 def ranked(study: Study, sweep: Sweep) -> list[FrozenTrial]:

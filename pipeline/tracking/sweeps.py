@@ -25,6 +25,7 @@ ABOUT = {  # of the experiment, so that thousands of trials are not in the list 
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": "One run per sweep, and one per trial below it.",
 }
+MOST = 50_000  # runs that MLflow lists at once
 SEEDS = "seeds"  # a tag of a run above those of one configuration: its digest
 
 
@@ -69,6 +70,17 @@ def discard_sweep(run: RunAddress) -> None:
         MlflowClient(run.uri).delete_run(run.run_id)
 
 
+def adopt(run: RunAddress, former: str) -> None:
+    """Put the runs that are below a sweep's former run, which was deleted, below its new one."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(run.uri)
+    with contextlib.suppress(MlflowException):
+        for each in client.search_runs([str(run.experiment_id)], f"tags.`{PARENT}` = '{former}'", max_results=MOST):
+            client.set_tag(each.info.run_id, PARENT, run.run_id)
+
+
 def sweep_list(store: Store, dataset: str) -> str:
     """The path of the list of sweeps and their trials."""
     return run_list(store, named(dataset), COLUMNS)
@@ -82,7 +94,7 @@ def open_trial(
     from mlflow.exceptions import MlflowException
 
     if run := continue_run(store, known, sweep.root):
-        Recorder(run).tags({NAME: name, TRIAL: name})  # it has a new number
+        Recorder(run).tags({NAME: name, TRIAL: name, PARENT: sweep.run_id})  # it has a new number
         return run
     tags = origin_tags(config, provenance, {PARENT: sweep.run_id, TRIAL: name})
     try:

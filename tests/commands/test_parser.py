@@ -1,5 +1,8 @@
 """How commands end: one line for an error that the user can fix, and for an output that cannot be written."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,27 @@ def end_with(error: BaseException | None) -> None:
     with one_line_errors("example"):
         if error:
             raise error
+
+
+def test_a_further_interrupt_does_not_wait_for_threads() -> None:
+    code = """
+import threading, time
+from pipeline.commands.parser import one_line_errors
+threading.Thread(target=time.sleep, args=(60,)).start()
+with one_line_errors("example"):
+    print("started", flush=True)
+    time.sleep(60)
+"""
+    piped = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdout=piped, stderr=piped, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr
+        assert [process.stderr.readline() for _ in range(2)] == ["\n", "example: interrupted\n"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 1
+        assert process.stderr.read() == ""
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from pipeline.core.errors import PipelineError
-from pipeline.sweep import crew
+from pipeline.sweep import lost
 from pipeline.sweep.crew import Crew
 from pipeline.sweep.search import Search
 from pipeline.sweep.shares import Share
@@ -50,7 +50,7 @@ def test_a_trial_that_others_took_for_dead_is_started_again(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its process was suspended, or its database did not answer."""
-    monkeypatch.setattr(crew, "GRACE", 0)
+    monkeypatch.setattr(lost, "GRACE", 0)
     numbers: list[int] = []
 
     def objective(search: Search, trial: optuna.Trial) -> float:

@@ -1,5 +1,6 @@
 """Optuna's study of a sweep: which of its trials count, and with what it was started."""
 
+import random
 from pathlib import Path
 
 import optuna
@@ -11,11 +12,13 @@ from pipeline.core.errors import PipelineError
 from pipeline.sweep.database import retry
 from pipeline.sweep.space import Sweep
 from pipeline.sweep.study import (
+    DIGEST,
     REASON,
     SURPLUS,
     agree,
     best,
     counted,
+    equal_trial,
     is_surplus,
     left_to_start,
     lost,
@@ -98,12 +101,62 @@ def test_a_lost_trial_that_two_machines_queue_again_counts_once(study: Study) ->
     assert len(counted(study.trials)) == 1
 
 
+def test_a_trial_waits_for_equal_ones_that_started_earlier(study: Study) -> None:
+    """And for those that do not know their configuration yet, because it may be the same."""
+    first, second = study.ask(), study.ask()
+    second.set_user_attr(DIGEST, "same")
+    assert (equal_trial(study, second.number) or second).number == first.number, "it may become equal"
+    first.set_user_attr(DIGEST, "other")
+    assert equal_trial(study, second.number) is None
+    assert equal_trial(study, first.number) is None
+    third = study.ask()
+    third.set_user_attr(DIGEST, "same")
+    assert (equal_trial(study, third.number) or third).number == second.number
+    assert equal_trial(study, second.number) is None
+    study.tell(second, state=TrialState.FAIL)
+    assert equal_trial(study, third.number) is None
+    study.tell(third, 0.5)
+    last = study.ask()
+    last.set_user_attr(DIGEST, "same")
+    assert (equal_trial(study, last.number) or last).number == third.number
+
+
+def test_a_trial_that_was_queued_earlier_and_starts_later_waits(study: Study) -> None:
+    study.enqueue_trial({"x": 0.5}, user_attrs={DIGEST: "same"})
+    study.enqueue_trial({"x": 0.5}, user_attrs={DIGEST: "same"})
+    storage, ids = study._storage, [trial._trial_id for trial in study.trials]
+    for number in (1, 0):
+        storage.set_trial_state_values(ids[number], TrialState.RUNNING)
+    assert equal_trial(study, 1) is None
+    assert (equal_trial(study, 0) or study.trials[0]).number == 1
+
+
+def test_the_front_is_that_of_optuna(tmp_path: Path) -> None:
+    sweep = Sweep.model_validate(FILE | {"objectives": ["val_accuracy", "parameters", "fit_seconds"]})
+    study, rng = open_study("s", sweep, tmp_path), random.Random(1)
+    for number in range(40):
+        trial = study.ask()
+        trial.set_user_attr(DIGEST, str(number))
+        study.tell(trial, [rng.randint(0, 5) for _ in range(3)])
+    assert sorted(trial.number for trial in best(study, sweep)) == [trial.number for trial in study.best_trials]
+
+
+def test_a_configuration_that_was_trained_twice_stays_in_the_front(tmp_path: Path) -> None:
+    sweep = Sweep.model_validate(FILE | {"objectives": ["val_accuracy", "fit_seconds"]})
+    study = open_study("s", sweep, tmp_path)
+    for digest, values in (("same", (0.9, 10.0)), ("same", (0.9, 9.0)), ("other", (0.8, 12.0))):
+        trial = study.ask()
+        trial.set_user_attr(DIGEST, digest)
+        study.tell(trial, values)
+    assert [trial.number for trial in best(study, sweep)] == [0]
+
+
 def test_the_front_starts_with_the_best_by_the_first_objective(tmp_path: Path) -> None:
     sweep = Sweep.model_validate(FILE | {"objectives": ["val_accuracy", "parameters"]})
     study = open_study("s", sweep, tmp_path)
     for number, values in enumerate([(0.3, 10.0), (0.5, 20.0), (0.9, 30.0), (0.8, 40.0), (0.9, 30.0)]):
         trial = study.ask()
-        trial.set_user_attr("digest", str(values))
+        trial.set_user_attr(DIGEST, str(values))
         if number == 4:
             trial.set_user_attr("same_as", 2)
         study.tell(trial, values)

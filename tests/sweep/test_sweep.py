@@ -112,6 +112,10 @@ def test_a_sweep_trains_and_records_its_trials(trained: Project, tmp_path: Path)
     again = trained.succeed(*COMMAND, "s")
     assert trials_of(trained, "s") == trials
     assert printed[printed.index("best trials") :] == again[again.index("best trials") :]
+    assert "4/4" in again
+    client.delete_run(parent.info.run_id)
+    trained.succeed(*COMMAND, "s")
+    assert sorted(runs_of(trained, "s")[1]) == [0, 1, 2, 3], "they are below the sweep's new run"
     assert "4 joined" not in trained.run("python", "-m", "pipeline.commands.runs", "check").stdout
 
 
@@ -223,6 +227,8 @@ def test_a_trial_does_not_wait_for_an_equal_one_whose_process_has_died(trained: 
     trials = counted(trials_of(trained, "s"))
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
     assert sum("same_as" in trial.user_attrs for trial in trials) == 1
+    _, runs = runs_of(trained, "s")
+    assert "RUNNING" not in {run.info.status for run in runs.values()}
 
 
 def test_the_best_are_compared_over_further_seeds(trained: Project) -> None:
@@ -286,9 +292,14 @@ def test_several_objectives_give_a_front(trained: Project) -> None:
     trained.succeed(*COMMAND, "s", "--choose", str(other.number), "--recipe", "chosen")
     recipe = yaml.safe_load((trained.root / "conf/recipe/chosen.yaml").read_text(encoding="utf-8"))
     assert recipe["model"]["hidden_units"] == other.params["model.hidden_units"]
+    parent, _ = runs_of(trained, "s")
+    assert parent.data.tags["sweep.best"] == f"trial {other.number}"
+    assert [parent.data.metrics[name] for name in ("val_accuracy", "parameters")] == other.values
     assert "sweep: --choose 99: trial 99 is not complete, or repeats another one" in trained.fail(
         *COMMAND, "s", "--choose", "99"
     )
+    parent, _ = runs_of(trained, "s")
+    assert parent.info.status == "FINISHED"
 
 
 def test_a_study_keeps_the_settings_with_which_it_was_started(trained: Project) -> None:

@@ -21,6 +21,7 @@ from pipeline.repository.dvc import experiments
 from pipeline.repository.git import check_repository
 from pipeline.repository.reading import Reader, at_commit, in_folder
 from pipeline.tracking.outbox import RunAddress
+from pipeline.tracking.provenance import REUSED_FROM
 from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.runs import DESCRIPTION, NAME, PARENT, SCORED
 from pipeline.tracking.store import Store, does_not_record
@@ -132,7 +133,7 @@ def record(store: Store, digest: str, summary: Summary) -> None:
     recorder.metrics(summary.metrics, 0)  # at one step, MLflow shows the latest
     recorder.status("FINISHED")
     for each in runs:
-        if each.data.tags.get(PARENT) in (None, run.info.run_id):  # others are below the run whose model they reuse
+        if REUSED_FROM not in each.data.tags:  # others are below the run whose model they reuse
             Recorder(RunAddress(store.uri, each.info.run_id, experiment, root)).tags({PARENT: run.info.run_id})
 
 

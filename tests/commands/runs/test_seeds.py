@@ -77,8 +77,12 @@ def test_damaged_results_and_missing_runs_are_left_out(committed: Project) -> No
     committed.succeed("git", "checkout", ".")
     committed.succeed("dvc", "checkout", "--force")
     committed.succeed(*SEEDS)
-    (_, children), *_ = groups(committed).values()
+    ((parent, children),) = groups(committed).values()
     assert [*sorted(children)] == ["1", "2"]
+    client.delete_run(parent.info.run_id)
+    committed.succeed(*SEEDS)
+    ((_, children),) = groups(committed).values()
+    assert [*sorted(children)] == ["1", "2"], "they are below the new run"
     (committed.root / "reports" / "evaluation.json").write_text("{", encoding="utf-8")
     assert "no configuration has runs with two seeds" in committed.succeed(*SEEDS)
 
