@@ -146,7 +146,7 @@ def progress(search: Search) -> Iterator[Report]:
 
         def report(trial: FrozenTrial | None) -> None:
             if trial:
-                console.print(f"{search.name_of(trial)}: {summary(trial, search.sweep)}")
+                console.print(f"{search.name_of(trial)}: {summary(trial, search.sweep)}", soft_wrap=True)
             trials = counted(search.study.get_trials(deepcopy=False))
             running = sum(each.state == TrialState.RUNNING for each in trials)
             pruned = sum(each.state == TrialState.PRUNED for each in trials)
