@@ -75,7 +75,7 @@ fuzz: .venv/requirements-dev.txt ## fuzz the parsers and the server with 10,000 
 	FUZZ=1 $(BIN)/python -m pytest tests/fuzzing
 	$(BIN)/python -m tests.fuzzing
 
-pictures: .venv/requirements-dev.txt ## retake the README's pictures from the existing runs and report
+pictures: .venv/requirements-dev.txt ## retake the documentation's pictures from the existing runs, report and sweep
 	$(BIN)/python -m tests.browser.pictures
 
 check: .venv/requirements-dev.txt ## run ruff, ruff format, mypy in strict mode, codespell, and zizmor on the workflows

@@ -1,7 +1,7 @@
-"""Take the README's pictures (`make pictures`): the MLflow UI, the report and the drawing page, as in the tests.
+"""Take the pictures of the documentation (`make pictures`): MLflow, a report, a sweep and the drawing page.
 
-Shows the runs and the champion of MLFLOW_TRACKING_URI, or else of mlflow.db, and reports/report.html: train and promote
-the models to show beforehand.
+Shows the runs and the champion of MLFLOW_TRACKING_URI, or else of mlflow.db, reports/report.html, and a page of
+.sweeps/: train and promote the models to show beforehand.
 """
 
 import argparse
@@ -30,6 +30,7 @@ def main() -> None:
     """Take the pictures."""
     parser = argparse.ArgumentParser(prog="python -m tests.browser.pictures", description=__doc__)
     parser.add_argument("--run", help="name of the run whose page is shown (default: the first in the list)")
+    parser.add_argument("--sweep", default="mlp", help="name of the sweep whose charts are shown (default: mlp)")
     parser.add_argument("--into", type=Path, default=DOCS, help="folder to write to (default: docs/)")
     arguments = parser.parse_args()
     settings = {name: os.environ[name] for name in SETTINGS if name in os.environ}
@@ -41,6 +42,10 @@ def main() -> None:
             picture_runs(page, address, arguments.into / "mlflow.png")
             picture_run(page, address, arguments.run, arguments.into / "run.png")
         picture_report(page, arguments.into / "report.png")
+        if (charts := ROOT / ".sweeps" / arguments.sweep / "sweep.html").exists():
+            picture_sweep(page, charts, arguments.into / "sweep.png")
+        else:
+            print(f"pictures: sweep.png was not updated: run `make sweep NAME={arguments.sweep}` first")
         try:
             with ui.serve(ROOT, Path(folder) / "log", ui.DRAWING, **settings) as address:
                 picture_drawing(page, address, arguments.into / "serve.png")
@@ -73,6 +78,14 @@ def picture_report(page: Page, path: Path) -> None:
     """Take the picture of the top of the report."""
     page.goto((ROOT / paths.REPORT).as_uri())
     ui.wait_for_images(page.locator("img"))
+    save_picture(page, path)
+
+
+def picture_sweep(page: Page, charts: Path, path: Path) -> None:
+    """Take the picture of a sweep's first charts, without the tables above."""
+    page.goto(charts.as_uri())
+    expect(page.locator(".plotly-graph-div svg.main-svg").first).to_be_visible()
+    page.evaluate("document.querySelector('.plotly-graph-div').closest('section').scrollIntoView()")
     save_picture(page, path)
 
 
