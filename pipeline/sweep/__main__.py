@@ -70,18 +70,18 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the sweep on this machine or on a cluster, or a worker of a cluster."""
     from pipeline.sweep.command import play_finals, prepare, recorded, train, train_by_ray  # import Optuna
-    from pipeline.sweep.conclusion import check_choice, conclude, hand_over
+    from pipeline.sweep.conclusion import conclude, hand_over
+    from pipeline.sweep.study import check_choice
 
     study = arguments.study or arguments.name
     shares = [] if arguments.ray else divide(arguments.jobs, arguments.cores, arguments.gpus)
     if arguments.worker:
         threading.Thread(target=end_with_parent, daemon=True).start()
-    search = prepare(arguments.name, study, arguments.trials, arguments.recipe)
+    search = prepare(arguments.name, study, arguments.trials, arguments.recipe, arguments.choose)
     if arguments.worker:
         train(search, shares)
         play_finals(search, shares)
         return
-    check_choice(search, arguments.choose, ended=False)
     with recorded(search):
         if arguments.ray:
             from pipeline.sweep.cluster import Workers, worker_command
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
             train_by_ray(arguments.ray, search, command, workers)
         else:
             train(search, shares)
-        check_choice(search, arguments.choose)
+        check_choice(search.study, search.sweep, arguments.choose, ended=True)
         winner = conclude(search, play_finals(search, shares), arguments.choose)
     hand_over(search, winner, arguments.apply, arguments.recipe)
 

@@ -26,7 +26,7 @@ from pipeline.sweep.search import LOCK, Search
 from pipeline.sweep.settings import Settings, prepare_images
 from pipeline.sweep.shares import Share
 from pipeline.sweep.space import read_sweep
-from pipeline.sweep.study import agree, best, counted, figures, lost, noted, open_study, started_with
+from pipeline.sweep.study import agree, best, check_choice, counted, figures, lost, noted, open_study, started_with
 from pipeline.sweep.summary import summary
 from pipeline.sweep.winner import check_recipe, edits
 from pipeline.tracking.outbox import RunAddress, say, send_unsent
@@ -36,10 +36,11 @@ from pipeline.tracking.store import Store, open_store
 from pipeline.tracking.sweeps import adopt, discard_sweep, open_sweep
 
 RUN = "run"  # the study's attribute with the ID of its MLflow run
+FORMER = "former runs"  # the study's attribute with the IDs of its runs that were deleted
 FOLDER = ".sweeps"  # in the project: the study and the images of each sweep
 
 
-def prepare(name: str, study_name: str, trials: int | None, recipe: str | None) -> Search:
+def prepare(name: str, study_name: str, trials: int | None, recipe: str | None, chosen: int | None) -> Search:
     """Read and check a sweep, and open or create its study and its MLflow run.
 
     Raises PipelineError if the file or an option is invalid, or if the study or the run cannot be opened.
@@ -63,6 +64,7 @@ def prepare(name: str, study_name: str, trials: int | None, recipe: str | None) 
     with FileLock(folder / LOCK):  # two commands at once open the same study and run
         study = open_study(study_name, sweep, folder)
         agree(study, sweep, settings.base, digest)
+        check_choice(study, sweep, chosen, ended=False)
         prepare_images(settings.current, folder)
         store, provenance = open_store(root), find_provenance()
         run = agreed_run(study, store, settings, provenance)
@@ -75,16 +77,18 @@ def agreed_run(study: Study, store: Store, settings: Settings, provenance: Prove
     dataset, root, known = settings.current.dataset.name, paths.project_root(), study.user_attrs.get(RUN)
     run = open_sweep(store, study.study_name, dataset, root, provenance, known)
     if run.run_id == known:
+        adopt(run, study.user_attrs.get(FORMER, []))  # unless an earlier command has
         return run
     recorder = Recorder(run)  # before others can know the run: it may be the last that this command does
     recorder.text("config/sweep.yaml", settings.path.read_text(encoding="utf-8"))
     recorder.text("config/params.yaml", yaml.safe_dump(settings.base, sort_keys=False))
+    if known:
+        study.set_user_attr(FORMER, [*study.user_attrs.get(FORMER, []), known])
     agreed = noted(study, RUN, run.run_id, known)
     if agreed != run.run_id:
         discard_sweep(run)
         return open_sweep(store, study.study_name, dataset, root, provenance, agreed)
-    if known:
-        adopt(run, known)
+    adopt(run, study.user_attrs.get(FORMER, []))
     return run
 
 

@@ -12,7 +12,7 @@ from pipeline.sweep.charts import save_charts
 from pipeline.sweep.command import send
 from pipeline.sweep.finals import CURRENT, Result
 from pipeline.sweep.search import Search, name_of
-from pipeline.sweep.study import best, figures, left_to_start, ranked
+from pipeline.sweep.study import best, figures, ranked
 from pipeline.sweep.summary import ALPHA, Table, best_table, described, finals_table, states
 from pipeline.sweep.winner import apply, edits, recipe_file, write_recipe
 from pipeline.tracking.recorder import Recorder
@@ -29,14 +29,6 @@ class Winner(NamedTuple):
     figures: str
     run_id: str  # of the trial; empty for the current settings
     values: list[float]  # its objectives in the search, or for the current settings their mean in the finals
-
-
-def check_choice(search: Search, chosen: int | None, ended: bool = True) -> None:
-    """Raise PipelineError if the chosen trial is not complete, although the search has ended or has no trial left."""
-    if not ended and left_to_start(search.study, search.sweep) > 0:
-        return
-    if chosen is not None and chosen not in {trial.number for trial in ranked(search.study, search.sweep)}:
-        raise PipelineError(f"--choose {chosen}: trial {chosen} is not complete, or repeats another one")
 
 
 def winner_of(search: Search, finals: list[Result], chosen: int | None) -> Winner:

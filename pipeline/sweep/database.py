@@ -8,6 +8,8 @@ from urllib.parse import quote
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages._rdb.models import TrialHeartbeatModel
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 from sqlalchemy import make_url
@@ -29,6 +31,12 @@ class Storage(RDBStorage):
         """Record a sign of life, unless the database does not answer: Optuna would never record another one."""
         with contextlib.suppress(*DATABASE_ERRORS):
             super().record_heartbeat(trial_id)
+
+    def record_first_heartbeat(self, trial_id: int) -> None:
+        """Record a sign of life of a trial that has given none: Optuna never takes such a trial for dead."""
+        with contextlib.suppress(*DATABASE_ERRORS), _create_scoped_session(self.scoped_session, True) as session:
+            if TrialHeartbeatModel.where_trial_id(trial_id, session) is None:
+                session.add(TrialHeartbeatModel(trial_id=trial_id))
 
 
 @contextlib.contextmanager

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from filelock import FileLock
 from optuna.storages import fail_stale_trials
-from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from pipeline.sweep.database import GRACE, retry
+from pipeline.sweep.database import GRACE, Storage, retry
 from pipeline.sweep.study import lost
 
 
@@ -18,16 +17,15 @@ class LostTrials:
 
     def __init__(self, study: Study, lock: Path) -> None:
         self._study, self._lock = study, lock
-        self._seen: set[int] = set()  # running trials
         self._since: dict[int, float] = {}  # when each lost trial was seen first
 
     def start_again(self) -> bool:
         """Queue the trials that have been lost for a while, and return whether any are running or lost."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for trial in running:
-            if trial.number not in self._seen:
-                give_sign_of_life(self._study, trial)
-                self._seen.add(trial.number)
+        backend = getattr(self._study._storage, "_backend", None)  # of Optuna's cache
+        if isinstance(backend, Storage):
+            for trial in running:
+                backend.record_first_heartbeat(trial._trial_id)
         if not running and not lost(self._study):
             return False
         with FileLock(self._lock):
@@ -41,10 +39,3 @@ class LostTrials:
         for trial in lost(self._study):
             if now - self._since.setdefault(trial.number, now) > GRACE:
                 retry(self._study, trial)
-
-
-def give_sign_of_life(study: Study, trial: FrozenTrial) -> None:
-    """Record a sign of life for another's trial: Optuna never takes a trial for dead that has not given its first."""
-    storage = study._storage
-    if isinstance(storage, BaseHeartbeat):
-        storage.record_heartbeat(trial._trial_id)

@@ -19,7 +19,7 @@ from pipeline.sweep.lost import LostTrials
 from pipeline.sweep.settings import Settings, digest_of
 from pipeline.sweep.shares import Share
 from pipeline.sweep.space import OBJECTIVES, Sweep, suggest
-from pipeline.sweep.study import DIGEST, counted, equal_trial
+from pipeline.sweep.study import DIGEST, TRAINS, counted, equal_trial
 from pipeline.sweep.trial import Epoch, Interrupted, Outcome, SurplusError, Task, TrialError, running
 from pipeline.tracking.outbox import RunAddress
 from pipeline.tracking.recorder import Recorder
@@ -113,6 +113,8 @@ class Search(NamedTuple):
             if self.stopped.wait(POLLING):
                 raise Interrupted("interrupted")
             lost.start_again()  # else this would wait for ever for one whose process has died
+        if earlier is None:
+            trial.set_user_attr(TRAINS, trial.number)
         return earlier
 
     def repeat(self, trial: Trial, earlier: FrozenTrial, config: Config, chosen: dict[str, Any]) -> tuple[float, ...]:
@@ -136,8 +138,12 @@ class Search(NamedTuple):
                 run = open_trial(self.store, self.run, name, config, params, self.provenance, known)
         except PipelineError as error:  # the trial is started again when the store answers
             raise Interrupted(str(error)) from None
-        trial.set_user_attr("run_id", run.run_id)
         recorder = Recorder(run)
+        try:
+            trial.set_user_attr("run_id", run.run_id)
+        except UpdateFinishedTrialError:  # another worker took it for dead: its next start has another run
+            recorder.status("KILLED")
+            raise
         recorder.status("RUNNING")
         return recorder
 

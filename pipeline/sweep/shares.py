@@ -40,7 +40,7 @@ def divide(jobs: int | None, cores: int | None, gpus: int | None) -> list[Share]
     """
     there, usable = visible_gpus(), usable_cores()
     each = min(1, len(there)) if gpus is None else gpus
-    count = jobs or max(1, len(there) // each if each else usable // cores if cores else side_by_side())
+    count = jobs or max(1, len(there) // each if each else side_by_side(cores or 1))
     if count * each > len(there):
         raise PipelineError(refusal(count, each, len(there)))
     if cores and count * cores > usable:
@@ -55,10 +55,13 @@ def divide(jobs: int | None, cores: int | None, gpus: int | None) -> list[Share]
     ]
 
 
-def side_by_side() -> int:
-    """How many trials this machine's cores and memory have room for, at most MOST: one core for each trains most."""
-    cores = min(usable_cores(), int(processor_quota() or MOST))
-    return max(1, min(cores, available_memory() // MEMORY, MOST))
+def side_by_side(cores: int) -> int:
+    """How many trials with `cores` cores each the machine has cores and memory for, at most MOST.
+
+    With one core each, they train most.
+    """
+    usable = min(usable_cores(), int(processor_quota() or usable_cores()))
+    return max(1, min(usable // cores, available_memory() // MEMORY, MOST))
 
 
 def limit(jobs: int, cores: int | None) -> int | None:

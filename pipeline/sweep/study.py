@@ -3,7 +3,6 @@
 import itertools
 import time
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ AGREEING = 2.0  # seconds, in which several machines that start a study at once 
 REASON = "reason"  # a trial's attribute: why it failed
 RETRIED = "retry_history"  # an attribute that RetryHeartbeatStaleTrialCallback sets: the numbers of earlier attempts
 DIGEST = "digest"  # a trial's attribute: that of its configuration
+TRAINS = "trains"  # a trial's attribute: its number, which one that is started again does not have, once it trains
 SURPLUS = "surplus"  # a trial's attribute: several machines have started more trials than the sweep has
+UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 STARTUP = 5  # trials before the median stops any
 
 
@@ -109,6 +110,14 @@ def counted(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return [*found.values()]
 
 
+def check_choice(study: Study, sweep: Sweep, chosen: int | None, ended: bool) -> None:
+    """Raise PipelineError if the chosen trial is not complete, although the search has ended or no trial is left."""
+    if not ended and (left_to_start(study, sweep) > 0 or study.get_trials(deepcopy=False, states=UNFINISHED)):
+        return
+    if chosen is not None and chosen not in {trial.number for trial in ranked(study, sweep)}:
+        raise PipelineError(f"--choose {chosen}: trial {chosen} is not complete, or repeats another one")
+
+
 def left_to_start(study: Study, sweep: Sweep) -> int:
     """How many trials have not started."""
     return sweep.trials - len(started(study))
@@ -135,21 +144,17 @@ def lost(study: Study) -> list[FrozenTrial]:
 def equal_trial(study: Study, number: int) -> FrozenTrial | None:
     """Another trial with the configuration of this one that has ended; None if there is none.
 
-    Or else a trial that is running and that started earlier, if it has the same configuration or none yet. All machines
-    find the same order, so that of two equal trials one waits for the other.
+    Or else one that is running: with the same configuration, if it trains that already or has a lower number; or with a
+    lower number and no configuration yet. So one of two equal trials waits for the other, on all machines the same.
     """
     trials = study.get_trials(deepcopy=False)
-    own = next(each for each in trials if each.number == number)
-    equal = [each for each in trials if each is not own and each.user_attrs.get(DIGEST) == own.user_attrs[DIGEST]]
+    digest = next(each.user_attrs[DIGEST] for each in trials if each.number == number)
+    equal = [each for each in trials if each.user_attrs.get(DIGEST) == digest and each.number != number]
     ended = (each for each in equal if each.state in (TrialState.COMPLETE, TrialState.PRUNED))
-    choosing = [each for each in trials if DIGEST not in each.user_attrs]
-    running = (each for each in [*equal, *choosing] if each.state == TrialState.RUNNING and order(each) < order(own))
+    training = [each for each in equal if each.user_attrs.get(TRAINS) == each.number]
+    earlier = [each for each in trials if each.number < number and each.user_attrs.get(DIGEST, digest) == digest]
+    running = (each for each in [*training, *earlier] if each.state == TrialState.RUNNING)
     return next(itertools.chain(ended, running), None)
-
-
-def order(trial: FrozenTrial) -> tuple[datetime, int]:
-    """When a trial started, and its number."""
-    return trial.datetime_start or datetime.max, trial.number
 
 
 def best(study: Study, sweep: Sweep) -> list[FrozenTrial]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pipeline.core.config import Config
@@ -52,8 +52,8 @@ def open_sweep(
     try:
         experiment = experiment_id(store, named(dataset), ABOUT)
         run = continue_run(store, known, root)
-        if run and run.experiment_id == experiment:
-            return run
+        if run and run.experiment_id in (experiment, None):  # None if the store did not answer just then
+            return run._replace(experiment_id=experiment)
         tags = run_tags(provenance) | {NAME: f"sweep {name}", SWEEP: name}
         created = MlflowClient(store.uri).create_run(experiment, tags=tags)
     except MlflowException as error:
@@ -70,15 +70,16 @@ def discard_sweep(run: RunAddress) -> None:
         MlflowClient(run.uri).delete_run(run.run_id)
 
 
-def adopt(run: RunAddress, former: str) -> None:
-    """Put the runs that are below a sweep's former run, which was deleted, below its new one."""
+def adopt(run: RunAddress, deleted: Iterable[str]) -> None:
+    """Put the runs that are below a sweep's deleted runs below its new one, as far as the store allows."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     client = MlflowClient(run.uri)
-    with contextlib.suppress(MlflowException):
-        for each in client.search_runs([str(run.experiment_id)], f"tags.`{PARENT}` = '{former}'", max_results=MOST):
-            client.set_tag(each.info.run_id, PARENT, run.run_id)
+    with contextlib.suppress(MlflowException):  # the next command tries again
+        for former in deleted:
+            for each in client.search_runs([str(run.experiment_id)], f"tags.`{PARENT}` = '{former}'", max_results=MOST):
+                client.set_tag(each.info.run_id, PARENT, run.run_id)
 
 
 def sweep_list(store: Store, dataset: str) -> str:

@@ -18,16 +18,15 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Optuna's, about what is exp
 def test_a_trial_that_never_gave_a_sign_of_life_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its process was killed before the first one."""
+    """Its process was killed before the first one. It does not matter how many others begin to watch it meanwhile."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     monkeypatch.setattr(database, "HEARTBEAT", 1)
     monkeypatch.setattr(database, "GRACE", 1)
     study = open_study("s", SWEEP, tmp_path)
     study.ask()
-    lost = LostTrials(study, tmp_path / "lock")
     end = time.monotonic() + 60
     while study.trials[0].state == TrialState.RUNNING:
-        assert lost.start_again()
+        assert LostTrials(study, tmp_path / "lock").start_again()
         assert time.monotonic() < end
         time.sleep(0.1)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]

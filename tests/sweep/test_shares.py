@@ -62,6 +62,7 @@ def test_without_options_there_is_a_core_and_memory_for_each_trial(
     monkeypatch.setattr(shares, "processor_quota", lambda: quota)
     monkeypatch.setattr(shares, "available_memory", lambda: memory << 30)
     assert len(divide(None, None, 0)) == trials
+    assert len(divide(None, 1, 0)) == trials
 
 
 def test_more_trials_than_cores_share_them() -> None:

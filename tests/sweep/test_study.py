@@ -6,7 +6,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.core.errors import PipelineError
 from pipeline.sweep.database import retry
@@ -15,6 +15,7 @@ from pipeline.sweep.study import (
     DIGEST,
     REASON,
     SURPLUS,
+    TRAINS,
     agree,
     best,
     counted,
@@ -101,34 +102,41 @@ def test_a_lost_trial_that_two_machines_queue_again_counts_once(study: Study) ->
     assert len(counted(study.trials)) == 1
 
 
-def test_a_trial_waits_for_equal_ones_that_started_earlier(study: Study) -> None:
-    """And for those that do not know their configuration yet, because it may be the same."""
+def number_of(trial: FrozenTrial | None) -> int | None:
+    """The number of a trial."""
+    return None if trial is None else trial.number
+
+
+def test_one_of_two_equal_trials_waits_for_the_other(study: Study) -> None:
+    """And for one that does not know its configuration yet, because it may be the same."""
     first, second = study.ask(), study.ask()
     second.set_user_attr(DIGEST, "same")
-    assert (equal_trial(study, second.number) or second).number == first.number, "it may become equal"
+    assert number_of(equal_trial(study, 1)) == 0, "it may become equal"
     first.set_user_attr(DIGEST, "other")
-    assert equal_trial(study, second.number) is None
-    assert equal_trial(study, first.number) is None
+    assert equal_trial(study, 0) is None
+    assert equal_trial(study, 1) is None
     third = study.ask()
     third.set_user_attr(DIGEST, "same")
-    assert (equal_trial(study, third.number) or third).number == second.number
-    assert equal_trial(study, second.number) is None
+    assert number_of(equal_trial(study, 2)) == 1
+    assert equal_trial(study, 1) is None
     study.tell(second, state=TrialState.FAIL)
-    assert equal_trial(study, third.number) is None
+    assert equal_trial(study, 2) is None
     study.tell(third, 0.5)
-    last = study.ask()
-    last.set_user_attr(DIGEST, "same")
-    assert (equal_trial(study, last.number) or last).number == third.number
+    study.ask().set_user_attr(DIGEST, "same")
+    assert number_of(equal_trial(study, 3)) == 2
 
 
 def test_a_trial_that_was_queued_earlier_and_starts_later_waits(study: Study) -> None:
     study.enqueue_trial({"x": 0.5}, user_attrs={DIGEST: "same"})
-    study.enqueue_trial({"x": 0.5}, user_attrs={DIGEST: "same"})
-    storage, ids = study._storage, [trial._trial_id for trial in study.trials]
-    for number in (1, 0):
-        storage.set_trial_state_values(ids[number], TrialState.RUNNING)
-    assert equal_trial(study, 1) is None
-    assert (equal_trial(study, 0) or study.trials[0]).number == 1
+    later = study.trials[0]
+    study._storage.set_trial_state_values(later._trial_id, TrialState.RUNNING)  # as if it were another machine's
+    other = study.ask()
+    other.set_user_attr(DIGEST, "same")
+    other.set_user_attr(TRAINS, 1)
+    assert number_of(equal_trial(study, 0)) == 1
+    other.set_user_attr(TRAINS, 7)  # of the trial as which it was started before
+    assert equal_trial(study, 0) is None
+    assert number_of(equal_trial(study, 1)) == 0
 
 
 def test_the_front_is_that_of_optuna(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from pipeline.repository.dvc import experiments
 from pipeline.repository.git import check_repository
 from pipeline.repository.reading import Reader, at_commit, in_folder
 from pipeline.tracking.outbox import RunAddress
-from pipeline.tracking.provenance import REUSED_FROM
 from pipeline.tracking.recorder import Recorder
 from pipeline.tracking.runs import DESCRIPTION, NAME, PARENT, SCORED
 from pipeline.tracking.store import Store, does_not_record
@@ -133,8 +132,15 @@ def record(store: Store, digest: str, summary: Summary) -> None:
     recorder.metrics(summary.metrics, 0)  # at one step, MLflow shows the latest
     recorder.status("FINISHED")
     for each in runs:
-        if REUSED_FROM not in each.data.tags:  # others are below the run whose model they reuse
+        if not is_below_another(store, each):
             Recorder(RunAddress(store.uri, each.info.run_id, experiment, root)).tags({PARENT: run.info.run_id})
+
+
+def is_below_another(store: Store, run: Run) -> bool:
+    """Whether a run is below the run whose model it reuses, or one that the user chose: such a place it keeps."""
+    parent = run.data.tags.get(PARENT, "")
+    above = named_runs(store, {parent} - {""}).get(parent)
+    return above is not None and is_active(above) and SEEDS not in above.data.tags
 
 
 def common_params(params: Iterable[Mapping[str, str]]) -> dict[str, str]:
