@@ -1,17 +1,25 @@
 """How commands end: one line for an error that the user can fix, and for an output that cannot be written."""
 
 import signal
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.commands.parser import one_line_errors
 from pipeline.core.errors import PipelineError
-from tests.conftest import PATH, Project
+from tests.conftest import PATH, ROOT, Project, Start
 
 FULL = Path("/dev/full")  # on Linux: as a file on a full disk
+
+
+@pytest.fixture(autouse=True)
+def handler() -> Iterator[None]:
+    """Restore what this process does at Ctrl-C: a command changes it when it ends."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def end_with(error: BaseException | None) -> None:
@@ -21,7 +29,7 @@ def end_with(error: BaseException | None) -> None:
             raise error
 
 
-def test_a_further_interrupt_does_not_wait_for_threads() -> None:
+def test_a_further_interrupt_does_not_wait_for_threads(start: Start) -> None:
     code = """
 import threading, time
 from pipeline.commands.parser import one_line_errors
@@ -30,16 +38,14 @@ with one_line_errors("example"):
     print("started", flush=True)
     time.sleep(60)
 """
-    piped = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", code], stdout=piped, stderr=piped, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "started\n"
-        process.send_signal(signal.SIGINT)
-        assert process.stderr
-        assert [process.stderr.readline() for _ in range(2)] == ["\n", "example: interrupted\n"]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 1
-        assert process.stderr.read() == ""
+    process = start([sys.executable, "-c", code], ROOT)
+    assert process.stdout
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGINT)
+    assert [process.stdout.readline() for _ in range(2)] == ["\n", "example: interrupted\n"]
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[0] == ""
+    assert process.returncode == 1
 
 
 @pytest.mark.parametrize(
