@@ -25,7 +25,9 @@ class Table(NamedTuple):
 
     def on_terminal(self) -> rich.table.Table:
         """The table for a terminal."""
-        table = rich.table.Table(*self.columns, title=self.title)
+        table = rich.table.Table(title=self.title)
+        for column in self.columns:
+            table.add_column(column, overflow="fold")  # else it would cut long settings
         for row in self.rows:
             table.add_row(*row)
         return table
