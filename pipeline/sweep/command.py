@@ -68,6 +68,7 @@ def prepare(name: str, study_name: str, trials: int | None, recipe: str | None, 
         prepare_images(settings.current, folder)
         store, provenance = open_store(root), find_provenance()
         run = agreed_run(study, store, settings, provenance)
+        adopt(run, study.user_attrs.get(FORMER, []))  # each command tries what an earlier one could not finish
     send(root)
     return Search(sweep, settings, study, folder, store, run, provenance, threading.Lock(), threading.Event())
 
@@ -77,7 +78,6 @@ def agreed_run(study: Study, store: Store, settings: Settings, provenance: Prove
     dataset, root, known = settings.current.dataset.name, paths.project_root(), study.user_attrs.get(RUN)
     run = open_sweep(store, study.study_name, dataset, root, provenance, known)
     if run.run_id == known:
-        adopt(run, study.user_attrs.get(FORMER, []))  # unless an earlier command has
         return run
     recorder = Recorder(run)  # before others can know the run: it may be the last that this command does
     recorder.text("config/sweep.yaml", settings.path.read_text(encoding="utf-8"))
@@ -85,11 +85,10 @@ def agreed_run(study: Study, store: Store, settings: Settings, provenance: Prove
     if known:
         study.set_user_attr(FORMER, [*study.user_attrs.get(FORMER, []), known])
     agreed = noted(study, RUN, run.run_id, known)
-    if agreed != run.run_id:
-        discard_sweep(run)
-        return open_sweep(store, study.study_name, dataset, root, provenance, agreed)
-    adopt(run, study.user_attrs.get(FORMER, []))
-    return run
+    if agreed == run.run_id:
+        return run
+    discard_sweep(run)
+    return open_sweep(store, study.study_name, dataset, root, provenance, agreed)
 
 
 def train(search: Search, shares: list[Share]) -> None:

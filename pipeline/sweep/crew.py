@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.sweep.lost import LostTrials
-from pipeline.sweep.search import LOCK, Search
+from pipeline.sweep.search import Search
 from pipeline.sweep.shares import Share
 from pipeline.sweep.study import REASON, SURPLUS, is_surplus, left_to_start
 from pipeline.sweep.trial import Interrupted, SurplusError, TrialError
@@ -24,8 +24,7 @@ class Crew:
 
     def __init__(self, search: Search, end: float | None, report: Report) -> None:
         self._search, self._end, self._report = search, end, report
-        self._starting = str(search.folder / LOCK)  # held by one worker at a time, also of other commands here
-        self._lost = LostTrials(search.study, search.folder / LOCK)
+        self._lost = LostTrials(search.study, search.lock)
 
     def run(self, shares: list[Share]) -> None:
         """Train trials, one for each share side by side, until none is left, or `end` (of time.monotonic) is over.
@@ -45,7 +44,7 @@ class Crew:
                 raise
 
     def _work(self, share: Share) -> None:
-        starting = FileLock(self._starting)
+        starting = FileLock(self._search.lock)
         while not self._search.stopped.is_set():
             with starting:
                 free = not self._is_over() and left_to_start(self._search.study, self._search.sweep) > 0

@@ -17,7 +17,7 @@ from scipy.stats import ttest_ind
 from pipeline.commands.gate.significance import compare, holm
 from pipeline.core.dataset import load_split
 from pipeline.core.files import text_digest
-from pipeline.sweep.search import FINALIST, HIGHEST_SEED, LOCK, SEED, Search, name_of, pair_of
+from pipeline.sweep.search import FINALIST, HIGHEST_SEED, SEED, Search, name_of, pair_of
 from pipeline.sweep.settings import digest_of
 from pipeline.sweep.study import DIGEST, counted, open_study, ranked
 from pipeline.sweep.trial import VALIDATION
@@ -63,7 +63,7 @@ def open_finals(search: Search) -> Search:
     entries, seeds = finalists(search), further_seeds(search)
     sweep = search.sweep.model_copy(update={"trials": len(entries) * len(seeds), "pruner": "none", "minutes": None})
     name = f"{search.study.study_name}-finals-{text_digest(repr((entries, seeds)))}"
-    with FileLock(search.folder / LOCK):  # two commands at once would queue each trial twice
+    with FileLock(search.lock):  # two commands at once would queue each trial twice
         study = open_study(name, sweep, search.folder)
         queued = {pair_of(trial) for trial in study.get_trials(deepcopy=False)}
         for seed, entry in itertools.product(seeds, entries):

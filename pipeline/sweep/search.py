@@ -84,6 +84,11 @@ class Search(NamedTuple):
         return objectives_of(outcome, self.sweep)
 
     @property
+    def lock(self) -> Path:
+        """The file that one worker at a time locks, also of other commands on this machine."""
+        return self.folder / LOCK
+
+    @property
     def about(self) -> str:
         """What this is, for people."""
         return f"Sweep {self.study.study_name} of {self.settings.path}"
@@ -108,7 +113,7 @@ class Search(NamedTuple):
 
     def equal_trial(self, trial: Trial) -> FrozenTrial | None:
         """Another trial with the same configuration, once it has ended; None if this one is to be trained."""
-        lost = LostTrials(self.study, self.folder / LOCK)
+        lost = LostTrials(self.study, self.lock)
         while (earlier := equal_trial(self.study, trial.number)) and earlier.state == TrialState.RUNNING:
             if self.stopped.wait(POLLING):
                 raise Interrupted("interrupted")

@@ -130,9 +130,8 @@ def started(study: Study) -> list[FrozenTrial]:
 
 def is_surplus(study: Study, sweep: Sweep, number: int) -> bool:
     """Whether a sweep has all of its trials without this one: two machines started its last one, or a lost one."""
-    if number not in {trial.number for trial in counted(study.get_trials(deepcopy=False))}:
-        return True
-    return sum(trial.number < number for trial in started(study)) >= sweep.trials
+    numbers = [trial.number for trial in started(study)]
+    return number not in numbers or sum(each < number for each in numbers) >= sweep.trials
 
 
 def lost(study: Study) -> list[FrozenTrial]:

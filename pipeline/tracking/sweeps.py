@@ -76,7 +76,7 @@ def adopt(run: RunAddress, deleted: Iterable[str]) -> None:
     from mlflow.exceptions import MlflowException
 
     client = MlflowClient(run.uri)
-    with contextlib.suppress(MlflowException):  # the next command tries again
+    with contextlib.suppress(MlflowException):
         for former in deleted:
             for each in client.search_runs([str(run.experiment_id)], f"tags.`{PARENT}` = '{former}'", max_results=MOST):
                 client.set_tag(each.info.run_id, PARENT, run.run_id)

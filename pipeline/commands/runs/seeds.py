@@ -131,16 +131,17 @@ def record(store: Store, digest: str, summary: Summary) -> None:
     recorder.tags({NAME: summary.name, DESCRIPTION: summary.text, "seeds.list": ", ".join(map(str, summary.runs))})
     recorder.metrics(summary.metrics, 0)  # at one step, MLflow shows the latest
     recorder.status("FINISHED")
+    kept = kept_parents(store, runs)
     for each in runs:
-        if not is_below_another(store, each):
+        if each.data.tags.get(PARENT) not in kept:
             Recorder(RunAddress(store.uri, each.info.run_id, experiment, root)).tags({PARENT: run.info.run_id})
 
 
-def is_below_another(store: Store, run: Run) -> bool:
-    """Whether a run is below the run whose model it reuses, or one that the user chose: such a place it keeps."""
-    parent = run.data.tags.get(PARENT, "")
-    above = named_runs(store, {parent} - {""}).get(parent)
-    return above is not None and is_active(above) and SEEDS not in above.data.tags
+def kept_parents(store: Store, runs: Iterable[Run]) -> set[str]:
+    """The IDs of the runs below which some runs stay: those whose model they reuse, or that the user chose."""
+    parents = {run.data.tags[PARENT] for run in runs if PARENT in run.data.tags}
+    found = named_runs(store, parents).items()
+    return {run_id for run_id, above in found if is_active(above) and SEEDS not in above.data.tags}
 
 
 def common_params(params: Iterable[Mapping[str, str]]) -> dict[str, str]:
