@@ -1,11 +1,14 @@
 """Runs that differ only in their seed, below one run with their mean and standard deviation."""
 
 import statistics
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from pipeline.commands.runs.seeds import kept_parents
+from pipeline.tracking.store import open_store
 from tests.conftest import Project
 
 SEEDS = ("python", "-m", "pipeline.commands.runs", "seeds")
@@ -85,6 +88,21 @@ def test_damaged_results_and_missing_runs_are_left_out(committed: Project) -> No
     assert [*sorted(children)] == ["1", "2"], "they are below the new run"
     (committed.root / "reports" / "evaluation.json").write_text("{", encoding="utf-8")
     assert "no configuration has runs with two seeds" in committed.succeed(*SEEDS)
+
+
+def test_runs_stay_below_a_run_that_the_user_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not below a deleted one, or that of other seeds."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = open_store(tmp_path)
+    client = MlflowClient(store.uri)
+    place = client.create_experiment("digits")
+    chosen, deleted, seeds = (
+        client.create_run(place, tags=tags).info.run_id for tags in ({}, {}, {"seeds": "of another configuration"})
+    )
+    client.delete_run(deleted)
+    below = [client.create_run(place, tags={"mlflow.parentRunId": each}) for each in (chosen, deleted, seeds)]
+    assert kept_parents(store, [*below, client.create_run(place)]) == {chosen}
 
 
 def test_it_needs_git_and_a_store(committed: Project) -> None:
